@@ -1,0 +1,107 @@
+"""Checkpoints: tensors and JSON in one safetensors file, read as data, never as code.
+
+One metadata key ``ncsn_cli`` holds the JSON; its ``sha256`` is over that JSON without the digest
+and over every tensor's name, dtype, shape and bytes, in the order of their names. What the JSON
+names (``_target_``) is built from this package's own classes and from nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ncsn_cli.runs import write_atomic
+from ncsn_cli.scores import BadCheckpointError, ConfigError, MissingInputError
+
+_MODULES = [
+    f"ncsn_cli.{name}" for name in ("datasets", "schedules", "losses", "models", "samplers")
+]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint after ``step`` steps."""
+    return folder / "checkpoints" / f"step_{step:09d}.safetensors"
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write ``tensors`` and the JSON-able ``record`` under ``path``, durably."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    record = {**record, "sha256": _digest(tensors, record)}
+    metadata = {"ncsn_cli": json.dumps(record, allow_nan=False)}
+    write_atomic(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the record of a checkpoint file, after its digest was checked.
+
+    Raises:
+        MissingInputError: If there is no such file.
+        BadCheckpointError: If it is damaged or not one of ours.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"checkpoint: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["ncsn_cli"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        digest = record.pop("sha256")
+    except KeyError:
+        raise BadCheckpointError(f"checkpoint: {path} was not written by ncsn-train") from None
+    except (SafetensorError, ValueError, AttributeError, TypeError) as error:
+        raise BadCheckpointError(
+            f"checkpoint: {path} is damaged or no checkpoint ({error})"
+        ) from None
+    if digest != _digest(tensors, record):
+        raise BadCheckpointError(f"checkpoint: {path} is damaged (its SHA-256 does not match)")
+    return tensors, record
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that ``path`` means: itself, or a run folder's newest."""
+    if not path.exists():
+        raise MissingInputError(f"checkpoint: there is no file or folder {path}")
+    if not path.is_dir():
+        return path
+    found = sorted((path / "checkpoints").glob("step_*.safetensors"))
+    if not found:
+        raise MissingInputError(
+            f"checkpoint: {path} has no checkpoints; give the folder of a run of ncsn-train"
+        )
+    return found[-1]
+
+
+def build(settings: dict[str, Any], **runtime: Any) -> Any:  # noqa: ANN401
+    """The object that a checkpoint's settings describe, of this package's own classes only.
+
+    Args:
+        settings: ``_target_``, a public name of a module of this package, and its parameters.
+        **runtime: Parameters known only now.
+
+    Raises:
+        ConfigError: If ``_target_`` is anything else.
+    """
+    parameters = {**settings, **runtime}
+    target = str(parameters.pop("_target_", None))
+    module, _, name = target.rpartition(".")
+    if module not in _MODULES or name not in importlib.import_module(module).__all__:
+        raise ConfigError(
+            f"_target_: {target} is no class of ncsn_cli, and a checkpoint may name no other;"
+            " choose that group again on the command line"
+        )
+    return getattr(importlib.import_module(module), name)(**parameters)
+
+
+def _digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+    sha256 = hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha256.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()

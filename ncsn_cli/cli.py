@@ -1,0 +1,137 @@
+"""The frame of the console scripts: Hydra's start, errors in three lines, exit codes.
+
+Nothing here imports torch before a job runs, so ``--help``, ``--cfg job`` and refused overrides
+answer fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+log = logging.getLogger(__name__)
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def config_dir() -> Path:
+    """The package's own configs: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(
+        folder
+        for folder in (package / "configs", package.parent / "configs")
+        if (folder / "train.yaml").is_file()
+    )
+
+
+def train() -> None:
+    """``ncsn-train``."""
+    _run("train")
+
+
+def sample() -> None:
+    """``ncsn-sample``."""
+    _run("sample")
+
+
+def _run(name: str) -> None:
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    sys.path.append(os.getcwd())  # a user's own classes
+    state = _Progress()
+
+    def job(cfg: DictConfig) -> None:
+        state.job_started = True
+        try:
+            task: Callable[[DictConfig], None] = getattr(
+                importlib.import_module(f"ncsn_cli.{name}"), name
+            )
+            task(cfg)
+        except BaseException as error:
+            _record_failure(error)
+            raise
+
+    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
+    try:
+        start()
+    except (Exception, KeyboardInterrupt) as error:
+        if show_traceback:
+            traceback.print_exc()
+        lines, code = _explain(error, state.job_started)
+        for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
+            print(line, file=sys.stderr)
+        sys.exit(code)
+
+
+class _Progress:
+    job_started = False
+
+
+def _record_failure(error: BaseException) -> None:
+    """The traceback into the job's log file, its reason into ``status.json``."""
+    record = logging.LogRecord(
+        __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
+    )
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if isinstance(error, Exception) and not (folder / "status.json").exists():
+        from ncsn_cli.runs import to_json, write_atomic
+
+        reason = " ".join(_explain(error, True)[0])
+        status = to_json({"state": "failed", "step": 0, "error": reason})
+        write_atomic(folder / "status.json", status)
+
+
+def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
+    """What to tell the user, and the exit code."""
+    code = getattr(error, "exit_code", None)
+    if code is not None:
+        return [str(error)], code
+    if isinstance(error, KeyboardInterrupt):
+        return ["stopped from the keyboard"], 130
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _shorten(str(error)), 2
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or (
+        "OutOfMemory" in type(error).__name__
+    ):
+        return ["out of memory; lower trainer.batch_size or num_samples"], 71
+    if isinstance(error, OSError):
+        place = error.filename or "the output folder"
+        if job_started and error.errno in _FULL_DISK:
+            return [f"{place}: {error.strerror}; what was saved before is whole"], 74
+        return [f"{place}: {error.strerror}; choose another place with paths.outputs=FOLDER"], 73
+    what = " ".join(str(error).split()) or "no message"
+    return [
+        f"internal error: {type(error).__name__}: {what}",
+        "The log in the run's folder has the traceback; HYDRA_FULL_ERROR=1 shows it here.",
+    ], 1
+
+
+def _shorten(message: str) -> list[str]:
+    """Hydra's explanations, of many lines, in at most three."""
+    if match := re.search(r"full_key: (\S+)", message):
+        key = match.group(1)
+        if "is not in struct" in message:
+            return [f"{key}: there is no such key; --cfg job lists them"]
+    if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
+        options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)
+        if options:
+            names = ", ".join(options.group(1).split())
+            return [f"{match.group(1)}: there is no such option; choose from {names}"]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

@@ -1,0 +1,154 @@
+"""A score, or samples, held against the truth: the numbers and the arrays that runs report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_cli.datasets import Dataset
+from ncsn_cli.losses import Loss
+from ncsn_cli.metrics import SampleMetric, fisher_divergence
+from ncsn_cli.scores import Scene, Score, Truth, random_stream
+
+log = logging.getLogger(__name__)
+
+FLOOR_REPEATS = 200
+"""Sets of exact draws behind each noise floor."""
+
+_POINTS_PER_LEVEL = 100_000
+_LEVELS_IN_2D = 3
+_GRID = {1: 801, 2: 121}  # points per axis
+
+
+@torch.no_grad()
+def excess_loss(
+    score: Score,
+    truth: Truth,
+    sigmas: Tensor,
+    loss: Loss,
+    num: int,
+    generator: torch.Generator,
+) -> float:
+    """Mean over levels of lambda/2 E||s - grad log p_sigma||^2, from ``num`` draws a level."""
+    levels = sigmas.tolist()
+    divergences = [fisher_divergence(score, truth, s, num, generator)[0] for s in levels]
+    return float(np.mean([loss.weight(s) / 2 * d for s, d in zip(levels, divergences, strict=True)]))
+
+
+@torch.no_grad()
+def evaluate_training(
+    score: Score, dataset: Dataset, sigmas: Tensor, loss: Loss, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """What ``metrics.json`` of a training run says of the network, from fresh exact draws.
+
+    ``loss`` is the trained loss, ``loss_floor`` its value at the true score, ``excess_loss``
+    their difference computed directly as lambda/2 E||s - grad log p_sigma||^2, ``score_error``
+    the squared relative error E||s - s*||^2/E||s*||^2; means over the levels, each with
+    100 000 draws.
+    """
+    losses, floors, excesses, errors = [], [], [], []
+    stream = random_stream(seed, "evaluation", device)
+    for sigma in tqdm(sigmas.tolist(), desc="evaluation", unit="level", disable=None, leave=False):
+        x = dataset.sample(_POINTS_PER_LEVEL, generator=stream)
+        level = torch.tensor([sigma], dtype=x.dtype, device=device)
+        losses.append(float(loss(score, x, level, generator=stream)))
+        floors.append(loss.floor(sigma, dataset.dim, dataset.fisher_information(sigma)))
+        divergence, information = fisher_divergence(
+            score, dataset, sigma, _POINTS_PER_LEVEL, stream
+        )
+        excesses.append(loss.weight(sigma) / 2 * divergence)
+        errors.append(divergence / information)
+    return {
+        "loss": float(np.mean(losses)),
+        "loss_floor": float(np.mean(floors)),
+        "excess_loss": float(np.mean(excesses)),
+        "score_error": float(np.mean(errors)),
+        "sigmas": sigmas.tolist(),
+        "score_error_per_level": errors,
+    }
+
+
+def evaluate_samples(
+    samples: Tensor, truth: Truth, sigma: float, metrics: Mapping[str, SampleMetric], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
+
+    The floor is the mean distance of ``FLOOR_REPEATS`` sets of N exact draws, its quantiles
+    show how far chance goes, and ratio = value / floor is 1 for a perfect sampler.
+    """
+    entries = {}
+    for name, metric in metrics.items():
+        stream = random_stream(seed, f"{name} at {sigma}", samples.device)
+        distance = metric.distance(truth, sigma, len(samples), stream)
+        repeats = tqdm(range(FLOOR_REPEATS), desc=f"{name}: noise floor", disable=None, leave=False)
+        draws = [
+            distance(truth.sample(len(samples), sigma=sigma, generator=stream)) for _ in repeats
+        ]
+        value, floor = distance(samples), float(np.mean(draws))
+        entries[name] = {
+            "value": value,
+            "floor": floor,
+            "floor_quantiles": np.quantile(draws, [0.005, 0.995]).tolist(),
+            "ratio": value / floor if floor > 0 else None,
+            **metric.details(samples, truth, sigma, stream),
+        }
+        log.info("%s at sigma = %g: %.4g, noise floor %.4g", name, sigma, value, floor)
+    return entries
+
+
+@torch.no_grad()
+def compose_scene(
+    dataset: Dataset,
+    sigmas: Tensor,
+    device: torch.device,
+    *,
+    score: Score | None = None,
+    path_sigmas: NDArray[np.float64] | None = None,
+    **arrays: Any,  # noqa: ANN401
+) -> Scene | None:
+    """Evaluate the truth, and the ``score`` learned on ``device``, on the grid that pictures show.
+
+    ``path_sigmas`` (frames,) are the levels of chains over time; the other ``arrays`` go into
+    the ``Scene`` as they are. None for D > 2, which has no pictures.
+    """
+    if dataset.dim > 2:
+        return None
+    low, high = dataset.extent
+    axes = [torch.linspace(a, b, _GRID[dataset.dim], dtype=torch.float64) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    points = torch.cartesian_prod(*axes).reshape(-1, dataset.dim)  # (G, D)
+    shown = sigmas.double().cpu()
+    if dataset.dim == 2 and len(shown) > _LEVELS_IN_2D:
+        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS_IN_2D).round().long()]
+    levels = shown.tolist()
+
+    def density(sigma: float) -> NDArray[np.float64]:
+        return dataset.log_prob(points, sigma).exp().numpy()
+
+    def on_grid(function: Score) -> NDArray[np.float64]:
+        x = points.float().to(device)
+        return np.stack(
+            [function(x, torch.tensor(s, device=device)).double().cpu().numpy() for s in levels]
+        )
+
+    by_level = {} if path_sigmas is None else {s: density(s) for s in set(path_sigmas.tolist())}
+    return Scene(
+        dim=dataset.dim,
+        axes=tuple(axis.numpy() for axis in axes),
+        sigmas=shown.numpy(),
+        clean_density=density(0.0) if dataset.has_density(0.0) else None,
+        densities=np.stack([density(s) for s in levels]),
+        true_scores=np.stack([dataset.score(points, s).numpy() for s in levels]),
+        scores=None if score is None else on_grid(score),
+        path_sigmas=path_sigmas,
+        path_densities=None
+        if path_sigmas is None
+        else np.stack([by_level[s] for s in path_sigmas.tolist()]),
+        **arrays,
+    )

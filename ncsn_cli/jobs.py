@@ -1,0 +1,163 @@
+"""What both commands do around their own work: configuration, device, folder, pictures."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from pydantic import NonNegativeInt, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ncsn_cli.checkpoints import build
+from ncsn_cli.runs import RunFolder
+from ncsn_cli.scores import STRICT, ConfigError, Scene
+
+log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+Plots = dict[str, Callable[[Scene], Figure | None]]
+
+GROUPS = [
+    "dataset", "schedule", "loss", "model", "optimizer", "trainer", "sampler", "init", "metric",
+    "plot", "paths",
+]  # fmt: skip
+TRAIN_KEYS = ["seed", "device"]
+SAMPLE_KEYS = ["seed", "device", "checkpoint", "score", "num_samples", "trajectories"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainSettings:
+    """Keys of ``ncsn-train`` outside the groups.
+
+    Args:
+        seed: Seed of the initial weights, the noise and the order of the data.
+        device: ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+    """
+
+    seed: NonNegativeInt
+    device: str
+
+
+def read_config(cfg: DictConfig) -> Config:
+    """The composed configuration as plain data, every top-level key known to a command."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    known = {*GROUPS, *TRAIN_KEYS, *SAMPLE_KEYS}
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
+    return {str(key): value for key, value in config.items()}
+
+
+def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
+    """The object of a group that the user chose; its errors name the key."""
+    settings = config.get(key)
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
+    try:
+        return hydra.utils.instantiate(settings, _convert_="all", **runtime)
+    except InstantiationException as error:
+        raise ConfigError(_reason(key, error.__cause__ or error)) from error
+
+
+def instantiate_list(config: Config, key: str) -> dict[str, Any]:
+    """The objects of a group of which several may be chosen, by name."""
+    entries = config.get(key) or {}
+    return {name: instantiate({f"{key}.{name}": entries[name]}, f"{key}.{name}") for name in entries}
+
+
+def build_from_checkpoint(settings: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
+    """The object of a group read from a checkpoint; its errors name the key."""
+    try:
+        return build(settings, **runtime)
+    except (ConfigError, ValidationError, TypeError) as error:
+        raise ConfigError(_reason(key, error)) from error
+
+
+def settings(kind: type, config: Config, keys: list[str]) -> Any:  # noqa: ANN401
+    """The validated run-level keys."""
+    try:
+        return kind(**{key: config.get(key) for key in keys})
+    except ValidationError as error:
+        raise ConfigError(_reason("", error)) from error
+
+
+def _reason(key: str, error: BaseException) -> str:
+    """One line for an error of a constructor called with the settings under ``key``."""
+    if isinstance(error, ConfigError):
+        return f"{key}.{error}"
+    if not isinstance(error, ValidationError):
+        return f"{key}: {' '.join(str(error).split())}"
+    errors = error.errors(include_url=False)
+    location, first = errors[0]["loc"], errors[0]
+    # A union adds the tags of its members to the location: keep the parameter and list indices.
+    named = [*location[:1], *(part for part in location[1:3] if isinstance(part, int))]
+    place = ".".join(str(part) for part in [key, *named] if part != "")
+    if "unexpected_keyword" in first["type"]:
+        return f"{place}: there is no such key"
+    if "missing" in first["type"]:
+        return f"{place}: this key is missing"
+    messages = dict.fromkeys(e["msg"] for e in errors if e["loc"][:1] == location[:1])
+    message = " or ".join(messages).removeprefix("Value error, ")
+    return f"{place}: {message}" + (f", got {first['input']!r}" if location else "")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means here.
+
+    Raises:
+        ConfigError: If it is no device, or not there.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise ConfigError(f"device: {name} is not available here; device=cpu is")
+    return device
+
+
+def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
+    """The run's folder, which Hydra has made."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.RUN:
+        words = sys.argv[1:]
+    else:
+        words = list(hydra_config.overrides.task)
+    command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
+    path = Path(hydra_config.runtime.output_dir)
+    return RunFolder(path, OmegaConf.to_yaml(without_paths(config)), command, facts)
+
+
+def without_paths(config: Config) -> Config:
+    """The configuration that a run records: what it computes, not where it writes."""
+    return {key: value for key, value in config.items() if key != "paths"}
+
+
+def draw(folder: RunFolder, plots: Plots, scene: Scene | None) -> None:
+    """Write every picture that applies into ``plots/``."""
+    for name, plot in plots.items() if scene is not None else ():
+        figure = plot(scene)
+        if figure is not None:
+            png = io.BytesIO()
+            figure.savefig(png, format="png")
+            folder.write(f"plots/{name}.png", png.getvalue())

@@ -1,0 +1,155 @@
+"""The run folder: what a run writes, each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ncsn_cli.scores import DivergedError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path``, durably: after a crash the file is the old one or the new one.
+
+    A temporary file in the same folder, fsync, replace, fsync of the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_UMASK)  # mkstemp makes it 0600
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def to_json(value: Any) -> bytes:  # noqa: ANN401
+    """Indented JSON; a number that is not finite is an error, never a silent NaN."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+class RunFolder:
+    """One run's folder, as a context: ``status.json`` and ``run.json`` follow what happens in it.
+
+    Args:
+        path: The folder.
+        config: The effective configuration, as YAML.
+        command: The command that repeats the run.
+        facts: What else ``run.json`` records (device, seed, ...).
+    """
+
+    def __init__(self, path: Path, config: str, command: str, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.step = 0
+        self._config = config
+        self._started = time.monotonic()
+        self._record: dict[str, Any] = {
+            "command": command,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("ncsn_cli", "torch", "numpy", "hydra-core")},
+            },
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            **facts,
+            "start": _now(),
+            "end": None,
+            "seconds": None,
+        }
+
+    def __enter__(self) -> RunFolder:
+        """Write the configuration and say that the run has begun."""
+        self.write("config.yaml", self._config.encode())
+        self.write("run.json", to_json(self._record))
+        self.set_status("running")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Say how the run ended."""
+        self._record |= {"end": _now(), "seconds": round(time.monotonic() - self._started, 3)}
+        self.write("run.json", to_json(self._record))
+        if error is None:
+            self.set_status("done")
+        elif isinstance(error, DivergedError):
+            self.set_status("diverged", str(error))
+        elif isinstance(error, KeyboardInterrupt):
+            self.set_status("interrupted", str(error) or "stopped from the keyboard")
+        else:
+            self.set_status("failed", " ".join(str(error).split()) or type(error).__name__)
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write one file of the run; returns its path."""
+        path = self.path / name
+        write_atomic(path, data)
+        return path
+
+    def set_status(self, state: str, error: str | None = None) -> None:
+        """Write ``status.json``."""
+        self.write("status.json", to_json({"state": state, "step": self.step, "error": error}))
+
+
+@contextmanager
+def signals_as_requests() -> Iterator[list[int]]:
+    """Collect SIGHUP, SIGINT and SIGTERM in a list, to be looked at between steps.
+
+    The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
+    """
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests  # only the main thread may set handlers
+        return
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def request(number: int, frame: object) -> None:
+        requests.append(number)
+        signal.signal(number, before[number])
+
+    for number in numbers:
+        signal.signal(number, request)
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,159 @@
+"""What every module shares: the score's interface, strict settings, random streams, errors.
+
+Shapes: B points, D dimensions, K mixture components, L noise levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from torch import Tensor
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""``score(x, sigma)``: grad_x log p_sigma(x), units 1/length. x (B, D), sigma () or (B,) -> (B, D).
+
+The exact mixture and the network share it, so each sampler, metric and plot takes either.
+"""
+
+STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+)
+"""Pydantic's rules for every constructor: by default it would accept unknown keys, nan and True."""
+
+
+class Truth(Protocol):
+    """A distribution p known exactly, with every p_sigma = p * N(0, sigma^2 I)."""
+
+    dim: int
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (D,), float64."""
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[x], (D, D), float64."""
+
+    @property
+    def modes(self) -> Tensor:
+        """Centres of the modes, (K, D), float64."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the modes, (K,), float64."""
+
+    def sample(
+        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
+    ) -> Tensor:
+        """Independent draws from p_sigma, (num, D)."""
+
+    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Log p_sigma(x), (B,)."""
+
+    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """grad log p_sigma(x), (B, D)."""
+
+    def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """P(mode | x) at level sigma, (B, K)."""
+
+    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """P(X <= x) under p_sigma, for D = 1 only."""
+
+    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """The integral of the distribution function from -infinity to x, for D = 1 only."""
+
+
+def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on ``seed`` and ``name`` alone: streams of other names are independent."""
+    digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+class NcsnError(Exception):
+    """An error that a user can mend; ``exit_code`` is the command's."""
+
+    exit_code = 1
+
+
+class ConfigError(NcsnError):
+    """A wrong value in the configuration."""
+
+    exit_code = 2
+
+
+class DivergedError(NcsnError):
+    """A number that should be finite is not."""
+
+    exit_code = 3
+
+
+class BadCheckpointError(NcsnError):
+    """A file that is no checkpoint of this package, or a damaged one."""
+
+    exit_code = 65
+
+
+class MissingInputError(NcsnError):
+    """An input file or folder that is not there."""
+
+    exit_code = 66
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """A signal asked the run to stop, and it has; ``exit_code`` is 128 + the signal's number.
+
+    Not an ``Exception``, so that a sweep stops too instead of going on with its next job.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The arrays that pictures show, all on one grid of G points, at M of the levels.
+
+    Args:
+        dim: D.
+        axes: The grid's axes, one of length G for D = 1, two for D = 2 (then G is their product,
+            the second axis the faster).
+        sigmas: The levels shown (M,), descending.
+        clean_density: p on the grid (G,); None where it does not exist.
+        densities: p_sigma on the grid (M, G).
+        true_scores: grad log p_sigma on the grid (M, G, D).
+        scores: The learned score on the grid (M, G, D); None where there is none.
+        data: Training points (N, D) or, if endless, as many draws; None in sampling.
+        history: Columns of ``history.csv`` by name; None in sampling.
+        loss_floor: The loss of the true score.
+        samples: Samples (N, D); None in training.
+        exact: As many exact draws from p_sigma_min (N, D).
+        paths: Chains over time (frames, chains, D), the first frame their start.
+        path_steps: The step of each frame (frames,).
+        path_sigmas: The level of each frame (frames,).
+        path_densities: p_sigma on the grid for each frame (frames, G).
+    """
+
+    dim: int
+    axes: tuple[NDArray[np.float64], ...]
+    sigmas: NDArray[np.float64]
+    clean_density: NDArray[np.float64] | None
+    densities: NDArray[np.float64]
+    true_scores: NDArray[np.float64]
+    scores: NDArray[np.float64] | None = None
+    data: NDArray[np.float32] | None = None
+    history: dict[str, NDArray[np.float64]] | None = None
+    loss_floor: float | None = None
+    samples: NDArray[np.float32] | None = None
+    exact: NDArray[np.float32] | None = None
+    paths: NDArray[np.float32] | None = None
+    path_steps: NDArray[np.int64] | None = None
+    path_sigmas: NDArray[np.float64] | None = None
+    path_densities: NDArray[np.float64] | None = None

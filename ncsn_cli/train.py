@@ -1,0 +1,171 @@
+"""``ncsn-train``: fit a score network, check it against the truth, keep everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from ncsn_cli.datasets import Dataset
+from ncsn_cli.evaluation import compose_scene, evaluate_training
+from ncsn_cli.jobs import (
+    TRAIN_KEYS,
+    Config,
+    TrainSettings,
+    choose_device,
+    draw,
+    instantiate,
+    instantiate_list,
+    open_folder,
+    read_config,
+    settings,
+    without_paths,
+)
+from ncsn_cli.runs import RunFolder, to_json
+from ncsn_cli.scores import ConfigError, random_stream
+from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
+
+log = logging.getLogger(__name__)
+
+_MAY_CHANGE_ON_RESUME = {
+    "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
+    "trajectories", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
+    "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_last", "trainer.resume",
+}  # fmt: skip
+
+
+def train(cfg: DictConfig) -> None:
+    """Everything that can be refused is refused before the run begins."""
+    config = read_config(cfg)
+    run: TrainSettings = settings(TrainSettings, config, TRAIN_KEYS)
+    device = choose_device(run.device)
+    trainer: Trainer = instantiate(config, "trainer")
+    torch.set_num_threads(trainer.threads)
+    dataset: Dataset = instantiate(config, "dataset")
+    sigmas = instantiate(config, "schedule").sigmas
+    loss = instantiate(config, "loss")
+    model = _initial_model(config, dataset.dim, run.seed).to(device)
+    _check_learning_rate(config)
+    optimizer = instantiate(config, "optimizer", params=model.parameters())
+    for key in ("sampler", "init"):  # ncsn-sample will take them from the checkpoint
+        instantiate(config, key)
+    if instantiate_list(config, "metric"):
+        raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
+    plots = instantiate_list(config, "plot")
+    training = Training(trainer, model, optimizer, loss, dataset, sigmas, run.seed)
+    history = [] if trainer.resume is None else _resume(training, config, Path(trainer.resume))
+
+    facts = {"device": str(device), "seed": run.seed}
+    with open_folder(config, facts) as folder:
+        start = time.monotonic()
+        try:
+            fit(training, history, lambda: _save(folder, training, config, history))
+        finally:
+            folder.step = training.step
+            folder.write("history.csv", _history_csv(history))
+        seconds = round(time.monotonic() - start, 3)
+        metrics = evaluate_training(training.score, dataset, sigmas, loss, run.seed, device)
+        folder.write("metrics.json", to_json({**metrics, "seconds": seconds}))
+        log.info(
+            "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
+            *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
+        )
+        data = dataset.training_set()
+        if data is None:
+            data = dataset.sample(2000, generator=random_stream(run.seed, "shown data"))
+        scene = compose_scene(
+            dataset,
+            sigmas,
+            device,
+            score=training.score,
+            data=data.numpy(),
+            history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
+            loss_floor=metrics["loss_floor"],
+        )
+        draw(folder, plots, scene)
+        log.info("everything is in %s", folder.path)
+
+
+def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
+    # Layers draw their initial weights from the global stream; it is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_stream(seed, "initial weights").initial_seed())
+        model: nn.Module = instantiate(config, "model", dim=dim)
+    return model
+
+
+def _check_learning_rate(config: Config) -> None:
+    """Torch's optimizers take nan, and answer a text with an error that does not name the key."""
+    lr = (config.get("optimizer") or {}).get("lr", 0.0)
+    if isinstance(lr, bool) or not isinstance(lr, float | int) or not math.isfinite(lr):
+        raise ConfigError(f"optimizer.lr: it must be a finite number, got {lr!r}")
+
+
+def _save(folder: RunFolder, training: Training, config: Config, history: list[Row]) -> None:
+    tensors, record = training.state()
+    record = {"config": without_paths(config), **record}
+    save_checkpoint(checkpoint_path(folder.path, training.step), tensors, record)
+    folder.write("history.csv", _history_csv(history))
+    folder.step = training.step
+    folder.set_status("running")
+    kept = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
+    for old in kept[: -training.trainer.keep_last]:
+        old.unlink()
+
+
+def _history_csv(history: list[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+def _resume(training: Training, config: Config, path: Path) -> list[Row]:
+    """Put ``training`` where the run at ``path`` was; returns that run's history."""
+    checkpoint = find_checkpoint(path)
+    tensors, record = load_checkpoint(checkpoint)
+    before, now = _flatten(record["config"]), _flatten(config)
+    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
+    if changed := sorted(key for key in changed if not _may_change(key)):
+        was = " ".join(f"{key}={before.get(key)}" for key in changed[:5])
+        raise ConfigError(
+            f"trainer.resume: {path} was trained with {was}; repeat its own overrides"
+        )
+    training.restore(tensors, record)
+    rows = checkpoint.parent.parent / "history.csv"
+    if not rows.is_file():
+        return []
+    with rows.open(newline="") as file:
+        history = [
+            {column: float(text) if text else None for column, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    for row in history:
+        row["step"] = int(row["step"] or 0)
+    return [row for row in history if (row["step"] or 0) <= training.step]
+
+
+def _may_change(key: str) -> bool:
+    return key in _MAY_CHANGE_ON_RESUME or key.split(".")[0] in _MAY_CHANGE_ON_RESUME
+
+
+def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, without ``paths``."""
+    flat: dict[str, Any] = {}
+    for key, value in without_paths(config).items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

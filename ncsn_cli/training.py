@@ -1,0 +1,277 @@
+"""Fitting a score network: the state of a run, and the loop that advances it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from ncsn_cli.datasets import Dataset
+from ncsn_cli.evaluation import excess_loss
+from ncsn_cli.losses import Loss
+from ncsn_cli.runs import signals_as_requests
+from ncsn_cli.scores import STRICT, ConfigError, DivergedError, InterruptedRun, random_stream
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, float | None]
+"""One line of ``history.csv``."""
+
+COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds"]
+
+_POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
+
+
+@dataclass(frozen=True, config=STRICT)
+class Trainer:
+    """How to train.
+
+    Args:
+        steps: Optimizer steps in all.
+        max_seconds: Stop after so many seconds of training; null: no limit.
+        batch_size: Points a step; null, or the training set's size and above: all of them.
+        lr_decay: ``none``, or ``cosine`` from the optimizer's lr to 0 over ``steps``.
+        grad_clip: Largest norm of the gradient; null: no limit.
+        ema_decay: Exponential moving average of the weights (Technique 5 of Song & Ermon 2020,
+            arXiv:2006.09011), with decay min(ema_decay, (1 + n)/(10 + n)) at step n; null: none.
+        log_every: Steps between rows of ``history.csv``.
+        eval_every: Steps between evaluations of the excess loss; a multiple of ``log_every``
+            serves best, as it is written with a row.
+        checkpoint_every: Steps between checkpoints; the last step always has one.
+        keep_last: Number of checkpoints kept.
+        threads: Threads of each torch operation; results are reproducible for a fixed number.
+        resume: Folder or checkpoint of the run to continue; null: start afresh.
+    """
+
+    steps: PositiveInt
+    max_seconds: PositiveFloat | None
+    batch_size: PositiveInt | None
+    lr_decay: Literal["none", "cosine"]
+    grad_clip: PositiveFloat | None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    log_every: PositiveInt
+    eval_every: PositiveInt
+    checkpoint_every: PositiveInt
+    keep_last: PositiveInt
+    threads: PositiveInt
+    resume: str | None
+
+
+class Training:
+    """All that a training step reads or writes, so that saving it loses nothing.
+
+    The noise comes from one stream of random numbers, whose state is saved; the order of the
+    training points in epoch e is a function of the seed and e, so the step is their position.
+
+    Args:
+        trainer: The settings.
+        model: The network, on its device.
+        optimizer: An optimizer of the network's parameters.
+        loss: The loss.
+        dataset: The distribution to learn.
+        sigmas: Noise levels (L,), descending.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        dataset: Dataset,
+        sigmas: Tensor,
+        seed: int,
+    ) -> None:
+        loss.check(sigmas)
+        self.device = next(model.parameters()).device
+        self.trainer, self.model, self.optimizer = trainer, model, optimizer
+        self.loss, self.dataset, self.seed = loss, dataset, seed
+        self.sigmas = sigmas.to(self.device, torch.float32)  # (L,)
+        self.step = 0
+        self.generator = random_stream(seed, "training", self.device)
+        self._learning_rates = [group["lr"] for group in optimizer.param_groups]
+        self._average: AveragedModel | None = None
+        if trainer.ema_decay is not None:
+            self._average = AveragedModel(model, avg_fn=_moving_average(trainer.ema_decay))
+        data = dataset.training_set()
+        self._data = None if data is None else data.to(self.device)  # (N, D)
+        if self._data is None and trainer.batch_size is None:
+            raise ConfigError("trainer.batch_size: dataset.num_samples=null needs a number here")
+        self._noise = self._fixed_noise()  # (N, L, D) or None
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def _fixed_noise(self) -> Tensor | None:
+        stream = random_stream(self.seed, "fixed noise", self.device)
+        data = torch.empty(0, self.dataset.dim) if self._data is None else self._data
+        noise = self.loss.fixed_noise(data, self.sigmas, stream)
+        if noise is not None and self._data is None:
+            raise ConfigError("loss.noise: fixed needs a number in dataset.num_samples, not null")
+        return noise
+
+    @property
+    def score(self) -> nn.Module:
+        """The network to use: the average of the weights where there is one."""
+        return self.model if self._average is None else self._average.module
+
+    def advance(self) -> float:
+        """One optimizer step; returns the loss of its batch.
+
+        Raises:
+            DivergedError: If the loss is not finite; the weights are then those before the step.
+        """
+        for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
+            group["lr"] = lr * self._decay()
+        x, noise = self._batch()
+        loss = self.loss(self.model, x, self.sigmas, generator=self.generator, noise=noise)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss is {value} at step {self.step + 1}; try a smaller optimizer.lr or set"
+                " trainer.grad_clip"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.trainer.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.grad_clip)
+        self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+        self.step += 1
+        return value
+
+    def row(self, loss: float, excess: float | None, seconds: float) -> Row:
+        """The line of ``history.csv`` for the step just made; its gradient is as clipped."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return {
+            "step": self.step,
+            "loss": loss,
+            "excess_loss": excess,
+            "grad_norm": nn.utils.get_total_norm(gradients).item(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+        }
+
+    def excess_loss(self) -> float | None:
+        """The excess loss on draws that are the same at every call; None if no truth is known."""
+        stream = random_stream(self.seed, "excess loss along the way", self.device)
+        return excess_loss(
+            self.score, self.dataset, self.sigmas, self.loss, _POINTS_ALONG_THE_WAY, stream
+        )
+
+    def _decay(self) -> float:
+        if self.trainer.lr_decay == "none":
+            return 1.0
+        return (1 + math.cos(math.pi * self.step / self.trainer.steps)) / 2
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """Points (B, D) of the next step, and their fixed noise (B, L, D) if any."""
+        size = self.trainer.batch_size
+        if self._data is None:
+            assert size is not None
+            return self.dataset.sample(size, generator=self.generator), None
+        if size is None or size >= len(self._data):
+            return self._data, self._noise
+        epoch, position = divmod(self.step, math.ceil(len(self._data) / size))
+        if position == 0 or len(self._order) == 0:
+            stream = random_stream(self.seed, f"epoch {epoch}")
+            self._order = torch.randperm(len(self._data), generator=stream).to(self.device)
+        chosen = self._order[position * size : (position + 1) * size]
+        return self._data[chosen], None if self._noise is None else self._noise[chosen]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able values from which ``restore`` continues exactly.
+
+        Raises:
+            DivergedError: If a weight is not finite.
+        """
+        tensors = {f"network.{name}": value for name, value in self.model.state_dict().items()}
+        if self._average is not None:
+            average = self._average.state_dict()
+            tensors |= {f"ema.{name}": value for name, value in average.items()}
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(f"{name} is not finite after step {self.step}")
+        numbers: dict[str, Any] = {}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                key = f"optimizer.{index}.{name}"
+                (tensors if isinstance(value, Tensor) else numbers)[key] = value
+        tensors["generator"] = self.generator.get_state()
+        return tensors, {"step": self.step, "optimizer": numbers}
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take up the state that ``state`` returned."""
+        self.step = record["step"]
+        self.model.load_state_dict(_under("network.", tensors))
+        if self._average is not None:
+            self._average.load_state_dict(_under("ema.", tensors))
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in {**_under("optimizer.", tensors), **_under("optimizer.", record["optimizer"])}.items():
+            index, _, name = key.partition(".")
+            entries.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.generator.set_state(tensors["generator"])
+
+
+def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in entries.items()
+        if name.startswith(prefix)
+    }
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+        num = int(num_averaged)
+        return torch.lerp(averaged, current, 1 - min(decay, (1 + num) / (10 + num)))
+
+    return average
+
+
+def fit(training: Training, history: list[Row], save: Callable[[], None]) -> None:
+    """Advance ``training`` to its last step, appending to ``history`` and calling ``save``.
+
+    Raises:
+        DivergedError: If a number is not finite.
+        InterruptedRun: If a signal asked to stop; ``save`` has been called then.
+    """
+    trainer = training.trainer
+    start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
+    with (
+        signals_as_requests() as requests,
+        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
+    ):
+        late = False
+        while training.step < trainer.steps and not (late or requests):
+            loss = training.advance()
+            step, seconds = training.step, time.monotonic() - start
+            late = trainer.max_seconds is not None and seconds > trainer.max_seconds
+            last = late or step == trainer.steps
+            progress.update()
+            if last or step % trainer.eval_every == 0:
+                excess = training.excess_loss()
+                history.append(training.row(loss, excess, seconds))
+                progress.set_postfix(loss=f"{loss:.4f}", excess=excess and f"{excess:.2e}")
+                if progress.disable:
+                    log.info("step %d/%d: loss %.4f, excess loss %s", step, trainer.steps, loss,
+                             excess and f"{excess:.2e}")
+            elif step == 1 or step % trainer.log_every == 0:
+                history.append(training.row(loss, None, seconds))
+            if last or requests or step % trainer.checkpoint_every == 0:
+                save()
+    if late:
+        log.info("stopped at step %d: trainer.max_seconds is over", training.step)
+    if requests:
+        raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
