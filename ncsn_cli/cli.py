@@ -106,8 +106,10 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
         return ["stopped from the keyboard"], 130
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _shorten(str(error)), 2
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or (
-        "OutOfMemory" in type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or "allocate memory" in str(error)
+        or ("OutOfMemory" in type(error).__name__)
     ):
         return ["out of memory; lower trainer.batch_size or num_samples"], 71
     if isinstance(error, OSError):

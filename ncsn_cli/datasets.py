@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, ConfigError, random_stream
+from ncsn_cli.scores import STRICT, ConfigError, Dataset, random_stream
 
 __all__ = ["GaussianMixture", "grid", "ring"]
-
-
-class Dataset(ABC):
-    """A distribution p on R^D and the training set drawn from it.
-
-    Args:
-        num_samples: Size of the training set; None draws fresh points for ever.
-        seed: Seed of the training set.
-    """
-
-    dim: int
-
-    def __init__(self, num_samples: int | None, seed: int) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-
-    @abstractmethod
-    def sample(
-        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
-    ) -> Tensor:
-        """Independent draws from p_sigma, (num, D), float32, on the generator's device."""
-
-    def training_set(self) -> Tensor | None:
-        """The ``num_samples`` points (N, D) of the training set on the CPU; None if endless."""
-        if self.num_samples is None:
-            return None
-        return self.sample(self.num_samples, generator=random_stream(self.seed, "training set"))
 
 
 class GaussianMixture(Dataset):
@@ -187,11 +159,11 @@ class GaussianMixture(Dataset):
         return self._terms(x, sigma)[0].softmax(-1)
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
         return self._mean_pull(*self._terms(x, sigma))
 
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """P(X <= x) = sum_k w_k Phi((x - mu_k)/s_k), s_k^2 = Sigma_k + sigma^2; D = 1, any shape."""
+        """P(X <= x) = sum_k w_k Phi((x - mu_k)/s_k), s_k^2 = Sigma_k + sigma^2; D = 1."""
         weights, standardised, _ = self._standardise(x, sigma)
         return torch.special.ndtr(standardised) @ weights
 
@@ -252,7 +224,7 @@ class GaussianMixture(Dataset):
         return self._cast[key]
 
     def _terms(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        """log(w_k N_k(x)), (B, K), and (Sigma_k + sigma^2 I)^-1 (mu_k - x) in eigenbasis, (B, K, D)."""
+        """log(w_k N_k(x)), (B, K), and (Sigma_k + sigma^2 I)^-1 (mu_k - x), rotated, (B, K, D)."""
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         self._require_density(sigma)
         weights, means, variances, *rotations = self._parameters(x)
@@ -302,7 +274,7 @@ def grid(
     num_samples: PositiveInt | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """``side`` x ``side`` equal Gaussians N(mu_k, std^2 I), ``spacing`` apart, centred at 0, D = 2."""
+    """``side`` x ``side`` equal Gaussians N(mu_k, std^2 I), ``spacing`` apart around 0, D = 2."""
     ticks = [spacing * (i - (side - 1) / 2) for i in range(side)]
     means = [[x, y] for x in ticks for y in ticks]
     return GaussianMixture([1 / side**2] * side**2, means, std, None, num_samples, seed)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.datasets import Dataset
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, fisher_divergence
-from ncsn_cli.scores import Scene, Score, Truth, random_stream
+from ncsn_cli.scores import Dataset, Scene, Score, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _GRID = {1: 801, 2: 121}  # points per axis
 @torch.no_grad()
 def excess_loss(
     score: Score,
-    truth: Truth,
+    truth: Dataset,
     sigmas: Tensor,
     loss: Loss,
     num: int,
@@ -39,7 +38,9 @@ def excess_loss(
     """Mean over levels of lambda/2 E||s - grad log p_sigma||^2, from ``num`` draws a level."""
     levels = sigmas.tolist()
     divergences = [fisher_divergence(score, truth, s, num, generator)[0] for s in levels]
-    return float(np.mean([loss.weight(s) / 2 * d for s, d in zip(levels, divergences, strict=True)]))
+    return float(
+        np.mean([loss.weight(s) / 2 * d for s, d in zip(levels, divergences, strict=True)])
+    )
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def evaluate_training(
 
 
 def evaluate_samples(
-    samples: Tensor, truth: Truth, sigma: float, metrics: Mapping[str, SampleMetric], seed: int
+    samples: Tensor, truth: Dataset, sigma: float, metrics: Mapping[str, SampleMetric], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
 
@@ -87,7 +88,9 @@ def evaluate_samples(
     for name, metric in metrics.items():
         stream = random_stream(seed, f"{name} at {sigma}", samples.device)
         distance = metric.distance(truth, sigma, len(samples), stream)
-        repeats = tqdm(range(FLOOR_REPEATS), desc=f"{name}: noise floor", disable=None, leave=False)
+        repeats = tqdm(
+            range(FLOOR_REPEATS), desc=f"{name}: noise floor", disable=None, leave=False
+        )
         draws = [
             distance(truth.sample(len(samples), sigma=sigma, generator=stream)) for _ in repeats
         ]
@@ -121,7 +124,10 @@ def compose_scene(
     if dataset.dim > 2:
         return None
     low, high = dataset.extent
-    axes = [torch.linspace(a, b, _GRID[dataset.dim], dtype=torch.float64) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    axes = [
+        torch.linspace(a, b, _GRID[dataset.dim], dtype=torch.float64)
+        for a, b in zip(low.tolist(), high.tolist(), strict=True)
+    ]
     points = torch.cartesian_prod(*axes).reshape(-1, dataset.dim)  # (G, D)
     shown = sigmas.double().cpu()
     if dataset.dim == 2 and len(shown) > _LEVELS_IN_2D:
@@ -141,6 +147,7 @@ def compose_scene(
     return Scene(
         dim=dataset.dim,
         axes=tuple(axis.numpy() for axis in axes),
+        modes=dataset.modes.numpy(),
         sigmas=shown.numpy(),
         clean_density=density(0.0) if dataset.has_density(0.0) else None,
         densities=np.stack([density(s) for s in levels]),

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -44,7 +44,8 @@ class TrainSettings:
 
     Args:
         seed: Seed of the initial weights, the noise and the order of the data.
-        device: ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        device: ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda``, ``cuda:N``,
+            ``mps``.
     """
 
     seed: NonNegativeInt
@@ -53,13 +54,13 @@ class TrainSettings:
 
 def read_config(cfg: DictConfig) -> Config:
     """The composed configuration as plain data, every top-level key known to a command."""
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = cast("Config", container)
     known = {*GROUPS, *TRAIN_KEYS, *SAMPLE_KEYS}
     for key in config:
         if key not in known:
             raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
@@ -76,7 +77,9 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     """The objects of a group of which several may be chosen, by name."""
     entries = config.get(key) or {}
-    return {name: instantiate({f"{key}.{name}": entries[name]}, f"{key}.{name}") for name in entries}
+    return {
+        name: instantiate({f"{key}.{name}": entries[name]}, f"{key}.{name}") for name in entries
+    }
 
 
 def build_from_checkpoint(settings: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
@@ -139,10 +142,8 @@ def choose_device(name: str) -> torch.device:
 def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     """The run's folder, which Hydra has made."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.RUN:
-        words = sys.argv[1:]
-    else:
-        words = list(hydra_config.overrides.task)
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    words = list(hydra_config.overrides.task) if in_sweep else sys.argv[1:]
     command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
     path = Path(hydra_config.runtime.output_dir)
     return RunFolder(path, OmegaConf.to_yaml(without_paths(config)), command, facts)
@@ -155,7 +156,9 @@ def without_paths(config: Config) -> Config:
 
 def draw(folder: RunFolder, plots: Plots, scene: Scene | None) -> None:
     """Write every picture that applies into ``plots/``."""
-    for name, plot in plots.items() if scene is not None else ():
+    if scene is None:
+        return
+    for name, plot in plots.items():
         figure = plot(scene)
         if figure is not None:
             png = io.BytesIO()

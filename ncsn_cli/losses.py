@@ -1,4 +1,4 @@
-"""Score-matching losses: each is smallest at the true score, where its value (the floor) is known."""
+"""Score-matching losses: smallest at the true score, where their value, the floor, is known."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class Loss(ABC):
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """The loss of the true score at one level, from D and I(p_sigma)."""
 
+    @abstractmethod
     def check(self, sigmas: Tensor) -> None:
-        """Refuse levels at which the loss is not defined."""
+        """Raise ``ConfigError`` at levels where the loss is not defined."""
 
     def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
         """Noise (N, L, D) drawn once for the training set ``x`` (N, D); None: fresh every step."""
@@ -110,7 +111,7 @@ class Denoising(Loss):
         return self.weight(sigma) / 2 * (dim / sigma**2 - fisher_information)
 
     def check(self, sigmas: Tensor) -> None:
-        """Refuse sigma = 0: there is no noise to remove."""
+        """Raise ``ConfigError`` at sigma = 0: there is no noise to remove."""
         if bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss=denoising needs every sigma above 0")
 

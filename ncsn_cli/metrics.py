@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import bdtrik
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, Score, Truth
+from ncsn_cli.scores import STRICT, Dataset, Score
 
 __all__ = ["ModeWeights", "Moments", "SampleMetric", "ScoreError", "Wasserstein"]
 
@@ -24,7 +24,7 @@ class SampleMetric(ABC):
 
     @abstractmethod
     def distance(
-        self, truth: Truth, sigma: float, num: int, generator: torch.Generator
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to their distance from p_sigma.
 
@@ -32,7 +32,7 @@ class SampleMetric(ABC):
         """
 
     def details(
-        self, samples: Tensor, truth: Truth, sigma: float, generator: torch.Generator
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
     ) -> dict[str, Any]:
         """What is worth knowing beside the distance."""
         return {}
@@ -56,7 +56,7 @@ class Wasserstein(SampleMetric):
     max_points: PositiveInt
 
     def distance(
-        self, truth: Truth, sigma: float, num: int, generator: torch.Generator
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to W1."""
         if truth.dim == 1:
@@ -71,14 +71,14 @@ class Wasserstein(SampleMetric):
         return distance
 
     def details(
-        self, samples: Tensor, truth: Truth, sigma: float, generator: torch.Generator
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
     ) -> dict[str, Any]:
         """The number of points compared."""
         num = len(samples)
         return {"num_points": num if truth.dim == 1 else min(num, self.max_points)}
 
 
-def _wasserstein_1d(truth: Truth, sigma: float, num: int) -> Callable[[Tensor], float]:
+def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Callable[[Tensor], float]:
     # Between sorted samples F_n is a constant c = i/num, and F - c changes sign at F^-1(c).
     levels = torch.arange(num + 1, dtype=torch.float64) / num  # (num + 1,)
     quantiles = _quantiles(truth, sigma, levels[1:-1])
@@ -96,7 +96,7 @@ def _wasserstein_1d(truth: Truth, sigma: float, num: int) -> Callable[[Tensor], 
     return distance
 
 
-def _quantiles(truth: Truth, sigma: float, probabilities: Tensor) -> Tensor:
+def _quantiles(truth: Dataset, sigma: float, probabilities: Tensor) -> Tensor:
     """F^-1 by bisection to the last bit, for D = 1."""
     width = 40 * (truth.covariance[0, 0] + sigma**2).sqrt()
     low = torch.full_like(probabilities, float(truth.mean[0] - width))
@@ -118,7 +118,7 @@ class ModeWeights(SampleMetric):
     """
 
     def distance(
-        self, truth: Truth, sigma: float, num: int, generator: torch.Generator
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to the total variation."""
         expected = _mode_shares(truth, sigma, generator)
@@ -129,9 +129,9 @@ class ModeWeights(SampleMetric):
         return distance
 
     def details(
-        self, samples: Tensor, truth: Truth, sigma: float, generator: torch.Generator
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
     ) -> dict[str, Any]:
-        """Shares, true shares, and the binomial interval that holds 99 % of exact draws' shares."""
+        """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
         expected = _mode_shares(truth, sigma, generator)
         n, q = len(samples), expected.numpy()
         low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))
@@ -142,16 +142,16 @@ class ModeWeights(SampleMetric):
         }
 
 
-def _nearest_mode(x: Tensor, truth: Truth) -> Tensor:
+def _nearest_mode(x: Tensor, truth: Dataset) -> Tensor:
     return torch.cdist(x, truth.modes.to(x)).argmin(-1)
 
 
-def _shares(samples: Tensor, truth: Truth) -> Tensor:
+def _shares(samples: Tensor, truth: Dataset) -> Tensor:
     counts = torch.bincount(_nearest_mode(samples, truth).cpu(), minlength=len(truth.modes))
     return counts.double() / len(samples)
 
 
-def _mode_shares(truth: Truth, sigma: float, generator: torch.Generator) -> Tensor:
+def _mode_shares(truth: Dataset, sigma: float, generator: torch.Generator) -> Tensor:
     """P(nearest centre is k), (K,), float64.
 
     E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs draws for the leakage alone.
@@ -173,7 +173,7 @@ class Moments(SampleMetric):
     """
 
     def distance(
-        self, truth: Truth, sigma: float, num: int, generator: torch.Generator
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to d."""
         mean = truth.mean
@@ -191,7 +191,7 @@ class Moments(SampleMetric):
         return distance
 
     def details(
-        self, samples: Tensor, truth: Truth, sigma: float, generator: torch.Generator
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
     ) -> dict[str, Any]:
         """Mean and covariance, and the true ones."""
         x = samples.double().cpu()
@@ -213,7 +213,7 @@ def _matrix_root(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, config=STRICT)
 class ScoreError:
-    """Squared relative error of a score, level by level:
+    """Squared relative error of a score, level by level.
 
         E||s - grad log p_sigma||^2 / E||grad log p_sigma||^2,   x ~ p_sigma.
 
@@ -227,7 +227,7 @@ class ScoreError:
     num_points: PositiveInt
 
     def __call__(
-        self, score: Score, truth: Truth, sigmas: Tensor, generator: torch.Generator
+        self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator
     ) -> dict[str, Any]:
         """The mean over the levels ``sigmas`` (L,), and each level's."""
         per_level = []
@@ -240,7 +240,7 @@ class ScoreError:
 
 
 def fisher_divergence(
-    score: Score, truth: Truth, sigma: float, num: int, generator: torch.Generator
+    score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
 ) -> tuple[float, float]:
     """E||s - grad log p_sigma||^2 and E||grad log p_sigma||^2, from ``num`` draws x ~ p_sigma."""
     x = truth.sample(num, sigma=sigma, generator=generator)

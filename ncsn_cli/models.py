@@ -28,8 +28,9 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 class MLP(nn.Module):
     """Perceptron on x and the raw sigma: s(x, sigma) = f([x, sigma]).
 
-    Source: the network of rmsrosa, Random notes, "Multiple denoising score matching", with one
-    hidden layer of 64 ReLU units.
+    Source: the network of rmsrosa, Random notes, "Multiple denoising score matching", which has
+    one hidden layer of 64 ReLU units. Initial weights are Glorot's uniform ones and biases 0, as
+    there.
 
     Args:
         dim: D, taken from the dataset.
@@ -49,6 +50,10 @@ class MLP(nn.Module):
         super().__init__()
         self.conditional = conditional
         self.layers = _perceptron(dim + int(conditional), hidden, dim, activation)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
@@ -93,7 +98,9 @@ def _column(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x).reshape(-1, 1).expand(len(x), 1)
 
 
-def _perceptron(inputs: int, hidden: list[int], outputs: int, activation: Activation) -> nn.Module:
+def _perceptron(
+    inputs: int, hidden: list[int], outputs: int, activation: Activation
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([inputs, *hidden]):
         layers += [nn.Linear(width_in, width_out), _ACTIVATIONS[activation]()]

@@ -7,6 +7,8 @@ returns None where its picture does not apply.
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +34,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 TRUTH, MODEL, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 13,
     "axes.spines.top": False,
@@ -53,9 +55,13 @@ def density(scene: Scene) -> Figure | None:
     if scene.dim == 1:
         figure, (axes,) = _figure(1, 1, width=8)
         (x,) = scene.axes
-        bins = np.linspace(x[0], x[-1], 81)
+        bins = np.linspace(x[0], x[-1], 81).tolist()
         axes.hist(
-            scene.data[:, 0], bins=bins, density=True, color=NEUTRAL, alpha=0.45,
+            scene.data[:, 0],
+            bins=bins,
+            density=True,
+            color=NEUTRAL,
+            alpha=0.45,
             label=f"{len(scene.data):,} training points",
         )
         for sigma, values in zip(scene.sigmas, scene.densities, strict=True):
@@ -85,8 +91,10 @@ def score(scene: Scene) -> Figure | None:
         figure, panels = _figure(1, 3, width=5)
         (x,) = scene.axes
         true, learned = scene.true_scores[..., 0], scene.scores[..., 0]
-        titles = "true score", "learned score", "learned − true"
-        for axes, values, title in zip(panels, (true, learned, learned - true), titles, strict=True):
+        titles = "true score", "learned score", "learned $-$ true"
+        for axes, values, title in zip(
+            panels, (true, learned, learned - true), titles, strict=True
+        ):
             for sigma, line in zip(scene.sigmas, values, strict=True):
                 axes.plot(x, line, color=_level_colour(sigma, scene), linewidth=1.5)
             axes.axhline(0, color=NEUTRAL, linewidth=0.8)
@@ -105,12 +113,22 @@ def score(scene: Scene) -> Figure | None:
             u, v = (_map(f, scene)[every // 2 :: every, every // 2 :: every] for f in field.T)
             colour = TRUTH if row == 0 else MODEL
             axes.contour(
-                *scene.axes, _map(scene.densities[column], scene), levels=4, colors="0.75",
+                *scene.axes,
+                _map(scene.densities[column], scene),
+                levels=4,
+                colors="0.75",
                 linewidths=1,
             )
             axes.quiver(
-                x, y, u, v, color=colour, angles="xy", scale_units="xy",
-                scale=1.25 * largest / (x[1] - x[0]) / 1.6, width=0.005,
+                x,
+                y,
+                u,
+                v,
+                color=colour,
+                angles="xy",
+                scale_units="xy",
+                scale=1.25 * largest / (x[1] - x[0]) / 1.6,
+                width=0.005,
             )
             axes.set_title(rf"{('true', 'learned')[row]}, $\sigma$ = {sigma:.3g}")
             _square(axes, scene)
@@ -156,7 +174,9 @@ def score_error(scene: Scene) -> Figure | None:
         axes.set_title(rf"$\sigma$ = {sigma:.3g}")
         _square(axes, scene)
     figure.colorbar(
-        filled, ax=list(panels), shrink=0.8,
+        filled,
+        ax=list(panels),
+        shrink=0.8,
         label=r"$\sigma\,\|s - \nabla\log p_\sigma\|$",
     )
     figure.suptitle("Error of the learned score; contours: the density, where it matters")
@@ -186,7 +206,7 @@ def recovered_density(scene: Scene) -> Figure | None:
 
 
 def _integrate(x: Array, derivative: Array) -> Array:
-    """exp of the integral of ``derivative`` by the trapezoid rule, normalised to mass 1."""
+    """Exp of the integral of ``derivative`` by the trapezoid rule, normalised to mass 1."""
     steps = (derivative[1:] + derivative[:-1]) / 2 * np.diff(x)
     log_density = np.concatenate([[0.0], np.cumsum(steps)])
     unnormalised = np.exp(log_density - log_density.max())
@@ -202,14 +222,22 @@ def loss(scene: Scene) -> Figure | None:
     left.plot(history["step"], history["loss"], color=MODEL, linewidth=1.2, label="batch loss")
     if scene.loss_floor is not None:
         left.axhline(
-            scene.loss_floor, color=TRUTH, linestyle="--",
+            scene.loss_floor,
+            color=TRUTH,
+            linestyle="--",
             label=f"floor {scene.loss_floor:.4g}: the true score's loss",
         )
-    left.set(xlabel="step", ylabel="loss", title="loss")
+    # The first steps may be far above the rest, which is what there is to see.
+    top = 1.15 * float(np.quantile(history["loss"], 0.95))
+    left.set(xlabel="step", ylabel="loss", title="loss", ylim=(None, top))
     left.legend()
     known = np.isfinite(history["excess_loss"])
     right.semilogy(
-        history["step"][known], history["excess_loss"][known], color=MODEL, marker="o", markersize=4
+        history["step"][known],
+        history["excess_loss"][known],
+        color=MODEL,
+        marker="o",
+        markersize=4,
     )
     right.set(
         xlabel="step", title="excess loss: " + r"$\frac{\lambda}{2}\,E\|s-\nabla\log p_\sigma\|^2$"
@@ -228,11 +256,17 @@ def samples(scene: Scene) -> Figure | None:
         figure, (axes,) = _figure(1, 1, width=8)
         (x,) = scene.axes
         axes.hist(
-            scene.samples[:, 0], bins=np.linspace(x[0], x[-1], 101), density=True, color=MODEL,
-            alpha=0.45, label=num,
+            scene.samples[:, 0],
+            bins=np.linspace(x[0], x[-1], 101).tolist(),
+            density=True,
+            color=MODEL,
+            alpha=0.45,
+            label=num,
         )
         if sigma > 0:
-            axes.plot(x, scene.densities[-1], color=TRUTH, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}")
+            axes.plot(
+                x, scene.densities[-1], color=TRUTH, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
+            )
         if scene.clean_density is not None:
             axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
         axes.set(xlabel="$x$", ylabel="density", title="Samples against the truth")
@@ -245,6 +279,7 @@ def samples(scene: Scene) -> Figure | None:
     ):
         _contours(axes, scene.densities[-1], scene, "0.6")
         _scatter(axes, points[:10_000], scene, colour)
+        _write_shares(axes, points, scene)
         axes.set_title(name)
         _square(axes, scene)
     return figure
@@ -257,7 +292,7 @@ def chains(scene: Scene) -> Figure | None:
     assert scene.path_sigmas is not None and scene.path_steps is not None
     if scene.dim == 1:
         return _chains_1d(scene, scene.paths, scene.path_densities, scene.path_steps)
-    figure, panels = _figure(1, 5, width=3.4)
+    figure, panels = _figure(1, 5, width=3.4, height=3.9)
     frames = np.linspace(0, len(scene.paths) - 1, 5).round().astype(int)
     for axes, frame in zip(panels, frames, strict=True):
         _contours(axes, scene.path_densities[frame], scene, "0.6")
@@ -281,15 +316,20 @@ def _chains_1d(
     for frame in np.flatnonzero(np.diff(scene.path_sigmas)):
         axes.axvline(steps[frame], color="white", linewidth=0.6)
     axes.set(
-        xlabel="step", ylabel="$x$", ylim=(x[0], x[-1]), xlim=(steps[0], steps[-1]),
+        xlabel="step",
+        ylabel="$x$",
+        ylim=(x[0], x[-1]),
+        xlim=(steps[0], steps[-1]),
         title=rf"{min(40, paths.shape[1])} chains, $\sigma$ from {scene.path_sigmas[0]:.3g} to "
         rf"{scene.path_sigmas[-1]:.3g}; shade: $p_\sigma$",
     )
     return figure
 
 
-def _figure(rows: int, columns: int, width: float = 4.6) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * columns, 4.3 * rows), layout="constrained")
+def _figure(
+    rows: int, columns: int, width: float = 4.6, height: float = 4.3
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
@@ -316,8 +356,31 @@ def _scatter(
 ) -> None:
     alpha = float(np.clip(1500 / len(points), 0.15, 0.8))
     axes.scatter(
-        points[:, 0], points[:, 1], s=size, color=colour, alpha=alpha, linewidths=0, rasterized=True
+        points[:, 0],
+        points[:, 1],
+        s=size,
+        color=colour,
+        alpha=alpha,
+        linewidths=0,
+        rasterized=True,
     )
+
+
+def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None:
+    """The share of points nearest to each mode, beside it, where there are few."""
+    if len(scene.modes) > 4:
+        return
+    distances = np.linalg.norm(points[:, None] - scene.modes, axis=-1)  # (N, K)
+    shares = np.bincount(distances.argmin(axis=1), minlength=len(scene.modes)) / len(points)
+    for mode, share in zip(scene.modes, shares, strict=True):
+        axes.annotate(
+            f"{share:.1%}",
+            mode,
+            (0, 46),
+            textcoords="offset points",
+            ha="center",
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )
 
 
 def _range(values: Array) -> tuple[float, float]:

@@ -140,7 +140,7 @@ def signals_as_requests() -> Iterator[list[int]]:
 
     def request(number: int, frame: object) -> None:
         requests.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in numbers:
         signal.signal(number, request)

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
-from ncsn_cli.datasets import Dataset
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
 from ncsn_cli.jobs import (
     SAMPLE_KEYS,
@@ -40,6 +39,7 @@ from ncsn_cli.scores import (
     STRICT,
     BadCheckpointError,
     ConfigError,
+    Dataset,
     DivergedError,
     Score,
     random_stream,
@@ -219,7 +219,7 @@ def _run_chains(
         total=total, desc="sampling", unit="step", disable=None,
     )  # fmt: skip
     for step, (level, x) in enumerate(progress, start=1):
-        sigma, tau, steps = plan[level]
+        sigma, tau, _ = plan[level]
         if step % stride == 0 or step == total:
             frames.append((step, sigma, x[: run.trajectories].cpu()))
             eta = f"{tau / sigma**2:.3g}" if sigma > 0 else "-"

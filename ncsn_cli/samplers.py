@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, ConfigError, Score, Truth
+from ncsn_cli.scores import STRICT, ConfigError, Dataset, Score
 
 __all__ = [
     "AnnealedLangevin",
@@ -126,7 +126,8 @@ class AnnealedLangevin(Sampler):
         sigma_min = float(sigmas[-1])
         if sigma_min == 0:
             raise ConfigError(
-                "schedule: sampler=annealed_langevin needs sigmas above 0, as in schedule=geometric"
+                "schedule: sampler=annealed_langevin needs every sigma above 0, as in"
+                " schedule=geometric"
             )
         step_size = self.step_size
         if step_size == "auto":
@@ -193,7 +194,7 @@ class Init(ABC):
 
     @abstractmethod
     def __call__(
-        self, num: int, truth: Truth, sigma_max: float, generator: torch.Generator
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
 
@@ -209,7 +210,7 @@ class Normal(Init):
     std: PositiveFloat
 
     def __call__(
-        self, num: int, truth: Truth, sigma_max: float, generator: torch.Generator
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
@@ -235,7 +236,7 @@ class Uniform(Init):
         return self
 
     def __call__(
-        self, num: int, truth: Truth, sigma_max: float, generator: torch.Generator
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         u = torch.rand(num, truth.dim, generator=generator, device=generator.device)
@@ -251,7 +252,7 @@ class Prior(Init):
     """
 
     def __call__(
-        self, num: int, truth: Truth, sigma_max: float, generator: torch.Generator
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
@@ -272,7 +273,7 @@ class Data(Init):
     sigma: Annotated[float, Field(ge=0)] | None
 
     def __call__(
-        self, num: int, truth: Truth, sigma_max: float, generator: torch.Generator
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         sigma = sigma_max if self.sigma is None else self.sigma

@@ -6,9 +6,9 @@ Shapes: B points, D dimensions, K mixture components, L noise levels.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,63 +17,101 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""``score(x, sigma)``: grad_x log p_sigma(x), units 1/length. x (B, D), sigma () or (B,) -> (B, D).
+"""``score(x, sigma)``: grad_x log p_sigma(x), units 1/length; x (B, D), sigma () or (B,).
 
 The exact mixture and the network share it, so each sampler, metric and plot takes either.
 """
 
-STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
-)
-"""Pydantic's rules for every constructor: by default it would accept unknown keys, nan and True."""
-
-
-class Truth(Protocol):
-    """A distribution p known exactly, with every p_sigma = p * N(0, sigma^2 I)."""
-
-    dim: int
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x], (D,), float64."""
-
-    @property
-    def covariance(self) -> Tensor:
-        """Cov[x], (D, D), float64."""
-
-    @property
-    def modes(self) -> Tensor:
-        """Centres of the modes, (K, D), float64."""
-
-    @property
-    def weights(self) -> Tensor:
-        """Weights of the modes, (K,), float64."""
-
-    def sample(
-        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
-    ) -> Tensor:
-        """Independent draws from p_sigma, (num, D)."""
-
-    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log p_sigma(x), (B,)."""
-
-    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """grad log p_sigma(x), (B, D)."""
-
-    def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """P(mode | x) at level sigma, (B, K)."""
-
-    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """P(X <= x) under p_sigma, for D = 1 only."""
-
-    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """The integral of the distribution function from -infinity to x, for D = 1 only."""
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+"""Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""
 
 
 def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on ``seed`` and ``name`` alone: streams of other names are independent."""
+    """A generator for ``seed`` and ``name``; those of different names are independent."""
     digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+class Dataset(ABC):
+    """A distribution p on R^D known exactly, with every p_sigma = p * N(0, sigma^2 I).
+
+    Moments and densities are float64 or, where points are given, like the points.
+
+    Args:
+        num_samples: Size of the training set; None draws fresh points for ever.
+        seed: Seed of the training set.
+    """
+
+    dim: int
+
+    def __init__(self, num_samples: int | None, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """E[x], (D,)."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """Cov[x], (D, D)."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Weights of the K modes, (K,)."""
+
+    @property
+    @abstractmethod
+    def modes(self) -> Tensor:
+        """Centres of the modes, (K, D)."""
+
+    @property
+    @abstractmethod
+    def extent(self) -> tuple[Tensor, Tensor]:
+        """The box that pictures show: lower and upper corner, (D,)."""
+
+    @abstractmethod
+    def has_density(self, sigma: float) -> bool:
+        """Whether p_sigma has one, and so a score."""
+
+    @abstractmethod
+    def sample(
+        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
+    ) -> Tensor:
+        """Independent draws from p_sigma, (num, D), float32, on the generator's device."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+
+    @abstractmethod
+    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """P(mode | x) at level sigma, (B, K)."""
+
+    @abstractmethod
+    def fisher_information(self, sigma: float) -> float:
+        """I(p_sigma) = E ||grad log p_sigma||^2, units 1/length^2."""
+
+    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """P(X <= x) under p_sigma, for D = 1; ``x`` of any shape."""
+        raise NotImplementedError
+
+    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """E[max(x - X, 0)] under p_sigma, for D = 1; ``x`` of any shape."""
+        raise NotImplementedError
+
+    def training_set(self) -> Tensor | None:
+        """The ``num_samples`` points (N, D) of the training set on the CPU; None if endless."""
+        if self.num_samples is None:
+            return None
+        return self.sample(self.num_samples, generator=random_stream(self.seed, "training set"))
 
 
 class NcsnError(Exception):
@@ -125,6 +163,7 @@ class Scene:
         dim: D.
         axes: The grid's axes, one of length G for D = 1, two for D = 2 (then G is their product,
             the second axis the faster).
+        modes: Centres of the modes (K, D).
         sigmas: The levels shown (M,), descending.
         clean_density: p on the grid (G,); None where it does not exist.
         densities: p_sigma on the grid (M, G).
@@ -143,6 +182,7 @@ class Scene:
 
     dim: int
     axes: tuple[NDArray[np.float64], ...]
+    modes: NDArray[np.float64]
     sigmas: NDArray[np.float64]
     clean_density: NDArray[np.float64] | None
     densities: NDArray[np.float64]

@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
-from ncsn_cli.datasets import Dataset
 from ncsn_cli.evaluation import compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     TRAIN_KEYS,
@@ -32,7 +31,7 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.runs import RunFolder, to_json
-from ncsn_cli.scores import ConfigError, random_stream
+from ncsn_cli.scores import ConfigError, Dataset, random_stream
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ncsn_cli.datasets import Dataset
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Loss
 from ncsn_cli.runs import signals_as_requests
-from ncsn_cli.scores import STRICT, ConfigError, DivergedError, InterruptedRun, random_stream
+from ncsn_cli.scores import (
+    STRICT,
+    ConfigError,
+    Dataset,
+    DivergedError,
+    InterruptedRun,
+    random_stream,
+)
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +222,10 @@ class Training:
         if self._average is not None:
             self._average.load_state_dict(_under("ema.", tensors))
         entries: dict[int, dict[str, Any]] = {}
-        for key, value in {**_under("optimizer.", tensors), **_under("optimizer.", record["optimizer"])}.items():
+        for key, value in {
+            **_under("optimizer.", tensors),
+            **_under("optimizer.", record["optimizer"]),
+        }.items():
             index, _, name = key.partition(".")
             entries.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -265,8 +274,13 @@ def fit(training: Training, history: list[Row], save: Callable[[], None]) -> Non
                 history.append(training.row(loss, excess, seconds))
                 progress.set_postfix(loss=f"{loss:.4f}", excess=excess and f"{excess:.2e}")
                 if progress.disable:
-                    log.info("step %d/%d: loss %.4f, excess loss %s", step, trainer.steps, loss,
-                             excess and f"{excess:.2e}")
+                    log.info(
+                        "step %d/%d: loss %.4f, excess loss %s",
+                        step,
+                        trainer.steps,
+                        loss,
+                        excess and f"{excess:.2e}",
+                    )
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
             if last or requests or step % trainer.checkpoint_every == 0:

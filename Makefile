@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## Create .venv with this package and all it needs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## Train a network, sample 10 000 points from it, show where the pictures are
+	$(BIN)/ncsn-train experiment=mdsm_1d
+	$(BIN)/ncsn-sample checkpoint="$$(ls -d outputs/train/runs/* | tail -n 1)"
+	@echo; echo "Pictures:"
+	@ls "$$(ls -d outputs/train/runs/* | tail -n 1)"/plots/*.png "$$(ls -d outputs/sample/runs/* | tail -n 1)"/plots/*.png
+
+test: install  ## Run the tests (minutes)
+	$(BIN)/pytest -n 2
+
+test-slow: install  ## Run the tests that take longer
+	$(BIN)/pytest -n 2 -m slow
+
+lint: install  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and all caches; outputs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
