@@ -1,0 +1,132 @@
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ncsn_cli.checkpoints import (
+    build,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ncsn_cli.models import MLP
+from ncsn_cli.scores import BadCheckpointError, ConfigError, MissingInputError
+
+RECORD = {"config": {"model": {"_target_": "ncsn_cli.models.MLP"}}, "step": 3}
+
+
+@pytest.fixture
+def network():
+    return MLP(2, hidden=[8], activation="relu", conditional=True)
+
+
+@pytest.fixture
+def path(tmp_path, network):
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, network.state_dict(), RECORD)
+    return path
+
+
+def test_a_loaded_network_gives_bit_identical_scores(path, network):
+    tensors, record = load_checkpoint(path)
+    assert record == RECORD
+    other = build({**RECORD["config"]["model"], "hidden": [8], "activation": "relu",
+                   "conditional": True}, dim=2)  # fmt: skip
+    other.load_state_dict(tensors)
+    x, sigma = torch.randn(50, 2), torch.rand(50)
+    assert torch.equal(other(x, sigma), network(x, sigma))
+
+
+def test_all_kinds_of_tensors_survive(tmp_path):
+    tensors = {
+        "scalar": torch.tensor(1.5),
+        "empty": torch.empty(0, 3),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "double": torch.randn(2, 3, dtype=torch.float64).T,
+        "half": torch.randn(3).bfloat16(),
+    }
+    save_checkpoint(tmp_path / "c.safetensors", tensors, RECORD)
+    loaded, _ = load_checkpoint(tmp_path / "c.safetensors")
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_every_flipped_bit_and_truncation_is_noticed(path):
+    whole, chance = path.read_bytes(), random.Random(0)
+    for position in chance.sample(range(len(whole)), 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(BadCheckpointError):
+            load_checkpoint(path)
+    for length in (0, 1, 7, 8, 9, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadCheckpointError):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    load_checkpoint(path)
+
+
+def test_a_changed_configuration_is_noticed(path):
+    path.write_bytes(path.read_bytes().replace(b"models.MLP", b"models.MLQ"))
+    with pytest.raises(BadCheckpointError, match="SHA-256"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"ncsn_cli": "[]"}, {"ncsn_cli": "{"}, {"ncsn_cli": "{}"}]
+)
+def test_foreign_files_are_refused(tmp_path, metadata):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata)
+    with pytest.raises(BadCheckpointError):
+        load_checkpoint(path)
+
+
+def test_a_pickle_is_refused_without_being_read(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(BadCheckpointError):
+        load_checkpoint(path)
+
+
+def test_a_run_means_its_newest_checkpoint(tmp_path, path):
+    save_checkpoint(checkpoint_path(tmp_path, 20), {}, json.loads(json.dumps(RECORD)))
+    assert find_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
+    assert find_checkpoint(path) == path
+    with pytest.raises(MissingInputError, match="no checkpoints"):
+        find_checkpoint(path.parent)
+    with pytest.raises(MissingInputError, match="no file or folder"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(MissingInputError, match="no file"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "pathlib.Path.write_text",
+        "ncsn_cli.models.torch.load",
+        "ncsn_cli.models.nn",
+        "ncsn_cli.models.pairwise",
+        "ncsn_cli.models._perceptron",
+        "ncsn_cli.models.MLP.__init__",
+        "ncsn_cli.datasets.math.exp",
+        "ncsn_cli.runs.write_atomic",
+        "ncsn_cli.models.",
+        "MLP",
+        "",
+        None,
+        {"_target_": "os.system"},
+    ],
+)
+def test_only_this_packages_own_classes_are_built(target):
+    with pytest.raises(ConfigError, match="no class of ncsn_cli"):
+        build({"_target_": target, "command": "true"})

@@ -1,0 +1,214 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.losses import Denoising
+from ncsn_cli.models import MLP
+from ncsn_cli.schedules import Geometric
+from ncsn_cli.scores import ConfigError, DivergedError
+from ncsn_cli.training import Trainer, Training, fit
+
+from .conftest import two_modes_1d, two_modes_2d
+
+SIGMAS = Geometric(2.0, 0.5, 3).sigmas
+DEFAULTS = {
+    "steps": 20, "max_seconds": None, "batch_size": 16, "lr_decay": "none", "grad_clip": None,
+    "ema_decay": None, "log_every": 5, "eval_every": 10, "checkpoint_every": 100, "keep_last": 2,
+    "threads": 1, "resume": None,
+}  # fmt: skip
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+
+def start(dataset=None, loss=None, optimizer="adam", device="cpu", seed=0, **trainer):
+    dataset = dataset or two_modes_1d(num_samples=50)
+    loss = loss or Denoising(levels="random", noise="fresh", weight_power=2.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MLP(dataset.dim, hidden=[8], activation="relu", conditional=True).to(device)
+    settings = Trainer(**{**DEFAULTS, **trainer})
+    return Training(
+        settings, model, OPTIMIZERS[optimizer](model.parameters()), loss, dataset, SIGMAS, seed
+    )
+
+
+def advance(training, steps):
+    return [training.advance() for _ in range(steps)]
+
+
+def assert_same(first, second):
+    (tensors, record), (others, other_record) = first.state(), second.state()
+    assert record == other_record
+    assert tensors.keys() == others.keys()
+    for name in tensors:
+        assert torch.equal(tensors[name], others[name]), name
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 19])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"optimizer": "sgd", "ema_decay": 0.99, "lr_decay": "cosine"},
+        {"optimizer": "adamw", "batch_size": None, "grad_clip": 0.1},
+        {"optimizer": "nadam", "dataset": two_modes_2d()},
+        {"loss": Denoising(levels="all", noise="fixed", weight_power=2.0)},
+    ],
+)
+def test_stopped_and_resumed_training_is_bit_identical(case, stop, tmp_path, device):
+    uninterrupted = start(device=device, **case)
+    losses = advance(uninterrupted, 20)
+
+    stopped = start(device=device, **case)
+    advance(stopped, stop)
+    save_checkpoint(tmp_path / "c.safetensors", *stopped.state())
+    torch.rand(11)  # the global stream does not matter
+    resumed = start(device=device, **case)
+    resumed.restore(*load_checkpoint(tmp_path / "c.safetensors"))
+    assert advance(resumed, 20 - stop) == losses[stop:]
+    assert_same(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("item", ["network.layers.0.weight", "optimizer.0.exp_avg", "generator"])
+def test_each_saved_item_is_needed(item):
+    uninterrupted = start()
+    advance(uninterrupted, 6)
+    tensors, record = copy.deepcopy(uninterrupted.state())
+    advance(uninterrupted, 6)
+    tensors[item] = start().state()[0].get(item, torch.zeros_like(tensors[item]))
+    resumed = start()
+    resumed.restore(tensors, record)
+    advance(resumed, 6)
+    with pytest.raises(AssertionError):
+        assert_same(resumed, uninterrupted)
+
+
+def test_seeds_change_the_run_and_the_global_stream_is_left_alone():
+    before = torch.random.get_rng_state()
+    first, second, other = start(), start(), start(seed=1)
+    for training in (first, second, other):
+        advance(training, 3)
+    assert_same(first, second)
+    with pytest.raises(AssertionError):
+        assert_same(first, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_epoch_holds_every_point_once():
+    training = start(batch_size=16)  # 50 points: 16 + 16 + 16 + 2
+    data = training.dataset.training_set()
+    orders = []
+    for _ in range(2):
+        batches = []
+        for _ in range(4):
+            batches.append(training._batch()[0])
+            training.step += 1
+        epoch = torch.cat(batches)
+        assert torch.equal(epoch.sort(0).values, data.sort(0).values)
+        orders.append(epoch)
+    assert not torch.equal(*orders)
+
+
+def test_fixed_noise_stays_with_its_point():
+    training = start(loss=Denoising(levels="all", noise="fixed", weight_power=2.0))
+    pairs = {}
+    for _ in range(12):
+        x, noise = training._batch()
+        training.step += 1
+        for point, z in zip(x[:, 0].tolist(), noise, strict=True):
+            assert torch.equal(pairs.setdefault(point, z), z)
+    assert len(pairs) == 50
+
+
+def test_average_of_the_weights():
+    training = start(ema_decay=0.9)
+    expected = None
+    for n in range(30):
+        training.advance()
+        weight = training.model.layers[0].weight.detach()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = weight.clone() if n == 0 else decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(training.score.layers[0].weight, expected)
+    assert start().score is not training.score
+
+
+def test_learning_rate_follows_the_cosine():
+    training, rates = start(lr_decay="cosine"), []
+    for _ in range(20):
+        training.advance()
+        rates.append(training.optimizer.param_groups[0]["lr"])
+    expected = [0.01 * (1 + math.cos(math.pi * k / 20)) / 2 for k in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_clipped_gradients():
+    training = start(grad_clip=1e-3)
+    training.advance()
+    assert training.row(0.0, None, 0.0)["grad_norm"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_fit_keeps_a_history_and_saves_at_the_end():
+    training, history, saved = start(checkpoint_every=8), [], []
+    fit(training, history, lambda: saved.append(training.step))
+    assert [row["step"] for row in history] == [1, 5, 10, 15, 20]
+    assert [row["excess_loss"] is not None for row in history] == [False, False, True, False, True]
+    assert saved == [8, 16, 20]
+
+
+def test_fit_stops_when_its_time_is_over():
+    training, history, saved = start(max_seconds=1e-9), [], []
+    fit(training, history, lambda: saved.append(training.step))
+    assert saved == [1]
+    assert history[-1]["excess_loss"] is not None
+
+
+def test_training_learns():
+    loss = Denoising(levels="all", noise="fresh", weight_power=2.0)
+    training = start(two_modes_1d(num_samples=1000), loss, batch_size=None)
+    before = training.excess_loss()
+    advance(training, 200)
+    assert training.excess_loss() < before / 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights_are_touched():
+    training = start()
+    advance(training, 2)
+    weights = copy.deepcopy(training.model.state_dict())
+    training._data.fill_(math.nan)
+    with pytest.raises(DivergedError, match="at step 3"):
+        training.advance()
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_weights_that_are_not_finite_are_never_saved():
+    training = start()
+    with torch.no_grad():
+        training.model.layers[0].weight[0, 0] = math.inf
+    with pytest.raises(DivergedError, match=r"layers\.0\.weight"):
+        training.state()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"dataset": two_modes_1d(), "batch_size": None}, "trainer.batch_size"),
+        (
+            {
+                "dataset": two_modes_1d(),
+                "loss": Denoising(levels="all", noise="fixed", weight_power=2.0),
+            },
+            "loss.noise",
+        ),
+    ],
+)
+def test_endless_data_needs_a_batch_size_and_fresh_noise(case, message):
+    with pytest.raises(ConfigError, match=message):
+        start(**case)
