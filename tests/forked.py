@@ -1,0 +1,84 @@
+"""Runs commands in forks of one process that has imported torch already.
+
+Started as ``python -m tests.forked``; a line of JSON in is one call, a line out its result. The
+command's frame, Hydra and the job are the real ones, only the interpreter's start is shared.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+
+class Server:
+    """The other side: ``call`` runs a command in a folder, as ``subprocess.run`` would."""
+
+    def __init__(self):
+        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, cwd=Path(__file__).parents[1], env={**environment, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def call(self, command, arguments, folder):
+        request = {"command": command, "arguments": list(arguments), "folder": str(folder)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, **answer)
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=30)
+
+
+def _child(request, streams):
+    os.chdir(request["folder"])
+    for number, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream.fileno(), number)
+    sys.argv = [f"ncsn-{request['command']}", *request["arguments"]]
+    from ncsn_cli import cli
+
+    code = 0
+    try:
+        getattr(cli, request["command"])()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve():
+    import tempfile
+
+    import torch
+
+    import ncsn_cli.sample
+    import ncsn_cli.train  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+            child = os.fork()
+            if child == 0:
+                _child(json.loads(line), (out, error))
+            status = os.waitpid(child, 0)[1]
+            out.seek(0)
+            error.seek(0)
+            answer = {
+                "returncode": os.waitstatus_to_exitcode(status),
+                "stdout": out.read(),
+                "stderr": error.read(),
+            }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,375 @@
+"""The real commands, from an empty folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ncsn_cli.checkpoints import load_checkpoint
+
+from .forked import Server
+
+BIN = Path(sys.executable).parent
+QUICK = [
+    "trainer.steps=30", "trainer.batch_size=64", "trainer.eval_every=10", "trainer.log_every=5",
+    "schedule.num_levels=4", "dataset.num_samples=100", "plot=[]",
+]  # fmt: skip
+
+
+def run(command, *arguments, folder, **kwargs):
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.run(
+        [BIN / command, *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300, env=environment, **kwargs,
+    )  # fmt: skip
+
+
+def succeed(command, *arguments, folder):
+    """Run a command; returns the folder that it wrote."""
+    before = set(folder.glob("outputs/*/*/*"))
+    result = run(command, *arguments, folder=folder)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr, result.stderr
+    (written,) = set(folder.glob("outputs/*/*/*")) - before
+    return written
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return succeed("ncsn-train", *QUICK, "plot=[score,loss]", folder=folder)
+
+
+def test_a_training_run_writes_its_folder(trained):
+    assert read(trained / "status.json") == {"state": "done", "step": 30, "error": None}
+    metrics = read(trained / "metrics.json")
+    assert list(metrics) == [
+        "loss", "loss_floor", "excess_loss", "score_error", "sigmas", "score_error_per_level",
+        "seconds",
+    ]  # fmt: skip
+    assert metrics["loss"] - metrics["loss_floor"] == pytest.approx(
+        metrics["excess_loss"], rel=0.2
+    )
+    assert len(metrics["score_error_per_level"]) == 4
+    rows = (trained / "history.csv").read_text().splitlines()
+    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds"
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "5", "10", "15", "20", "25", "30"]
+    assert {p.name for p in (trained / "plots").iterdir()} == {"score.png", "loss.png"}
+    record = read(trained / "run.json")
+    assert record["command"].startswith("ncsn-train trainer.steps=30")
+    assert {"versions", "device", "threads", "seed", "start", "end", "seconds"} <= set(record)
+    assert (trained / "train.log").stat().st_size > 0
+    assert "paths" not in (trained / "config.yaml").read_text()
+    left = {p.name for p in trained.iterdir()} - {
+        ".hydra", "train.log", "config.yaml", "run.json", "status.json", "history.csv",
+        "checkpoints", "metrics.json", "plots",
+    }  # fmt: skip
+    assert not left
+
+
+def test_samples_from_a_checkpoint(trained, tmp_path):
+    out = succeed("ncsn-sample", f"checkpoint={trained}", "num_samples=300", folder=tmp_path)
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["samples"].shape == (300, 1)
+        assert arrays["samples"].dtype == np.float32
+        assert arrays["trajectories"].shape[1:] == (100, 1)
+        assert len(arrays["sigmas"]) == len(arrays["trajectories"])
+        assert np.array_equal(arrays["trajectories"][-1], arrays["samples"][:100])
+        assert np.array_equal(arrays["trajectories"][0], arrays["init"][:100])
+    metrics = read(out / "metrics.json")
+    assert metrics["num_samples"] == 300
+    assert metrics["score_evaluations"] == 400
+    for target in ("clean", "perturbed"):
+        for name in ("wasserstein", "mode_weights", "moments"):
+            entry = metrics[target][name]
+            assert entry["ratio"] == pytest.approx(entry["value"] / entry["floor"])
+            assert entry["floor_quantiles"][0] <= entry["floor"] <= entry["floor_quantiles"][1]
+    trained_error = read(trained / "metrics.json")["score_error"]
+    assert metrics["score_error"]["value"] == pytest.approx(trained_error, rel=0.2)
+    assert {"samples.png", "chains.png", "score.png"} == {
+        p.name for p in (out / "plots").iterdir()
+    }
+    # The effective configuration holds what the checkpoint supplied.
+    config = (out / "config.yaml").read_text()
+    assert "num_levels: 4" in config
+    assert "ncsn_cli.models.MLP" in config
+
+
+def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path):
+    quick = ["num_samples=50", "metric=[]", "plot=[]", "trajectories=0"]
+    merged = succeed(
+        "ncsn-sample", f"checkpoint={trained}", "++sampler.steps_per_level=3",
+        "++sampler.denoise=true", "init=normal", *quick, folder=tmp_path,
+    )  # fmt: skip
+    assert read(merged / "metrics.json")["score_evaluations"] == 13
+    replaced = succeed(
+        "ncsn-sample", f"checkpoint={trained}", "sampler=langevin", "sampler.steps=5", *quick,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert read(replaced / "metrics.json")["score_evaluations"] == 5
+    with np.load(replaced / "samples.npz") as arrays:
+        assert set(arrays) == {"samples", "init"}
+
+
+def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
+    arguments = [
+        "score=exact", "dataset=two_modes_2d", "sampler=langevin", "sampler.steps=20",
+        "num_samples=200",
+    ]  # fmt: skip
+    first = succeed("ncsn-sample", *arguments, "seed=3", folder=tmp_path)
+    again = succeed("ncsn-sample", *arguments, "seed=3", "plot=[]", folder=tmp_path)
+    other = succeed("ncsn-sample", *arguments, "seed=4", "plot=[]", folder=tmp_path)
+    draws = [np.load(out / "samples.npz")["samples"] for out in (first, again, other)]
+    assert np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    assert read(first / "metrics.json")["score_error"]["value"] == 0
+    assert {p.name for p in (first / "plots").iterdir()} == {
+        "samples.png", "chains.png", "score_norm.png",
+    }  # fmt: skip
+
+
+def test_a_mixture_from_the_command_line(tmp_path):
+    out = succeed(
+        "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
+        "dataset.means=[[0,0],[4,1]]", "dataset.stds=null",
+        "dataset.covariances=[[[1,.5],[.5,1]],[[.2,0],[0,.1]]]", "schedule=geometric",
+        "sampler=annealed_langevin", "sampler.steps_per_level=5", "num_samples=100", "plot=[]",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert read(out / "metrics.json")["perturbed"]["moments"]["expected_mean"] == [2.8, 0.7]
+
+
+def final_tensors(folder):
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    return load_checkpoint(newest)[0]
+
+
+def assert_same_run(first, second):
+    tensors, others = final_tensors(first), final_tensors(second)
+    for name in tensors:
+        assert torch.equal(tensors[name], others[name]), name
+    rows = [(f / "history.csv").read_text().splitlines() for f in (first, second)]
+    without_seconds = [[row.rpartition(",")[0] for row in table] for table in rows]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
+    arguments = [*QUICK, "plot=[score,loss]"]
+    part = succeed("ncsn-train", *arguments, "trainer.steps=20", folder=tmp_path)
+    whole = succeed("ncsn-train", *arguments, f"trainer.resume={part}", folder=tmp_path)
+    assert_same_run(whole, trained)
+    changed = run(
+        "ncsn-train", *arguments, "optimizer.lr=0.5", f"trainer.resume={part}", folder=tmp_path
+    )
+    assert changed.returncode == 2
+    assert "optimizer.lr=0.001" in changed.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number):
+    arguments = ["ncsn-train", *QUICK, "trainer.steps=1500", "trainer.checkpoint_every=100000"]
+    process = subprocess.Popen(
+        [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("outputs/train/runs/*/run.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, error
+    (stopped,) = tmp_path.glob("outputs/train/runs/*")
+    state = read(stopped / "status.json")
+    assert state["state"] == "interrupted"
+    assert 0 < state["step"] < 1500
+    resumed = succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
+    assert_same_run(resumed, succeed(*arguments, folder=tmp_path))
+
+
+def test_a_sweep_runs_every_combination(tmp_path):
+    out = succeed(
+        "ncsn-train", "-m", "seed=0,1", "loss.levels=all,random", *QUICK, "trainer.steps=2",
+        folder=tmp_path,
+    )  # fmt: skip
+    jobs = [job for job in out.iterdir() if job.is_dir()]
+    assert len(jobs) == 4
+    assert len({read(job / "metrics.json")["excess_loss"] for job in jobs}) == 4
+    assert "loss.levels=random" in read(out / "3" / "run.json")["command"]
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    result = run("ncsn-train", *QUICK, "optimizer=sgd", "optimizer.lr=1e30", folder=tmp_path)
+    assert result.returncode == 3
+    assert "loss is" in result.stderr
+    (out,) = tmp_path.glob("outputs/train/runs/*")
+    assert read(out / "status.json")["state"] == "diverged"
+    assert (out / "history.csv").is_file()
+
+
+def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
+    (tmp_path / "my_models.py").write_text(
+        "from ncsn_cli.models import MLP\n"
+        "class Mine(MLP):\n"
+        "    def __init__(self, dim, hidden):\n"
+        "        super().__init__(dim, hidden=[hidden], activation='tanh', conditional=True)\n"
+    )
+    options = tmp_path / "options" / "model"
+    options.mkdir(parents=True)
+    (options / "mine.yaml").write_text("_target_: my_models.Mine\nhidden: 6\n")
+    own = ["--config-dir", "options", "model=mine"]
+    out = succeed("ncsn-train", *own, *QUICK, folder=tmp_path)
+    quick = ["num_samples=20", "metric=[]", "plot=[]", "trajectories=0"]
+    result = run("ncsn-sample", f"checkpoint={out}", *quick, folder=tmp_path)
+    assert result.returncode == 2
+    assert "model._target_: my_models.Mine is no class of ncsn_cli" in result.stderr
+    succeed("ncsn-sample", *own, f"checkpoint={out}", *quick, folder=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["ncsn-train", "ncsn-sample"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["nosuchkey=1"]])
+def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path):
+    script = (
+        "import sys, runpy\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "sys.stderr.write('imported torch' if 'torch' in sys.modules else 'no torch')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(BIN / command), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.stderr.endswith("no torch")
+    if arguments == ["--help"]:
+        for text in ("ncsn-train experiment=mdsm_1d", "dataset: grid_2d", "sampler: annealed"):
+            assert text in result.stdout
+
+
+BAD_INPUTS = [
+    # command, arguments, exit code, what the message names
+    ("train", ["trainer.stps=3"], 2, "trainer.stps"),
+    ("train", ["nosuchkey=1"], 2, "nosuchkey"),
+    ("train", ["+nosuchkey=1"], 2, "nosuchkey"),
+    ("train", ["+model.foo=1"], 2, "model.foo"),
+    ("train", ["dataset=nosuchset"], 2, "dataset/nosuchset"),
+    ("train", ["experiment=nosuch"], 2, "experiment/nosuch"),
+    ("train", ["seed"], 2, "seed"),
+    ("train", ["schedule.sigma_min=-1"], 2, "schedule.sigma_min"),
+    ("train", ["schedule.sigma_min=30"], 2, "sigma_min (30) must be below sigma_max"),
+    ("train", ["schedule.sigma_max=nan"], 2, "schedule.sigma_max"),
+    ("train", ["schedule.num_levels=2.5"], 2, "schedule.num_levels"),
+    ("train", ["schedule=single"], 2, "schedule"),
+    ("train", ["dataset.weights=[.5,.6]"], 2, "dataset.weights"),
+    ("train", ["dataset.weights=[1]"], 2, "dataset.weights"),
+    ("train", ["dataset.stds=null", "dataset.covariances=[[[1]],[[-1]]]"], 2,
+     "dataset.covariances.1"),
+    ("train", ["dataset.stds=abc"], 2, "dataset.stds"),
+    ("train", ["dataset.num_samples=0"], 2, "dataset.num_samples"),
+    ("train", ["dataset.num_samples=null", "trainer.batch_size=null"], 2, "trainer.batch_size"),
+    ("train", ["trainer.steps=0"], 2, "trainer.steps"),
+    ("train", ["trainer.steps=ten"], 2, "trainer.steps"),
+    ("train", ["trainer.ema_decay=1"], 2, "trainer.ema_decay"),
+    ("train", ["optimizer.lr=abc"], 2, "optimizer.lr"),
+    ("train", ["optimizer.lr=nan"], 2, "optimizer.lr"),
+    ("train", ["optimizer.lr=-1"], 2, "optimizer"),
+    ("train", ["+optimizer.foo=1"], 2, "optimizer"),
+    ("train", ["model.activation=Relu"], 2, "model.activation"),
+    ("train", ["model.hidden=[0]"], 2, "model.hidden.0"),
+    ("train", ["loss.levels=some"], 2, "loss.levels"),
+    ("train", ["sampler.step_size=-1"], 2, "sampler.step_size"),
+    ("train", ["seed=1.5"], 2, "seed"),
+    ("train", ["seed=-1"], 2, "seed"),
+    ("train", ["seed=true"], 2, "seed"),
+    ("train", ["device=cuda:99"], 2, "device"),
+    ("train", ["device=gpu"], 2, "device"),
+    ("train", ["metric=[moments]"], 2, "metric"),
+    ("train", ["model._target_=ncsn_cli.models.Nothing"], 2, "model"),
+    ("train", ["trainer.resume=nowhere"], 66, "nowhere"),
+    ("train", ["paths.outputs=a_file/deeper"], 73, "a_file"),
+    ("sample", [], 2, "checkpoint"),
+    ("sample", ["score=exact"], 2, "dataset"),
+    ("sample", ["score=exact", "dataset=two_modes_1d"], 2, "sampler"),
+    ("sample", ["score=exact", "dataset=two_modes_1d", "sampler=annealed_langevin"], 2,
+     "schedule"),
+    ("sample", ["score=exact", "dataset=two_modes_1d", "dataset.stds=0", "sampler=langevin"], 2,
+     "is a point"),
+    ("sample", ["score=learned", "checkpoint=x"], 2, "score"),
+    ("sample", ["num_samples=0", "checkpoint=x"], 2, "num_samples"),
+    ("sample", ["checkpoint=nowhere"], 66, "nowhere"),
+    ("sample", ["checkpoint=empty_folder"], 66, "empty_folder"),
+    ("sample", ["checkpoint=a_file"], 65, "a_file"),
+    ("sample", ["checkpoint=foreign.safetensors"], 65, "foreign.safetensors"),
+    ("sample", ["checkpoint=truncated.safetensors"], 65, "truncated.safetensors"),
+    ("sample", ["checkpoint=TRAINED", "dataset=two_modes_2d"], 65, "dataset"),
+    ("sample", ["checkpoint=TRAINED", "++sampler.nosuch=1"], 2, "sampler.nosuch"),
+    ("sample", ["checkpoint=TRAINED", "init=uniform", "init.low=9"], 2, "init"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def forked():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def inputs(trained, tmp_path):
+    """A folder of things that are no checkpoints."""
+    (tmp_path / "a_file").write_text("no checkpoint\n")
+    (tmp_path / "empty_folder").mkdir()
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    whole = sorted((trained / "checkpoints").iterdir())[-1].read_bytes()
+    (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "TRAINED").symlink_to(trained)
+    return tmp_path
+
+
+def assert_refused(result, command, code, named, folder):
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 3, result.stderr
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+    for out in folder.glob("outputs/*/*/*"):
+        assert {p.name for p in out.iterdir()} <= {".hydra", f"{command}.log", "status.json"}
+        assert read(out / "status.json")["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "named"), BAD_INPUTS, ids=lambda value: str(value)[:60]
+)
+def test_bad_input_is_refused_before_any_work(command, arguments, code, named, inputs, forked):
+    result = forked.call(command, arguments, inputs)
+    assert_refused(result, command, code, named, inputs)
+
+
+@pytest.mark.parametrize("code", [2, 65, 66, 73])
+def test_the_real_command_refuses_with_each_exit_code(code, inputs):
+    command, arguments, _, named = next(case for case in BAD_INPUTS if case[2] == code)
+    result = run(f"ncsn-{command}", *arguments, folder=inputs)
+    assert_refused(result, command, code, named, inputs)
+
+
+def test_the_traceback_is_shown_on_request_and_always_logged(tmp_path):
+    result = subprocess.run(
+        [BIN / "ncsn-train", "trainer.steps=0"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"}, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+    (log,) = tmp_path.glob("outputs/train/runs/*/train.log")
+    assert "Traceback" in log.read_text()

@@ -1,0 +1,98 @@
+"""Every option composes, builds, and lists exactly the parameters of what it builds."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, get_method, instantiate
+from omegaconf import OmegaConf
+
+from ncsn_cli.cli import config_dir
+from ncsn_cli.jobs import GROUPS, SAMPLE_KEYS, TRAIN_KEYS, read_config
+
+CONFIGS = config_dir()
+RUNTIME = {"dim", "params", "scene", "self"}
+OPTIONS = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.glob("*/*.yaml")
+    if path.parent.name not in ("experiment", "hydra", "paths")
+)
+EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return read_config(compose(name, list(overrides)))
+
+
+def option(path):
+    group, name = path.split("/")
+    several = group in ("metric", "plot")
+    config = composed("train", f"{group}=[{name}]" if several else f"{group}={name}")
+    return config[group][name] if several else config[group]
+
+
+def parameters(target):
+    try:
+        function = get_class(target)
+        function = function.__init__ if target.startswith("ncsn_cli.models") else function
+    except ValueError:
+        function = get_method(target)
+    return set(inspect.signature(function).parameters) - RUNTIME
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_an_option_lists_every_parameter(path):
+    settings = option(path)
+    keys = {key for key in settings if not key.startswith("_")}
+    if settings["_target_"].startswith("ncsn_cli."):
+        assert keys == parameters(settings["_target_"])
+    else:
+        assert keys <= parameters(settings["_target_"])
+
+
+@pytest.mark.parametrize("path", [path for path in OPTIONS if not path.startswith("optimizer/")])
+def test_an_option_builds(path):
+    runtime = {"dim": 2} if path.startswith("model/") else {}
+    instantiate(option(path), _convert_="all", **runtime)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_serves_both_commands_and_names_its_source(name):
+    text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# Source: ")
+    for command in ("train", "sample"):
+        config = composed(command, f"experiment={name}")
+        for group in ("dataset", "schedule", "sampler", "init"):
+            instantiate(config[group], _convert_="all")
+
+
+def test_an_experiment_sets_no_values_of_a_group_other_than_the_trainer():
+    # They would leak into another option that the user picks.
+    for name in EXPERIMENTS:
+        body = OmegaConf.load(CONFIGS / "experiment" / f"{name}.yaml")
+        assert set(body) <= {"defaults", "trainer", *SAMPLE_KEYS, *TRAIN_KEYS}
+
+
+def test_values_of_an_experiment_give_way_to_the_command_line():
+    config = composed("sample", "experiment=ncsn_2d")
+    assert config["num_samples"] == 5000
+    assert config["sampler"]["step_size"] == 0.0005
+    config = composed("sample", "experiment=ncsn_2d", "num_samples=7", "sampler=langevin")
+    assert config["num_samples"] == 7
+    assert config["sampler"]["step_size"] == 0.01
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_both_commands_list_every_group(command):
+    defaults = OmegaConf.load(CONFIGS / f"{command}.yaml").defaults
+    listed = {key for entry in defaults if entry != "_self_" for key in entry}
+    assert set(GROUPS) <= listed
+    keys = TRAIN_KEYS if command == "train" else SAMPLE_KEYS
+    assert set(keys) <= set(composed(command))
+
+
+def test_the_wheel_ships_the_configs():
+    text = Path(__file__).parents[1].joinpath("pyproject.toml").read_text()
+    assert '"configs" = "ncsn_cli/configs"' in text

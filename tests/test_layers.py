@@ -1,0 +1,54 @@
+"""The import directions of the design, and that Hydra and matplotlib stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ncsn_cli
+
+PACKAGE = Path(ncsn_cli.__file__).parent
+LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
+ORCHESTRATION = ["runs", "checkpoints", "evaluation", "training"]
+CONSOLE = ["cli", "jobs", "train", "sample"]
+ALLOWED = {
+    "__init__": set(),
+    "scores": set(),
+    **{leaf: {"scores"} for leaf in LEAVES},
+    **{name: {"scores", *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
+    **{name: {"scores", *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},
+}
+
+
+def imports(module):
+    """Every module that ``module`` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_go_one_way(module):
+    names = imports(module)
+    own = {n.split(".")[1] for n in names if n.startswith("ncsn_cli.")} - {"__version__"}
+    assert own <= ALLOWED[module], f"{module} may not import {own - ALLOWED[module]}"
+    roots = {name.split(".")[0] for name in names}
+    if module not in CONSOLE:
+        assert not roots & {"hydra", "omegaconf"}
+    if module not in {"plots", "jobs"}:
+        assert "matplotlib" not in roots
+
+
+def test_the_start_imports_neither_torch_nor_matplotlib():
+    tree = ast.parse((PACKAGE / "cli.py").read_text())
+    top_level = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not any("torch" in line or "matplotlib" in line or "ncsn" in line for line in top_level)

@@ -1,0 +1,108 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_cli import plots
+from ncsn_cli.datasets import GaussianMixture, grid
+from ncsn_cli.evaluation import compose_scene
+from ncsn_cli.plots import _integrate
+from ncsn_cli.schedules import Geometric, Single
+from ncsn_cli.training import COLUMNS
+
+from .conftest import correlated_2d, stream, two_modes_1d
+
+CPU = torch.device("cpu")
+SIGMAS = Geometric(2.0, 0.5, 5).sigmas
+POINTS = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
+
+
+def training_scene(dataset, sigmas=SIGMAS):
+    history = {c: np.linspace(1, 0.1, 9) for c in COLUMNS}
+    history["excess_loss"][::2] = np.nan
+    return compose_scene(
+        dataset,
+        sigmas,
+        CPU,
+        score=lambda x, s: 0.9 * dataset.score(x, s),
+        data=dataset.sample(300, generator=stream()).numpy(),
+        history=history,
+        loss_floor=0.2,
+    )
+
+
+def sampling_scene(dataset, sigmas=SIGMAS, score=None):
+    paths = torch.randn(9, 20, dataset.dim, generator=stream())
+    return compose_scene(
+        dataset,
+        sigmas,
+        CPU,
+        score=score,
+        samples=dataset.sample(500, generator=stream(1)).numpy(),
+        exact=dataset.sample(500, generator=stream(2)).numpy(),
+        paths=paths.numpy(),
+        path_steps=np.arange(9),
+        path_sigmas=np.repeat(sigmas.numpy(), 9)[:: len(sigmas)],
+    )
+
+
+# What each picture needs: its dimension, and a training or a sampling scene.
+PICTURES = {
+    "density": ({1, 2}, {"train"}),
+    "score": ({1, 2}, {"train"}),
+    "score_norm": ({2}, {"train", "sample"}),
+    "score_error": ({2}, {"train"}),
+    "recovered_density": ({1}, {"train"}),
+    "loss": ({1, 2}, {"train"}),
+    "samples": ({1, 2}, {"sample"}),
+    "chains": ({1, 2}, {"sample"}),
+}
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d(), grid()])
+@pytest.mark.parametrize("name", plots.__all__)
+def test_pictures_are_drawn_where_they_apply(name, dataset):
+    dims, kinds = PICTURES[name]
+    for kind, scene in (("train", training_scene(dataset)), ("sample", sampling_scene(dataset))):
+        figure = getattr(plots, name)(scene)
+        if dataset.dim not in dims or kind not in kinds:
+            assert figure is None
+            continue
+        figure.savefig(io.BytesIO(), format="png")  # warnings are errors
+        for axes in figure.axes:
+            assert axes.get_xlabel() or axes.get_ylabel()
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_pictures_of_a_single_level(dataset):
+    for scene in (
+        training_scene(dataset, Single(sigma=0.3).sigmas),
+        sampling_scene(dataset, Single(sigma=0.0).sigmas),
+    ):
+        for name in plots.__all__:
+            if figure := getattr(plots, name)(scene):
+                figure.savefig(io.BytesIO(), format="png")
+
+
+def test_three_dimensions_have_no_pictures():
+    dataset = GaussianMixture(weights=[1.0], means=[[0, 0, 0]], stds=1.0)
+    assert compose_scene(dataset, SIGMAS, CPU) is None
+
+
+def test_the_density_is_recovered_from_the_true_score():
+    # Trapezoid rule on 801 points over 16 units: h^2/12 times the third derivative of log p.
+    scene = training_scene(two_modes_1d())
+    for density, score in zip(scene.densities, scene.true_scores, strict=True):
+        recovered = _integrate(scene.axes[0], score[:, 0])
+        mass = np.trapezoid(density, scene.axes[0])  # what lies beyond the picture is not seen
+        np.testing.assert_allclose(recovered * mass, density, atol=2e-4)
+
+
+def test_the_grid_runs_the_way_the_pictures_say():
+    # A mode at (-2, 0) and one at (1, 1): the image's rows are x_2, its columns x_1.
+    scene = sampling_scene(correlated_2d())
+    image = plots._map(scene.densities[-1], scene)
+    row, column = np.unravel_index(image.argmax(), image.shape)
+    assert scene.axes[0][column] == pytest.approx(1, abs=0.2)
+    assert scene.axes[1][row] == pytest.approx(1, abs=0.2)
