@@ -47,33 +47,31 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         BadCheckpointError: If it is damaged or not one of ours.
     """
     if not path.is_file():
-        raise MissingInputError(f"checkpoint: there is no file {path}")
+        raise MissingInputError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["ncsn_cli"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         digest = record.pop("sha256")
     except KeyError:
-        raise BadCheckpointError(f"checkpoint: {path} was not written by ncsn-train") from None
+        raise BadCheckpointError(f"{path}: this is no checkpoint of ncsn-train") from None
     except (SafetensorError, ValueError, AttributeError, TypeError) as error:
-        raise BadCheckpointError(
-            f"checkpoint: {path} is damaged or no checkpoint ({error})"
-        ) from None
+        raise BadCheckpointError(f"{path}: damaged, or no checkpoint ({error})") from None
     if digest != _digest(tensors, record):
-        raise BadCheckpointError(f"checkpoint: {path} is damaged (its SHA-256 does not match)")
+        raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
     return tensors, record
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint file that ``path`` means: itself, or a run folder's newest."""
     if not path.exists():
-        raise MissingInputError(f"checkpoint: there is no file or folder {path}")
+        raise MissingInputError(f"{path}: there is no such file or folder")
     if not path.is_dir():
         return path
     found = sorted((path / "checkpoints").glob("step_*.safetensors"))
     if not found:
         raise MissingInputError(
-            f"checkpoint: {path} has no checkpoints; give the folder of a run of ncsn-train"
+            f"{path}: no checkpoints in this folder; give that of a run of ncsn-train"
         )
     return found[-1]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -104,13 +104,11 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
         return [str(error)], code
     if isinstance(error, KeyboardInterrupt):
         return ["stopped from the keyboard"], 130
+    if isinstance(error, OverrideParseException):
+        return [f"{error.override}: {' '.join(_shorten(str(error)))}"], 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _shorten(str(error)), 2
-    if (
-        isinstance(error, MemoryError)
-        or "allocate memory" in str(error)
-        or ("OutOfMemory" in type(error).__name__)
-    ):
+        return _shorten(str(error))[: 2 if job_started else 3], 2  # Hydra adds a line for a job
+    if _is_out_of_memory(error):
         return ["out of memory; lower trainer.batch_size or num_samples"], 71
     if isinstance(error, OSError):
         place = error.filename or "the output folder"
@@ -118,22 +116,30 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
             return [f"{place}: {error.strerror}; what was saved before is whole"], 74
         return [f"{place}: {error.strerror}; choose another place with paths.outputs=FOLDER"], 73
     what = " ".join(str(error).split()) or "no message"
+    if not job_started:
+        return [what], 2
     return [
         f"internal error: {type(error).__name__}: {what}",
         "The log in the run's folder has the traceback; HYDRA_FULL_ERROR=1 shows it here.",
     ], 1
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On the CPU torch raises a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "can't allocate memory" in str(error)
+    )
+
+
 def _shorten(message: str) -> list[str]:
     """Hydra's explanations, of many lines, in at most three."""
-    if match := re.search(r"full_key: (\S+)", message):
-        key = match.group(1)
-        if "is not in struct" in message:
-            return [f"{key}: there is no such key; --cfg job lists them"]
+    if match := re.search(r"Could not override '(.*)'\.\n(?:To append|Key)", message):
+        return [f"{match[1]}: there is no such key; --cfg job lists them"]
     if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)
-        if options:
-            names = ", ".join(options.group(1).split())
-            return [f"{match.group(1)}: there is no such option; choose from {names}"]
+        remedy = f"choose from {', '.join(options[1].split())}" if options else "see --help"
+        return [f"{match[1]}: there is no such option; {remedy}"]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

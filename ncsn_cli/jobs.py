@@ -103,6 +103,8 @@ def _reason(key: str, error: BaseException) -> str:
     if isinstance(error, ConfigError):
         return f"{key}.{error}"
     if not isinstance(error, ValidationError):
+        if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            return f"{key}.{match[1]}: there is no such key"
         return f"{key}: {' '.join(str(error).split())}"
     errors = error.errors(include_url=False)
     location, first = errors[0]["loc"], errors[0]
@@ -113,9 +115,15 @@ def _reason(key: str, error: BaseException) -> str:
         return f"{place}: there is no such key"
     if "missing" in first["type"]:
         return f"{place}: this key is missing"
-    messages = dict.fromkeys(e["msg"] for e in errors if e["loc"][:1] == location[:1])
-    message = " or ".join(messages).removeprefix("Value error, ")
-    return f"{place}: {message}" + (f", got {first['input']!r}" if location else "")
+    messages = dict.fromkeys(
+        e["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+        for e in errors
+        if e["loc"][:1] == location[:1]
+    )
+    message = " or ".join(messages)
+    if not location:
+        return f"{place}: {message}"
+    return f"{place}: it should {message}, got {first['input']!r}"
 
 
 def choose_device(name: str) -> torch.device:

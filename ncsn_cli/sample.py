@@ -144,7 +144,7 @@ def _read_checkpoint(run: SampleSettings) -> tuple[dict[str, Tensor], Config]:
     path = find_checkpoint(Path(run.checkpoint))
     tensors, record = load_checkpoint(path)
     if not isinstance(record.get("config"), dict):
-        raise BadCheckpointError(f"checkpoint: {path} has no configuration")
+        raise BadCheckpointError(f"{path}: this checkpoint has no configuration")
     return tensors, record["config"]
 
 
@@ -178,9 +178,8 @@ def _network(
     try:
         network.load_state_dict(weights)
     except RuntimeError:
-        raise BadCheckpointError(
-            f"checkpoint: its weights do not fit {config['model']['_target_']} in D = {dim};"
-            " was another dataset chosen?"
+        raise ConfigError(
+            f"dataset: D = {dim} does not fit the checkpoint's network; choose another dataset"
         ) from None
     return network.eval()
 

@@ -105,9 +105,10 @@ def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
 
 def _check_learning_rate(config: Config) -> None:
     """Torch's optimizers take nan, and answer a text with an error that does not name the key."""
-    lr = (config.get("optimizer") or {}).get("lr", 0.0)
-    if isinstance(lr, bool) or not isinstance(lr, float | int) or not math.isfinite(lr):
-        raise ConfigError(f"optimizer.lr: it must be a finite number, got {lr!r}")
+    lr = (config.get("optimizer") or {}).get("lr", 1.0)
+    is_number = isinstance(lr, float | int) and not isinstance(lr, bool)
+    if not is_number or not 0 < lr < math.inf:
+        raise ConfigError(f"optimizer.lr: it should be a finite number above 0, got {lr!r}")
 
 
 def _save(folder: RunFolder, training: Training, config: Config, history: list[Row]) -> None:

@@ -100,9 +100,9 @@ def test_a_run_means_its_newest_checkpoint(tmp_path, path):
     assert find_checkpoint(path) == path
     with pytest.raises(MissingInputError, match="no checkpoints"):
         find_checkpoint(path.parent)
-    with pytest.raises(MissingInputError, match="no file or folder"):
+    with pytest.raises(MissingInputError, match="no such file or folder"):
         find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(MissingInputError, match="no file"):
+    with pytest.raises(MissingInputError, match="no such file"):
         load_checkpoint(tmp_path / "nowhere")
 
 
