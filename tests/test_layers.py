@@ -14,7 +14,7 @@ CONSOLE = ["cli", "jobs", "train", "sample"]
 ALLOWED = {
     "__init__": set(),
     "scores": set(),
-    **{leaf: {"scores"} for leaf in LEAVES},
+    **{leaf: {"scores", leaf} for leaf in LEAVES},
     **{name: {"scores", *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
     **{name: {"scores", *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},
 }
@@ -23,7 +23,9 @@ ALLOWED = {
 def imports(module):
     """Every module that ``module`` imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    folder = PACKAGE / module
+    files = folder.glob("*.py") if folder.is_dir() else [PACKAGE / f"{module}.py"]
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -33,7 +35,9 @@ def imports(module):
 
 
 def test_every_module_has_its_layer():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ALLOWED)
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert files | folders == set(ALLOWED)
 
 
 @pytest.mark.parametrize("module", ALLOWED)

@@ -7,7 +7,8 @@ import torch
 from ncsn_cli import plots
 from ncsn_cli.datasets import GaussianMixture, grid
 from ncsn_cli.evaluation import compose_scene
-from ncsn_cli.plots import _integrate
+from ncsn_cli.plots.canvas import as_image
+from ncsn_cli.plots.fields import _integrate
 from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.training import COLUMNS
 
@@ -102,7 +103,7 @@ def test_the_density_is_recovered_from_the_true_score():
 def test_the_grid_runs_the_way_the_pictures_say():
     # A mode at (-2, 0) and one at (1, 1): the image's rows are x_2, its columns x_1.
     scene = sampling_scene(correlated_2d())
-    image = plots._map(scene.densities[-1], scene)
+    image = as_image(scene.densities[-1], scene)
     row, column = np.unravel_index(image.argmax(), image.shape)
     assert scene.axes[0][column] == pytest.approx(1, abs=0.2)
     assert scene.axes[1][row] == pytest.approx(1, abs=0.2)

@@ -1,0 +1,20 @@
+"""Pictures of the truth and of what was learned or sampled: a ``Scene`` in, a ``Figure`` out.
+
+A function returns None where its picture does not apply.
+"""
+
+from ncsn_cli.plots.data import density
+from ncsn_cli.plots.fields import recovered_density, score, score_error, score_norm
+from ncsn_cli.plots.learning import loss
+from ncsn_cli.plots.sampling import chains, samples
+
+__all__ = [
+    "chains",
+    "density",
+    "loss",
+    "recovered_density",
+    "samples",
+    "score",
+    "score_error",
+    "score_norm",
+]

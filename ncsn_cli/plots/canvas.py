@@ -1,0 +1,106 @@
+"""The look of every picture: colours, axes, levels.
+
+Truth is blue, what was learned or sampled is vermilion (Okabe & Ito's palette, safe for colour-
+blind readers), levels run through viridis from sigma_max (yellow) to sigma_min (dark).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ncsn_cli.scores import Scene
+
+Array = NDArray[np.float64]
+
+TRUTH, MODEL, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
+_STYLE: dict[Any, Any] = {
+    "font.size": 13,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 2,
+    "savefig.dpi": 130,
+    "figure.facecolor": "white",
+}
+mpl.rcParams.update(_STYLE)
+
+
+def new_figure(
+    rows: int, columns: int, width: float = 4.6, height: float = 4.3
+) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels, ``width`` x ``height`` inches each, and the panels row by row."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def as_image(values: Array, scene: Scene) -> Array:
+    """Values on the grid (G,) as an image, rows along the second axis."""
+    return values.reshape(len(scene.axes[0]), len(scene.axes[1])).T
+
+
+def square(axes: Axes, scene: Scene) -> None:
+    """Show the grid of D = 2 with axes of one scale."""
+    (x, y) = scene.axes
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="$x_1$", ylabel="$x_2$")
+    axes.set_aspect("equal")
+
+
+def heat_map(
+    axes: Axes,
+    values: Array,
+    scene: Scene,
+    label: str | None = None,
+    **style: Any,  # noqa: ANN401
+) -> QuadMesh:
+    """Values on the grid (G,) of D = 2 as colours, with a bar of their own if there is a label."""
+    mesh = axes.pcolormesh(*scene.axes, as_image(values, scene), rasterized=True, **style)
+    if label is not None:
+        axes.figure.colorbar(mesh, ax=axes, shrink=0.75, label=label)
+    square(axes, scene)
+    return mesh
+
+
+def contours(axes: Axes, values: Array, scene: Scene, colour: str) -> None:
+    """Lines where a density (G,) has fallen from its peak as a Gaussian at 1, ..., 4 std."""
+    levels = values.max() * np.exp(-0.5 * np.array([4.0, 3.0, 2.0, 1.0]) ** 2)
+    axes.contour(*scene.axes, as_image(values, scene), levels=levels, colors=colour, linewidths=1)
+
+
+def scatter(
+    axes: Axes, points: NDArray[np.float32], scene: Scene, colour: str, size: float = 4
+) -> None:
+    """Points (N, 2), the fainter the more there are."""
+    alpha = float(np.clip(1500 / len(points), 0.15, 0.8))
+    x, y = points.T
+    axes.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, rasterized=True)
+
+
+def _level_norm(scene: Scene) -> Normalize:
+    low, high = scene.sigmas[-1], scene.sigmas[0]
+    return LogNorm(low, high) if 0 < low < high else Normalize(low, high + 1)
+
+
+def level_colour(sigma: float, scene: Scene) -> tuple[float, float, float, float]:
+    """The colour of a level; the palest yellow is left out."""
+    return mpl.colormaps["viridis"](0.92 * _level_norm(scene)(sigma))
+
+
+def level_bar(figure: Figure, axes: list[Axes], scene: Scene) -> None:
+    """The bar that says which colour is which level."""
+    if len(scene.sigmas) > 1:
+        mappable = ScalarMappable(_level_norm(scene), "viridis")
+        bar = figure.colorbar(mappable, ax=axes, label=r"level $\sigma$")
+        ticks = np.geomspace(scene.sigmas[-1], scene.sigmas[0], 4)
+        bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
+        bar.minorticks_off()

@@ -1,0 +1,136 @@
+"""Scores on a grid, true and learned, and the density that a score implies."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from ncsn_cli.plots.canvas import (
+    MODEL,
+    NEUTRAL,
+    TRUTH,
+    Array,
+    as_image,
+    contours,
+    heat_map,
+    level_bar,
+    level_colour,
+    new_figure,
+    square,
+)
+from ncsn_cli.scores import Scene
+
+
+def score(scene: Scene) -> Figure | None:
+    """The true score and, beside it, the learned one, at every level shown."""
+    if scene.scores is None:
+        return None
+    if scene.dim == 1:
+        return _score_lines(scene, scene.true_scores[..., 0], scene.scores[..., 0])
+    return _score_arrows(scene, scene.true_scores, scene.scores)
+
+
+def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
+    figure, panels = new_figure(1, 3, width=5)
+    (x,) = scene.axes
+    fields = {"true score": true, "learned score": learned, "learned $-$ true": learned - true}
+    for axes, (title, values) in zip(panels, fields.items(), strict=True):
+        for sigma, line in zip(scene.sigmas, values, strict=True):
+            axes.plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
+        axes.axhline(0, color=NEUTRAL, linewidth=0.8)
+        axes.set(xlabel="$x$", title=title, ylim=_range(true))
+    panels[0].set_ylabel(r"$\nabla \log p_\sigma(x)$")
+    level_bar(figure, panels, scene)
+    return figure
+
+
+def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
+    figure, panels = new_figure(2, len(scene.sigmas))
+    stride = max(1, len(scene.axes[0]) // 20)
+    every = slice(stride // 2, None, stride)
+    x, y = (axis[every] for axis in scene.axes)
+    rows = [("true", true, TRUTH), ("learned", learned, MODEL)]
+    cells = [(row, level) for row in rows for level in range(len(scene.sigmas))]
+    for axes, ((name, field, colour), level) in zip(panels, cells, strict=True):
+        u, v = (as_image(component, scene)[every, every] for component in field[level].T)
+        longest = np.linalg.norm(true[level], axis=-1).max()
+        contours(axes, scene.densities[level], scene, "0.75")
+        axes.quiver(
+            x, y, u, v, color=colour, width=0.005,
+            angles="xy", scale_units="xy", scale=0.8 * longest / (x[1] - x[0]),
+        )  # fmt: skip
+        axes.set_title(rf"{name}, $\sigma$ = {scene.sigmas[level]:.3g}")
+        square(axes, scene)
+    return figure
+
+
+def score_norm(scene: Scene) -> Figure | None:
+    """The norm of the true score and, below it, of the learned one, D = 2."""
+    if scene.dim != 2:
+        return None
+    fields = [("true", scene.true_scores)]
+    if scene.scores is not None:
+        fields.append(("learned", scene.scores))
+    figure, panels = new_figure(len(fields), len(scene.sigmas))
+    cells = [(field, level) for field in fields for level in range(len(scene.sigmas))]
+    for axes, ((name, field), level) in zip(panels, cells, strict=True):
+        largest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+        norm = np.linalg.norm(field[level], axis=-1)
+        heat_map(axes, norm, scene, "norm (1/length)", cmap="cividis", vmin=0, vmax=largest)
+        axes.set_title(rf"‖{name} score‖, $\sigma$ = {scene.sigmas[level]:.3g}")
+    return figure
+
+
+def score_error(scene: Scene) -> Figure | None:
+    """Where the learned score errs, sigma ||s - grad log p_sigma|| (no unit), D = 2."""
+    if scene.dim != 2 or scene.scores is None:
+        return None
+    errors = np.linalg.norm(scene.scores - scene.true_scores, axis=-1) * scene.sigmas[:, None]
+    norm = LogNorm(vmin=1e-3, vmax=max(1.0, float(errors.max())))
+    figure, panels = new_figure(1, len(scene.sigmas))
+    for axes, sigma, error, density in zip(
+        panels, scene.sigmas, errors, scene.densities, strict=True
+    ):
+        mesh = heat_map(axes, error.clip(1e-3), scene, cmap="magma", norm=norm)
+        contours(axes, density, scene, "white")
+        axes.set_title(rf"$\sigma$ = {sigma:.3g}")
+    label = r"$\sigma\,\|s - \nabla\log p_\sigma\|$"
+    figure.colorbar(mesh, ax=list(panels), shrink=0.8, label=label)
+    figure.suptitle("Error of the learned score; contours: the density, where it matters")
+    return figure
+
+
+def recovered_density(scene: Scene) -> Figure | None:
+    """The density whose score was learned, exp of its integral, beside p_sigma, D = 1."""
+    if scene.dim != 1 or scene.scores is None:
+        return None
+    (x,) = scene.axes
+    figure, panels = new_figure(1, 2, width=6.5)
+    recovered = [_integrate(x, values[:, 0]) for values in scene.scores]
+    for sigma, line in zip(scene.sigmas, recovered, strict=True):
+        panels[0].plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
+    for values in scene.densities:
+        panels[0].plot(x, values, color="black", linestyle=":", linewidth=1)
+    panels[0].set(xlabel="$x$", ylabel="density", title="recovered at every level (dotted: true)")
+    if scene.clean_density is not None:
+        panels[1].plot(x, scene.clean_density, color=NEUTRAL, linestyle="--", label="$p$")
+    panels[1].plot(x, scene.densities[-1], color=TRUTH, label=r"$p_\sigma$")
+    panels[1].plot(x, recovered[-1], color=MODEL, label="recovered from the score")
+    panels[1].set(xlabel="$x$", title=rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}")
+    panels[1].legend()
+    level_bar(figure, [panels[0]], scene)
+    return figure
+
+
+def _integrate(x: Array, derivative: Array) -> Array:
+    """Exp of the integral of ``derivative`` by the trapezoid rule, normalised to mass 1."""
+    steps = (derivative[1:] + derivative[:-1]) / 2 * np.diff(x)
+    log_density = np.concatenate([[0.0], np.cumsum(steps)])
+    unnormalised = np.exp(log_density - log_density.max())
+    return np.asarray(unnormalised / np.trapezoid(unnormalised, x))
+
+
+def _range(values: Array) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return low - 0.1 * (high - low), high + 0.1 * (high - low)

@@ -1,0 +1,42 @@
+"""How the loss fell."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ncsn_cli.plots.canvas import MODEL, TRUTH, new_figure
+from ncsn_cli.scores import Scene
+
+
+def loss(scene: Scene) -> Figure | None:
+    """The loss of each logged batch over its floor, and the excess loss."""
+    if scene.history is None or len(scene.history["step"]) < 2:
+        return None
+    history = scene.history
+    figure, (left, right) = new_figure(1, 2, width=6.5)
+    left.plot(history["step"], history["loss"], color=MODEL, linewidth=1.2, label="batch loss")
+    if scene.loss_floor is not None:
+        left.axhline(
+            scene.loss_floor,
+            color=TRUTH,
+            linestyle="--",
+            label=f"floor {scene.loss_floor:.4g}: the true score's loss",
+        )
+    # The first steps may be far above the rest, which is what there is to see.
+    top = 1.15 * float(np.quantile(history["loss"], 0.95))
+    left.set(xlabel="step", ylabel="loss", title="loss", ylim=(None, top))
+    left.legend()
+    known = np.isfinite(history["excess_loss"])
+    right.semilogy(
+        history["step"][known],
+        history["excess_loss"][known],
+        color=MODEL,
+        marker="o",
+        markersize=4,
+    )
+    right.set(
+        xlabel="step", title="excess loss: " + r"$\frac{\lambda}{2}\,E\|s-\nabla\log p_\sigma\|^2$"
+    )
+    right.grid(which="both", alpha=0.25)
+    return figure

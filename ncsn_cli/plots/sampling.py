@@ -1,0 +1,108 @@
+"""Samples and chains against the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ncsn_cli.plots.canvas import MODEL, TRUTH, Array, contours, new_figure, scatter, square
+from ncsn_cli.scores import Scene
+
+
+def samples(scene: Scene) -> Figure | None:
+    """The samples beside the truth."""
+    if scene.samples is None or scene.exact is None:
+        return None
+    sigma = scene.sigmas[-1]
+    num = f"{len(scene.samples):,} samples"
+    if scene.dim == 1:
+        figure, (axes,) = new_figure(1, 1, width=8)
+        (x,) = scene.axes
+        axes.hist(
+            scene.samples[:, 0],
+            bins=np.linspace(x[0], x[-1], 101).tolist(),
+            density=True,
+            color=MODEL,
+            alpha=0.45,
+            label=num,
+        )
+        if sigma > 0:
+            axes.plot(
+                x, scene.densities[-1], color=TRUTH, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
+            )
+        if scene.clean_density is not None:
+            axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
+        axes.set(xlabel="$x$", ylabel="density", title="Samples against the truth")
+        axes.legend()
+        return figure
+    figure, panels = new_figure(1, 2, width=5.5)
+    names = rf"exact draws from $p_\sigma$, $\sigma$ = {sigma:.3g}", num
+    for axes, points, name, colour in zip(
+        panels, (scene.exact, scene.samples), names, (TRUTH, MODEL), strict=True
+    ):
+        contours(axes, scene.densities[-1], scene, "0.6")
+        scatter(axes, points[:10_000], scene, colour)
+        _write_shares(axes, points, scene)
+        axes.set_title(name)
+        square(axes, scene)
+    return figure
+
+
+def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None:
+    """The share of points nearest to each mode, beside it, where there are few."""
+    if len(scene.modes) > 4:
+        return
+    distances = np.linalg.norm(points[:, None] - scene.modes, axis=-1)  # (N, K)
+    shares = np.bincount(distances.argmin(axis=1), minlength=len(scene.modes)) / len(points)
+    for mode, share in zip(scene.modes, shares, strict=True):
+        axes.annotate(
+            f"{share:.1%}",
+            mode,
+            (0, 46),
+            textcoords="offset points",
+            ha="center",
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )
+
+
+def chains(scene: Scene) -> Figure | None:
+    """Chains over time, on the density of the level that they are at."""
+    if scene.paths is None or scene.path_densities is None:
+        return None
+    assert scene.path_sigmas is not None and scene.path_steps is not None
+    if scene.dim == 1:
+        return _chains_1d(scene, scene.paths, scene.path_densities, scene.path_steps)
+    figure, panels = new_figure(1, 5, width=3.4, height=3.9)
+    frames = np.linspace(0, len(scene.paths) - 1, 5).round().astype(int)
+    for axes, frame in zip(panels, frames, strict=True):
+        contours(axes, scene.path_densities[frame], scene, "0.6")
+        scatter(axes, scene.paths[frame], scene, MODEL, size=14)
+        title = "start" if frame == 0 else rf"step {scene.path_steps[frame]:,}, $\sigma$ = "
+        axes.set_title(title if frame == 0 else title + f"{scene.path_sigmas[frame]:.3g}")
+        square(axes, scene)
+    figure.suptitle(f"{scene.paths.shape[1]} chains on the density of their level")
+    return figure
+
+
+def _chains_1d(
+    scene: Scene, paths: NDArray[np.float32], densities: Array, steps: NDArray[np.int64]
+) -> Figure:
+    figure, (axes,) = new_figure(1, 1, width=9)
+    (x,) = scene.axes
+    shading = (densities / densities.max(axis=1, keepdims=True)).T  # (G, frames)
+    axes.pcolormesh(steps, x, shading, cmap="Blues", vmax=1.6, rasterized=True)
+    axes.plot(steps, paths[:, :40, 0], color=MODEL, linewidth=0.7, alpha=0.55)
+    assert scene.path_sigmas is not None
+    for frame in np.flatnonzero(np.diff(scene.path_sigmas)):
+        axes.axvline(steps[frame], color="white", linewidth=0.6)
+    axes.set(
+        xlabel="step",
+        ylabel="$x$",
+        ylim=(x[0], x[-1]),
+        xlim=(steps[0], steps[-1]),
+        title=rf"{min(40, paths.shape[1])} chains, $\sigma$ from {scene.path_sigmas[0]:.3g} to "
+        rf"{scene.path_sigmas[-1]:.3g}; shade: $p_\sigma$",
+    )
+    return figure
