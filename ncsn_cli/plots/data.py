@@ -41,7 +41,7 @@ def density(scene: Scene) -> Figure | None:
         axes.legend()
         level_bar(figure, [axes], scene)
         return figure
-    figure, panels = new_figure(1, len(scene.sigmas))
+    figure, panels = new_figure(1, len(scene.sigmas), height=3.9)
     for axes, sigma, values in zip(panels, scene.sigmas, scene.densities, strict=True):
         heat_map(axes, values, scene, "density", cmap="Blues")
         axes.set_title(rf"$p_\sigma$, $\sigma$ = {sigma:.3g}")

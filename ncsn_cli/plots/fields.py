@@ -72,7 +72,7 @@ def score_norm(scene: Scene) -> Figure | None:
     fields = [("true", scene.true_scores)]
     if scene.scores is not None:
         fields.append(("learned", scene.scores))
-    figure, panels = new_figure(len(fields), len(scene.sigmas))
+    figure, panels = new_figure(len(fields), len(scene.sigmas), height=3.7)
     cells = [(field, level) for field in fields for level in range(len(scene.sigmas))]
     for axes, ((name, field), level) in zip(panels, cells, strict=True):
         largest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
