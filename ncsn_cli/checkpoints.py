@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +48,29 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         MissingInputError: If there is no such file.
         BadCheckpointError: If it is damaged or not one of ours.
     """
-    if not path.is_file():
-        raise MissingInputError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["ncsn_cli"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        digest = record.pop("sha256")
+        whole = record.pop("sha256") == _digest(tensors, record)
+    except OSError as error:
+        raise MissingInputError(f"{path}: {error.strerror or 'No such file'}") from None
     except KeyError:
         raise BadCheckpointError(f"{path}: this is no checkpoint of ncsn-train") from None
-    except (SafetensorError, ValueError, AttributeError, TypeError) as error:
+    except (SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadCheckpointError(f"{path}: damaged, or no checkpoint ({error})") from None
-    if digest != _digest(tensors, record):
+    if not whole:
         raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
     return tensors, record
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint file that ``path`` means: itself, or a run folder's newest."""
-    if not path.exists():
-        raise MissingInputError(f"{path}: there is no such file or folder")
-    if not path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        raise MissingInputError(f"{path}: {error.strerror}") from None
+    if not is_folder:
         return path
     found = sorted((path / "checkpoints").glob("step_*.safetensors"))
     if not found:
@@ -76,25 +80,20 @@ def find_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def build(settings: dict[str, Any], **runtime: Any) -> Any:  # noqa: ANN401
-    """The object that a checkpoint's settings describe, of this package's own classes only.
-
-    Args:
-        settings: ``_target_``, a public name of a module of this package, and its parameters.
-        **runtime: Parameters known only now.
+def known_class(target: object) -> Callable[..., Any]:
+    """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
 
     Raises:
-        ConfigError: If ``_target_`` is anything else.
+        ConfigError: If it is anything else.
     """
-    parameters = {**settings, **runtime}
-    target = str(parameters.pop("_target_", None))
-    module, _, name = target.rpartition(".")
+    module, _, name = str(target).rpartition(".")
     if module not in _MODULES or name not in importlib.import_module(module).__all__:
         raise ConfigError(
             f"_target_: {target} is no class of ncsn_cli, and a checkpoint may name no other;"
             " choose that group again on the command line"
         )
-    return getattr(importlib.import_module(module), name)(**parameters)
+    known: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return known
 
 
 def _digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -53,8 +54,14 @@ def _run(name: str) -> None:
     sys.path.append(os.getcwd())  # a user's own classes
     state = _Progress()
 
+    # Quiet in `ncsn-train --help | head`; but a job must not die with whoever reads its output.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
     def job(cfg: DictConfig) -> None:
         state.job_started = True
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         try:
             task: Callable[[DictConfig], None] = getattr(
                 importlib.import_module(f"ncsn_cli.{name}"), name
@@ -74,6 +81,13 @@ def _run(name: str) -> None:
         for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
             print(line, file=sys.stderr)
         sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGHUP and SIGTERM end a job as Ctrl-C does, so that its folder says so."""
+    from ncsn_cli.scores import InterruptedRun
+
+    raise InterruptedRun("stopped by a signal", number)
 
 
 class _Progress:
@@ -136,7 +150,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _shorten(message: str) -> list[str]:
     """Hydra's explanations, of many lines, in at most three."""
     if match := re.search(r"Could not override '(.*)'\.\n(?:To append|Key)", message):
-        return [f"{match[1]}: there is no such key; --cfg job lists them"]
+        key = match[1]
+        advice = f"; ++{key}=... changes a checkpoint's value" if "." in key else ""
+        return [f"{key}: there is no such key here, see --cfg job{advice}"]
     if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)
         remedy = f"choose from {', '.join(options[1].split())}" if options else "see --help"

@@ -58,6 +58,8 @@ class GaussianMixture(Dataset):
         self._means = _rectangular(means, "means")
         if self._means.ndim == 1:
             self._means = self._means[:, None]  # (K, D)
+        if self._means.ndim != 2 or self._means.shape[1] == 0:
+            raise ConfigError("means: a list of numbers, or of lists of D numbers, is needed")
         num_components, self.dim = self._means.shape
         if len(weights) != num_components:
             raise ConfigError(f"weights: {len(weights)} of them, but {num_components} means")
@@ -90,16 +92,18 @@ class GaussianMixture(Dataset):
         if tuple(matrices.shape) != expected:
             raise ConfigError(f"covariances: shape {tuple(matrices.shape)}, expected {expected}")
         variances, rotations = torch.linalg.eigh(matrices)
-        for k in range(len(matrices)):
-            scale = float(matrices[k].abs().max())
+        scales = matrices.abs().amax((1, 2))  # (K,)
+        for k, scale in enumerate(scales.tolist()):
             if float((matrices[k] - matrices[k].T).abs().max()) > 1e-9 * scale:
                 raise ConfigError(f"covariances.{k}: not symmetric")
-            if float(variances[k].min()) < -1e-9 * scale:
-                smallest = float(variances[k].min())
+            smallest = float(variances[k].min())
+            if smallest < -1e-9 * scale:
                 raise ConfigError(
                     f"covariances.{k}: not positive semidefinite, smallest eigenvalue {smallest:g}"
                 )
-        return variances.clamp(min=0), rotations
+        # A singular matrix has eigenvalues of rounding's size: they are 0.
+        rounding = 1e-12 * scales[:, None]
+        return torch.where(variances < rounding, 0.0, variances), rotations
 
     @property
     def mean(self) -> Tensor:
@@ -188,16 +192,18 @@ class GaussianMixture(Dataset):
         variances = self._variances + sigma**2
         margin = 7 * variances.max().sqrt()
         low, high = self._means.amin(0) - margin, self._means.amax(0) + margin
-        sizes = ((high - low) / (variances.min().sqrt() / 3)).ceil().int().tolist()
+        sizes = ((high - low) / (variances.min().sqrt() / 3)).ceil().tolist()
+        chunk = max(1, 2_000_000 // len(self._weights))  # of points, for the memory that K asks
         if self.dim > 2 or math.prod(sizes) * len(self._weights) > 3e7:
             x = self.sample(200_000, sigma=sigma, generator=random_stream(0, "fisher")).double()
-            return float(self.score(x, sigma).square().sum(-1).mean())
+            squares = [self.score(part, sigma).square().sum() for part in x.split(chunk)]
+            return float(sum(squares)) / len(x)
         axes = [
-            torch.linspace(float(a), float(b), n + 1, dtype=torch.float64)
+            torch.linspace(float(a), float(b), int(n) + 1, dtype=torch.float64)
             for a, b, n in zip(low, high, sizes, strict=True)
         ]
         total = mass = 0.0
-        for x in torch.cartesian_prod(*axes).reshape(-1, self.dim).split(100_000):
+        for x in torch.cartesian_prod(*axes).reshape(-1, self.dim).split(chunk):
             log_terms, pulls = self._terms(x, sigma)
             density = log_terms.logsumexp(-1).exp()
             total += float(density @ self._mean_pull(log_terms, pulls).square().sum(-1))

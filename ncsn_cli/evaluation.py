@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, fisher_divergence
-from ncsn_cli.scores import Dataset, Scene, Score, random_stream
+from ncsn_cli.scores import Dataset, DivergedError, Scene, Score, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +67,16 @@ def evaluate_training(
         )
         excesses.append(loss.weight(sigma) / 2 * divergence)
         errors.append(divergence / information)
-    return {
+    means = {
         "loss": float(np.mean(losses)),
         "loss_floor": float(np.mean(floors)),
         "excess_loss": float(np.mean(excesses)),
         "score_error": float(np.mean(errors)),
-        "sigmas": sigmas.tolist(),
-        "score_error_per_level": errors,
     }
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
+    return {**means, "sigmas": sigmas.tolist(), "score_error_per_level": errors}
 
 
 def evaluate_samples(
@@ -140,7 +143,7 @@ def compose_scene(
     def on_grid(function: Score) -> NDArray[np.float64]:
         x = points.float().to(device)
         return np.stack(
-            [function(x, torch.tensor(s, device=device)).double().cpu().numpy() for s in levels]
+            [function(x, torch.tensor(s, device=device)).cpu().double().numpy() for s in levels]
         )
 
     by_level = {} if path_sigmas is None else {s: density(s) for s in set(path_sigmas.tolist())}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import io
 import logging
 import re
@@ -9,33 +12,30 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ncsn_cli.checkpoints import build
+from ncsn_cli.checkpoints import known_class
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.scores import STRICT, ConfigError, Scene
 
 log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
-Plots = dict[str, Callable[[Scene], Figure | None]]
+Plots = dict[str, Callable[[Scene], Any]]  # to a matplotlib Figure, or None
 
 GROUPS = [
     "dataset", "schedule", "loss", "model", "optimizer", "trainer", "sampler", "init", "metric",
     "plot", "paths",
 ]  # fmt: skip
-TRAIN_KEYS = ["seed", "device"]
-SAMPLE_KEYS = ["seed", "device", "checkpoint", "score", "num_samples", "trajectories"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,11 +52,30 @@ class TrainSettings:
     device: str
 
 
+@dataclass(frozen=True, config=STRICT)
+class SampleSettings(TrainSettings):
+    """Keys of ``ncsn-sample`` outside the groups.
+
+    Args:
+        seed: Seed of the initial points, the chains and the noise floors.
+        device: As for ``ncsn-train``.
+        checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
+        score: ``checkpoint`` is the learned score, ``exact`` the dataset's own.
+        num_samples: Chains run, one sample each.
+        trajectories: Chains whose path is kept.
+    """
+
+    checkpoint: str | None
+    score: Literal["checkpoint", "exact"]
+    num_samples: PositiveInt
+    trajectories: NonNegativeInt
+
+
 def read_config(cfg: DictConfig) -> Config:
     """The composed configuration as plain data, every top-level key known to a command."""
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = cast("Config", container)
-    known = {*GROUPS, *TRAIN_KEYS, *SAMPLE_KEYS}
+    known = {*GROUPS, *run_keys(SampleSettings)}
     for key in config:
         if key not in known:
             raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
@@ -69,31 +88,54 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
     try:
-        return hydra.utils.instantiate(settings, _convert_="all", **runtime)
-    except InstantiationException as error:
-        raise ConfigError(_reason(key, error.__cause__ or error)) from error
+        made = hydra.utils.instantiate(settings, _convert_="all", **runtime)
+        if isinstance(made, functools.partial):
+            inspect.signature(made.func).bind(None, **made.keywords)
+    except (InstantiationException, TypeError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, MemoryError | RuntimeError):
+            raise cause from None  # of torch, as when there is no memory for so wide a network
+        raise ConfigError(_reason(key, cause)) from error
+    return made
 
 
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     """The objects of a group of which several may be chosen, by name."""
-    entries = config.get(key) or {}
-    return {
-        name: instantiate({f"{key}.{name}": entries[name]}, f"{key}.{name}") for name in entries
-    }
+    entries = {f"{key}.{name}": value for name, value in (config.get(key) or {}).items()}
+    return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
 
 
-def build_from_checkpoint(settings: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
-    """The object of a group read from a checkpoint; its errors name the key."""
+def build_from_checkpoint(
+    settings: Config,
+    key: str,
+    named: str | None = None,
+    **runtime: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """The object of a group read from a checkpoint: plain values into a known constructor.
+
+    ``named`` is the class that the user named for it on the command line, which may then be of
+    the user's own. Errors name the key.
+    """
+    values = {**settings, **runtime}
+    target = values.pop("_target_", None)
     try:
-        return build(settings, **runtime)
-    except (ConfigError, ValidationError, TypeError) as error:
+        if named is not None and named == target:
+            return hydra.utils.get_class(named)(**values)
+        return known_class(target)(**values)
+    except (ConfigError, ValidationError, TypeError, ImportError) as error:
         raise ConfigError(_reason(key, error)) from error
 
 
-def settings(kind: type, config: Config, keys: list[str]) -> Any:  # noqa: ANN401
+def run_keys(kind: type[TrainSettings]) -> list[str]:
+    """The run-level keys that ``kind`` holds."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
     """The validated run-level keys."""
     try:
-        return kind(**{key: config.get(key) for key in keys})
+        values: Config = {key: config.get(key) for key in run_keys(kind)}
+        return kind(**values)
     except ValidationError as error:
         raise ConfigError(_reason("", error)) from error
 

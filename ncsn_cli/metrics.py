@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import bdtrik
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, Dataset, Score
+from ncsn_cli.scores import STRICT, Dataset, Score, random_stream
 
 __all__ = ["ModeWeights", "Moments", "SampleMetric", "ScoreError", "Wasserstein"]
 
@@ -99,8 +99,8 @@ def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Callable[[Tensor]
 def _quantiles(truth: Dataset, sigma: float, probabilities: Tensor) -> Tensor:
     """F^-1 by bisection to the last bit, for D = 1."""
     width = 40 * (truth.covariance[0, 0] + sigma**2).sqrt()
-    low = torch.full_like(probabilities, float(truth.mean[0] - width))
-    high = torch.full_like(probabilities, float(truth.mean[0] + width))
+    low = torch.full_like(probabilities, float(truth.modes.min() - width))
+    high = torch.full_like(probabilities, float(truth.modes.max() + width))
     for _ in range(64):
         middle = (low + high) / 2
         is_low = truth.cdf(middle, sigma) < probabilities
@@ -121,7 +121,7 @@ class ModeWeights(SampleMetric):
         self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to the total variation."""
-        expected = _mode_shares(truth, sigma, generator)
+        expected = _mode_shares(truth, sigma)
 
         def distance(samples: Tensor) -> float:
             return float((_shares(samples, truth) - expected).abs().sum() / 2)
@@ -132,9 +132,11 @@ class ModeWeights(SampleMetric):
         self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
     ) -> dict[str, Any]:
         """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
-        expected = _mode_shares(truth, sigma, generator)
+        expected = _mode_shares(truth, sigma)
         n, q = len(samples), expected.numpy()
         low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))
+        # scipy has no answer where the share is 0 or 1, and it is the interval.
+        low, high = (np.where(np.isfinite(bound), bound, q) for bound in (low, high))
         return {
             "weights": _shares(samples, truth).tolist(),
             "expected": expected.tolist(),
@@ -151,16 +153,17 @@ def _shares(samples: Tensor, truth: Dataset) -> Tensor:
     return counts.double() / len(samples)
 
 
-def _mode_shares(truth: Dataset, sigma: float, generator: torch.Generator) -> Tensor:
-    """P(nearest centre is k), (K,), float64.
+def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
+    """P(nearest centre is k), (K,), float64, from draws that are the same at every call.
 
-    E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs draws for the leakage alone.
+    E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs them for the leakage alone.
     """
-    sigma = max(sigma, 1e-12)  # r_k needs a density, also where components are points
-    x = truth.sample(100_000, sigma=sigma, generator=generator)
-    nearest = torch.nn.functional.one_hot(_nearest_mode(x, truth), len(truth.modes))
-    leakage = nearest.double() - truth.posterior(x.double(), sigma)
-    return truth.weights + leakage.mean(0).cpu()
+    x = truth.sample(200_000, sigma=sigma, generator=random_stream(0, "mode shares")).double()
+    nearest = torch.nn.functional.one_hot(_nearest_mode(x, truth), len(truth.modes)).double()
+    if not truth.has_density(sigma):
+        return nearest.mean(0)
+    shares = truth.weights + (nearest - truth.posterior(x, sigma)).mean(0)
+    return shares.clamp(0, 1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -244,9 +247,11 @@ def fisher_divergence(
 ) -> tuple[float, float]:
     """E||s - grad log p_sigma||^2 and E||grad log p_sigma||^2, from ``num`` draws x ~ p_sigma."""
     x = truth.sample(num, sigma=sigma, generator=generator)
-    true_score = truth.score(x, sigma)
-    error = score(x, torch.tensor(sigma, dtype=x.dtype, device=x.device)) - true_score
-    return (
-        float(error.square().sum(-1).mean(dtype=torch.float64)),
-        float(true_score.square().sum(-1).mean(dtype=torch.float64)),
-    )
+    level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
+    error = information = 0.0
+    for part in x.split(max(1, 2_000_000 // len(truth.weights))):  # for the memory that K asks
+        true_score = truth.score(part, level)
+        difference = score(part, level) - true_score
+        error += float(difference.square().sum(-1).cpu().double().sum())
+        information += float(true_score.square().sum(-1).cpu().double().sum())
+    return error / num, information / num

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ncsn_cli.scores import DivergedError
+from ncsn_cli.scores import DivergedError, OutputExistsError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -90,7 +90,13 @@ class RunFolder:
         }
 
     def __enter__(self) -> RunFolder:
-        """Write the configuration and say that the run has begun."""
+        """Write the configuration and say that the run has begun.
+
+        Raises:
+            OutputExistsError: If the folder holds a run already.
+        """
+        if (self.path / "run.json").exists():
+            raise OutputExistsError(f"{self.path}: this folder holds a run; choose another one")
         self.write("config.yaml", self._config.encode())
         self.write("run.json", to_json(self._record))
         self.set_status("running")
@@ -127,7 +133,7 @@ class RunFolder:
 
 @contextmanager
 def signals_as_requests() -> Iterator[list[int]]:
-    """Collect SIGHUP, SIGINT and SIGTERM in a list, to be looked at between steps.
+    """Collect SIGHUP, SIGINT, SIGTERM and SIGUSR1 in a list, to be looked at between steps.
 
     The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
     """
@@ -135,7 +141,7 @@ def signals_as_requests() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def request(number: int, frame: object) -> None:

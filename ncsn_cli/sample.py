@@ -6,22 +6,19 @@ import io
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from pydantic import NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
 from ncsn_cli.jobs import (
-    SAMPLE_KEYS,
     Config,
-    TrainSettings,
+    SampleSettings,
     build_from_checkpoint,
     choose_device,
     draw,
@@ -36,7 +33,6 @@ from ncsn_cli.runs import to_json
 from ncsn_cli.samplers import Init, Sampler
 from ncsn_cli.schedules import Schedule
 from ncsn_cli.scores import (
-    STRICT,
     BadCheckpointError,
     ConfigError,
     Dataset,
@@ -50,25 +46,6 @@ log = logging.getLogger(__name__)
 _FRAMES = 200  # at most so many states of a kept chain
 
 
-@dataclass(frozen=True, config=STRICT)
-class SampleSettings(TrainSettings):
-    """Keys of ``ncsn-sample`` outside the groups.
-
-    Args:
-        seed: Seed of the initial points, the chains and the noise floors.
-        device: As for ``ncsn-train``.
-        checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
-        score: ``checkpoint`` is the learned score, ``exact`` the dataset's own.
-        num_samples: Chains run, one sample each.
-        trajectories: Chains whose path is kept.
-    """
-
-    checkpoint: str | None
-    score: Literal["checkpoint", "exact"]
-    num_samples: PositiveInt
-    trajectories: NonNegativeInt
-
-
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
     "init": {"_target_": "ncsn_cli.samplers.Prior"},
@@ -78,7 +55,7 @@ _WITHOUT_CHECKPOINT: dict[str, Config] = {
 def sample(cfg: DictConfig) -> None:
     """Everything that can be refused is refused before the run begins."""
     config = read_config(cfg)
-    run: SampleSettings = settings(SampleSettings, config, SAMPLE_KEYS)
+    run: SampleSettings = settings(SampleSettings, config)
     device = choose_device(run.device)
     tensors, trained = _read_checkpoint(run)
     dataset: Dataset = _object(config, trained, "dataset")
@@ -90,15 +67,14 @@ def sample(cfg: DictConfig) -> None:
     plan = sampler.levels(schedule.sigmas)  # (sigma, tau, steps) a level
     last_sigma = plan[-1][0]
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
+    dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # refuses where there is none
     network = None
     if run.score == "checkpoint":
         network = _network(config, trained, tensors, dataset.dim).to(device)
-    else:
-        dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # refuses where there is none
     score: Score = dataset.score if network is None else network
 
     facts = {"device": str(device), "seed": run.seed}
-    with open_folder(config, facts) as folder, torch.inference_mode():
+    with open_folder(config, facts) as folder, torch.no_grad():
         _log_plan(sampler, plan)
         sigmas = torch.tensor([sigma for sigma, _, _ in plan], dtype=torch.float64)
         start = time.monotonic()
@@ -165,14 +141,12 @@ def _network(
     config: Config, trained: Config, tensors: dict[str, Tensor], dim: int
 ) -> torch.nn.Module:
     """The checkpoint's network, with its averaged weights where it has them."""
-    chosen = config.get("model") or {}
+    named = (config.get("model") or {"_target_": None}).get("_target_", "")
+    if named == "":
+        raise ConfigError("model: its values are the checkpoint's; train another to change them")
     config["model"] = trained.get("model") or {}
-    named_again = chosen.get("_target_") == config["model"].get("_target_")
     with torch.random.fork_rng(devices=[]):
-        if named_again:  # so it may be a class of the user's own
-            network = instantiate(config, "model", dim=dim)
-        else:
-            network = build_from_checkpoint(config["model"], "model", dim=dim)
+        network = build_from_checkpoint(config["model"], "model", named, dim=dim)
     prefix = "ema.module." if "ema.n_averaged" in tensors else "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     try:

@@ -6,6 +6,7 @@ Shapes: B points, D dimensions, K mixture components, L noise levels.
 from __future__ import annotations
 
 import hashlib
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,15 +145,21 @@ class MissingInputError(NcsnError):
     exit_code = 66
 
 
+class OutputExistsError(NcsnError):
+    """The output folder holds another run, which is never overwritten."""
+
+    exit_code = 73
+
+
 class InterruptedRun(KeyboardInterrupt):
-    """A signal asked the run to stop, and it has; ``exit_code`` is 128 + the signal's number.
+    """A signal ended the run; ``exit_code`` is 128 + its number, 85 for SIGUSR1 (start me again).
 
     Not an ``Exception``, so that a sweep stops too instead of going on with its next job.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 85 if signal_number == signal.SIGUSR1 else 128 + signal_number
 
 
 @dataclass(frozen=True, kw_only=True)

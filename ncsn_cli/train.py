@@ -18,8 +18,8 @@ from torch import nn
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from ncsn_cli.evaluation import compose_scene, evaluate_training
 from ncsn_cli.jobs import (
-    TRAIN_KEYS,
     Config,
+    SampleSettings,
     TrainSettings,
     choose_device,
     draw,
@@ -42,11 +42,16 @@ _MAY_CHANGE_ON_RESUME = {
     "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_last", "trainer.resume",
 }  # fmt: skip
 
+_UNSET_SAMPLE_KEYS: Config = {
+    "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
+}  # fmt: skip
+
 
 def train(cfg: DictConfig) -> None:
     """Everything that can be refused is refused before the run begins."""
     config = read_config(cfg)
-    run: TrainSettings = settings(TrainSettings, config, TRAIN_KEYS)
+    run: TrainSettings = settings(TrainSettings, config)
+    settings(SampleSettings, {**_UNSET_SAMPLE_KEYS, **config})  # an experiment may set them
     device = choose_device(run.device)
     trainer: Trainer = instantiate(config, "trainer")
     torch.set_num_threads(trainer.threads)
@@ -56,6 +61,8 @@ def train(cfg: DictConfig) -> None:
     model = _initial_model(config, dataset.dim, run.seed).to(device)
     _check_learning_rate(config)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")
     for key in ("sampler", "init"):  # ncsn-sample will take them from the checkpoint
         instantiate(config, key)
     if instantiate_list(config, "metric"):
@@ -98,7 +105,7 @@ def train(cfg: DictConfig) -> None:
 def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
     # Layers draw their initial weights from the global stream; it is left as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_stream(seed, "initial weights").initial_seed())
+        torch.default_generator.manual_seed(random_stream(seed, "initial weights").initial_seed())
         model: nn.Module = instantiate(config, "model", dim=dim)
     return model
 
@@ -114,8 +121,8 @@ def _check_learning_rate(config: Config) -> None:
 def _save(folder: RunFolder, training: Training, config: Config, history: list[Row]) -> None:
     tensors, record = training.state()
     record = {"config": without_paths(config), **record}
+    folder.write("history.csv", _history_csv(history))  # first: resuming drops what is too new
     save_checkpoint(checkpoint_path(folder.path, training.step), tensors, record)
-    folder.write("history.csv", _history_csv(history))
     folder.step = training.step
     folder.set_status("running")
     kept = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
@@ -137,11 +144,13 @@ def _resume(training: Training, config: Config, path: Path) -> list[Row]:
     tensors, record = load_checkpoint(checkpoint)
     before, now = _flatten(record["config"]), _flatten(config)
     changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
-    if changed := sorted(key for key in changed if not _may_change(key)):
+    if changed := sorted(key for key in changed if not _may_change(key, training.trainer)):
         was = " ".join(f"{key}={before.get(key)}" for key in changed[:5])
         raise ConfigError(
             f"trainer.resume: {path} was trained with {was}; repeat its own overrides"
         )
+    if record["step"] > training.trainer.steps:
+        raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
     training.restore(tensors, record)
     rows = checkpoint.parent.parent / "history.csv"
     if not rows.is_file():
@@ -156,7 +165,9 @@ def _resume(training: Training, config: Config, path: Path) -> list[Row]:
     return [row for row in history if (row["step"] or 0) <= training.step]
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, trainer: Trainer) -> bool:
+    if key == "trainer.steps" and trainer.lr_decay != "none":
+        return False  # the learning rate of every step depends on it
     return key in _MAY_CHANGE_ON_RESUME or key.split(".")[0] in _MAY_CHANGE_ON_RESUME
 
 

@@ -156,9 +156,13 @@ class Training:
         return value
 
     def row(self, loss: float, excess: float | None, seconds: float) -> Row:
-        """The line of ``history.csv`` for the step just made; its gradient is as clipped."""
+        """The line of ``history.csv`` for the step just made; its gradient is as clipped.
+
+        Raises:
+            DivergedError: If a number in it is not finite.
+        """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return {
+        row: Row = {
             "step": self.step,
             "loss": loss,
             "excess_loss": excess,
@@ -166,9 +170,16 @@ class Training:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
         }
+        for name, value in row.items():
+            if value is not None and not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} at step {self.step}; try a smaller optimizer.lr or set"
+                    " trainer.grad_clip"
+                )
+        return row
 
-    def excess_loss(self) -> float | None:
-        """The excess loss on draws that are the same at every call; None if no truth is known."""
+    def excess_loss(self) -> float:
+        """The excess loss on draws that are the same at every call."""
         stream = random_stream(self.seed, "excess loss along the way", self.device)
         return excess_loss(
             self.score, self.dataset, self.sigmas, self.loss, _POINTS_ALONG_THE_WAY, stream
@@ -213,7 +224,11 @@ class Training:
                 key = f"optimizer.{index}.{name}"
                 (tensors if isinstance(value, Tensor) else numbers)[key] = value
         tensors["generator"] = self.generator.get_state()
-        return tensors, {"step": self.step, "optimizer": numbers}
+        return tensors, {
+            "step": self.step,
+            "device_type": self.device.type,
+            "optimizer": numbers,
+        }
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Take up the state that ``state`` returned."""
@@ -230,7 +245,12 @@ class Training:
             entries.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.generator.set_state(tensors["generator"])
+        if record["device_type"] == self.device.type:
+            self.generator.set_state(tensors["generator"])
+        else:
+            log.warning("the run was on another type of device: its noise goes on differently")
+            name = f"training from step {self.step}"
+            self.generator = random_stream(self.seed, name, self.device)
 
 
 def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
@@ -258,34 +278,31 @@ def fit(training: Training, history: list[Row], save: Callable[[], None]) -> Non
     """
     trainer = training.trainer
     start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
+    late, saved = False, -1
     with (
         signals_as_requests() as requests,
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
-        late = False
         while training.step < trainer.steps and not (late or requests):
             loss = training.advance()
             step, seconds = training.step, time.monotonic() - start
             late = trainer.max_seconds is not None and seconds > trainer.max_seconds
-            last = late or step == trainer.steps
             progress.update()
-            if last or step % trainer.eval_every == 0:
+            if late or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
-                progress.set_postfix(loss=f"{loss:.4f}", excess=excess and f"{excess:.2e}")
+                progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
                 if progress.disable:
-                    log.info(
-                        "step %d/%d: loss %.4f, excess loss %s",
-                        step,
-                        trainer.steps,
-                        loss,
-                        excess and f"{excess:.2e}",
-                    )
+                    numbers = step, trainer.steps, loss, excess
+                    log.info("step %d/%d: loss %.4f, excess loss %.2e", *numbers)
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
-            if last or requests or step % trainer.checkpoint_every == 0:
+            if step % trainer.checkpoint_every == 0:
                 save()
-    if late:
-        log.info("stopped at step %d: trainer.max_seconds is over", training.step)
+                saved = step
+        if saved != training.step:
+            save()
     if requests:
         raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
+    if late:
+        log.info("stopped at step %d: trainer.max_seconds is over", training.step)

@@ -1,6 +1,7 @@
 """The real commands, from an empty folder."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
 
 from .forked import Server
 
@@ -53,6 +54,13 @@ def trained(tmp_path_factory):
     return succeed("ncsn-train", *QUICK, "plot=[score,loss]", folder=folder)
 
 
+@pytest.fixture(scope="module")
+def forked():
+    server = Server()
+    yield server
+    server.close()
+
+
 def test_a_training_run_writes_its_folder(trained):
     assert read(trained / "status.json") == {"state": "done", "step": 30, "error": None}
     metrics = read(trained / "metrics.json")
@@ -60,9 +68,9 @@ def test_a_training_run_writes_its_folder(trained):
         "loss", "loss_floor", "excess_loss", "score_error", "sigmas", "score_error_per_level",
         "seconds",
     ]  # fmt: skip
-    assert metrics["loss"] - metrics["loss_floor"] == pytest.approx(
-        metrics["excess_loss"], rel=0.2
-    )
+    # 400 000 terms whose standard deviation is below twice their mean, 5 standard errors.
+    difference = metrics["loss"] - metrics["loss_floor"] - metrics["excess_loss"]
+    assert abs(difference) < 5 * 2 * metrics["loss"] / math.sqrt(4e5)
     assert len(metrics["score_error_per_level"]) == 4
     rows = (trained / "history.csv").read_text().splitlines()
     assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds"
@@ -98,7 +106,8 @@ def test_samples_from_a_checkpoint(trained, tmp_path):
             assert entry["ratio"] == pytest.approx(entry["value"] / entry["floor"])
             assert entry["floor_quantiles"][0] <= entry["floor"] <= entry["floor_quantiles"][1]
     trained_error = read(trained / "metrics.json")["score_error"]
-    assert metrics["score_error"]["value"] == pytest.approx(trained_error, rel=0.2)
+    # 10 000 draws a level, each with a relative deviation below 2, against 100 000.
+    assert metrics["score_error"]["value"] == pytest.approx(trained_error, rel=5 * 2 / 100)
     assert {"samples.png", "chains.png", "score.png"} == {
         p.name for p in (out / "plots").iterdir()
     }
@@ -176,6 +185,56 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
     )
     assert changed.returncode == 2
     assert "optimizer.lr=0.001" in changed.stderr
+
+
+def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, forked):
+    arguments = [*QUICK, f"trainer.resume={trained}"]
+    cases = {
+        "trainer.steps": ["trainer.steps=5"],
+        "trainer.lr_decay=none": ["trainer.lr_decay=cosine"],
+        "holds a run": [f"hydra.run.dir={trained}", "trainer.resume=null"],
+    }
+    for named, change in cases.items():
+        result = forked.call("train", [*arguments, *change], tmp_path)
+        assert result.returncode == (73 if named == "holds a run" else 2), result.stderr
+        assert named in result.stderr
+    assert read(trained / "status.json")["state"] == "done"
+    assert len(list((trained / "checkpoints").iterdir())) == 1
+
+
+def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
+    # Its SHA-256 is right: whoever writes a checkpoint can compute it.
+    (path,) = (trained / "checkpoints").iterdir()
+    tensors, record = load_checkpoint(path)
+    canary = tmp_path / "canary"
+    payload = {"_target_": "pathlib.Path.write_text", "_args_": [str(canary), "executed"]}
+    for group in ("model", "dataset", "schedule", "sampler", "init"):
+        settings = record["config"][group]
+        for changed in (payload, {**settings, "hidden": payload}, {**settings, "seed": payload}):
+            evil = {**record, "config": {**record["config"], group: changed}}
+            save_checkpoint(tmp_path / "evil.safetensors", tensors, evil)
+            for named in ([], ["experiment=mdsm_1d"]):
+                arguments = ["checkpoint=evil.safetensors", *named, "num_samples=2", "plot=[]",
+                             "metric=[]", "++sampler.steps_per_level=1"]  # fmt: skip
+                result = forked.call("sample", arguments, tmp_path)
+                assert not canary.exists()
+                assert "Traceback" not in result.stderr
+                assert result.returncode in (0, 2)  # 0 where the option named replaces the group
+
+
+def test_a_signal_ends_sampling_and_its_folder_says_so(trained, tmp_path):
+    process = subprocess.Popen(
+        [BIN / "ncsn-sample", f"checkpoint={trained}", "++sampler.steps_per_level=1000000"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("outputs/sample/runs/*/run.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 143, error
+    (out,) = tmp_path.glob("outputs/sample/runs/*")
+    assert read(out / "status.json")["state"] == "interrupted"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -267,6 +326,16 @@ BAD_INPUTS = [
     ("train", ["dataset=nosuchset"], 2, "dataset/nosuchset"),
     ("train", ["experiment=nosuch"], 2, "experiment/nosuch"),
     ("train", ["seed"], 2, "seed"),
+    ("train", ["+num_samples=-5"], 2, "num_samples"),
+    ("train", ["+plot.density.foo=1"], 2, "plot.density.foo"),
+    ("train", ["dataset.means=[[],[]]"], 2, "dataset.means"),
+    ("train", ["~optimizer", "+optimizer._target_=torch.optim.LBFGS"], 2, "optimizer"),
+    ("train", ["model.hidden=[10000000,10000000]"], 71, "out of memory"),
+    ("sample", ["checkpoint=TRAINED", "sampler.denoise=true"], 2, "++sampler.denoise"),
+    ("sample", ["checkpoint=TRAINED", "++model.hidden=[9]"], 2, "model"),
+    ("sample", ["checkpoint=TRAINED", "schedule=single", "++dataset.stds=0.0", "sampler=langevin"],
+     2, "is a point"),
+    ("sample", ["checkpoint=" + 300 * "x"], 66, "xxx"),
     ("train", ["dataset=[a"], 2, "dataset=[a"),
     ("train", ["dataset=null"], 2, "override"),
     ("train", ["dataset.stds=${nosuch}"], 2, "dataset.stds"),
@@ -322,13 +391,6 @@ BAD_INPUTS = [
     ("sample", ["checkpoint=TRAINED", "++sampler.nosuch=1"], 2, "sampler.nosuch"),
     ("sample", ["checkpoint=TRAINED", "init=uniform", "init.low=9"], 2, "init"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def forked():
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -218,6 +218,7 @@ def test_points_have_a_density_only_when_perturbed():
         ({"stds": [1.0, 2.0, 3.0]}, "does not fit"),
         ({"stds": None, "covariances": [[[1.0]]]}, "expected"),
         ({"stds": None, "covariances": [[[1.0]], [[-1.0]]]}, "positive semidefinite"),
+        ({"means": [[], []]}, "D numbers"),
         ({"num_samples": 0}, "greater than 0"),
         ({"seed": True}, "valid integer"),
         ({"weights": [float("nan"), 1.0]}, "finite"),
@@ -228,6 +229,22 @@ def test_impossible_mixtures_are_refused(change, message):
     GaussianMixture(**valid)
     with pytest.raises((ConfigError, ValidationError), match=message):
         GaussianMixture(**{**valid, **change})
+
+
+def test_singular_covariances_have_no_density_of_their_own():
+    for seed in range(50):
+        direction = torch.randn(2, generator=stream(seed)).double()
+        rank_1 = GaussianMixture(
+            weights=[1.0], means=[[0, 0]], covariances=[torch.outer(direction, direction).tolist()]
+        )
+        assert not rank_1.has_density(0.0)
+        assert rank_1.has_density(0.1)
+
+
+def test_far_apart_points_have_a_fisher_information():
+    points = GaussianMixture(weights=[0.5, 0.5], means=[0.0, 100.0], stds=0.0)
+    assert points.fisher_information(1e-3) == pytest.approx(1e6, rel=1e-5)
+    assert points.fisher_information(1e-8) > 0  # by draws, as the grid would be too large
 
 
 def test_asymmetric_covariance_is_refused():

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from ncsn_cli.runs import RunFolder, signals_as_requests, to_json, write_atomic
-from ncsn_cli.scores import DivergedError, InterruptedRun
+from ncsn_cli.scores import DivergedError, InterruptedRun, OutputExistsError
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -94,6 +94,20 @@ def test_status_says_how_a_run_ended(tmp_path, error, state):
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["end"] >= record["start"]
     assert record["device"] == "cpu"
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path):
+    with RunFolder(tmp_path, "", "first", {}):
+        pass
+    with pytest.raises(OutputExistsError), RunFolder(tmp_path, "", "second", {}):
+        pass
+    assert json.loads((tmp_path / "run.json").read_text())["command"] == "first"
+    assert status(tmp_path)["state"] == "done"
+
+
+def test_exit_codes_of_signals():
+    assert InterruptedRun("", signal.SIGTERM).exit_code == 143
+    assert InterruptedRun("", signal.SIGUSR1).exit_code == 85
 
 
 def test_the_first_signal_is_a_request_and_the_second_acts():

@@ -107,7 +107,10 @@ def recovered_density(scene: Scene) -> Figure | None:
         return None
     (x,) = scene.axes
     figure, panels = new_figure(1, 2, width=6.5)
-    recovered = [_integrate(x, values[:, 0]) for values in scene.scores]
+    recovered = [
+        _integrate(x, values[:, 0], mass=float(np.trapezoid(density, x)))
+        for values, density in zip(scene.scores, scene.densities, strict=True)
+    ]
     for sigma, line in zip(scene.sigmas, recovered, strict=True):
         panels[0].plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
     for values in scene.densities:
@@ -123,12 +126,15 @@ def recovered_density(scene: Scene) -> Figure | None:
     return figure
 
 
-def _integrate(x: Array, derivative: Array) -> Array:
-    """Exp of the integral of ``derivative`` by the trapezoid rule, normalised to mass 1."""
+def _integrate(x: Array, derivative: Array, mass: float) -> Array:
+    """Exp of the integral of ``derivative`` by the trapezoid rule, scaled to hold ``mass``.
+
+    What the picture shows of p_sigma is less than 1 where much of it lies outside.
+    """
     steps = (derivative[1:] + derivative[:-1]) / 2 * np.diff(x)
     log_density = np.concatenate([[0.0], np.cumsum(steps)])
     unnormalised = np.exp(log_density - log_density.max())
-    return np.asarray(unnormalised / np.trapezoid(unnormalised, x))
+    return np.asarray(mass * unnormalised / np.trapezoid(unnormalised, x))
 
 
 def _range(values: Array) -> tuple[float, float]:
