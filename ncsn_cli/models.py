@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt, validate_call
+from pydantic import PositiveFloat, PositiveInt, validate_call
 from torch import Tensor, nn
 
-from ncsn_cli.scores import STRICT
+from ncsn_cli.scores import STRICT, ConfigError
 
-__all__ = ["MLP", "EmbeddingMLP"]
+__all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "PreconditionedMLP"]
+
+log = logging.getLogger(__name__)
 
 Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
 
@@ -91,6 +95,216 @@ class EmbeddingMLP(nn.Module):
         """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
         embedded = self.embedding(_column(sigma, x))  # (B, E)
         return self.layers(torch.cat([x, embedded], dim=-1))
+
+
+class NCSNv2MLP(nn.Module):
+    """A head without sigma as an input: s(x, sigma) = f(x)/sigma.
+
+    Source: Song & Ermon (2020), arXiv:2006.09011, section 3.3, Technique 3. It needs ||x|| to tell
+    the level, as it does in high dimensions; in low ones the best possible f is wrong.
+
+    Args:
+        dim: D, taken from the dataset.
+        hidden: Widths of the hidden layers.
+        activation: Name of the nonlinearity.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self, dim: PositiveInt, hidden: list[PositiveInt], activation: Activation
+    ) -> None:
+        super().__init__()
+        if dim <= 2:
+            log.warning(
+                "model=ncsnv2_mlp does not see sigma, and for D = %d no f(x)/sigma is right at"
+                " all levels: on N(0, I), levels 20 to .01 (L = 8), the best one is %s times the"
+                " true score at sigma_min",
+                dim,
+                {1: 18.6, 2: 17.9}[dim],
+            )
+        self.layers = _perceptron(dim, hidden, dim, activation)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        return self.layers(x) / _positive_column(sigma, x)
+
+
+class _ResidualNetwork(nn.Module):
+    """F(x, sigma): residual blocks, each seeing Fourier features of log sigma; F = 0 at the start.
+
+    h <- h + W2 act(W1 h + U phi(log sigma)), with phi(t) = (cos w_k t, sin w_k t) at frequencies
+    w_k from 1/4 to 8 in one ratio: levels a factor 2 apart differ clearly, and none aliases.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self, dim: int, outputs: int, features: int, hidden: list[int], activation: Activation
+    ) -> None:
+        super().__init__()
+        width = hidden[0]
+        frequencies = torch.logspace(math.log10(0.25), math.log10(8.0), max(1, features // 2))
+        self.register_buffer("frequencies", frequencies)
+        self.entry = nn.Linear(dim, width)
+        self.inner = nn.ModuleList(nn.Linear(width, inner) for inner in hidden)
+        self.level = nn.ModuleList(
+            nn.Linear(2 * len(frequencies), inner, bias=False) for inner in hidden
+        )
+        self.outer = nn.ModuleList(nn.Linear(inner, width) for inner in hidden)
+        self.exit = nn.Linear(width, outputs)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)
+        self.activation = _ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """F (B, outputs) at ``x`` (B, D) and ``sigma``, a column of one or B rows."""
+        angles = sigma.log() * self.frequencies
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (1 or B, features)
+        h = self.entry(x)
+        for inner, level, outer in zip(self.inner, self.level, self.outer, strict=True):
+            h = h + outer(self.activation(inner(h) + level(features)))
+        return self.exit(h)
+
+
+class FourierMLP(nn.Module):
+    """Residual perceptron on x and Fourier features of log sigma: s = F(x/sqrt(1+sigma^2))/sigma.
+
+    Source: the conditioning of Song et al. (2021), arXiv:2011.13456, appendix H, on a perceptron.
+
+    Args:
+        dim: D, taken from the dataset.
+        features: Number of Fourier features of log sigma.
+        hidden: Inner widths of the residual blocks; the first is also the width between them.
+        activation: Name of the nonlinearity.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        dim: PositiveInt,
+        features: PositiveInt,
+        hidden: list[PositiveInt],
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        sigma = _positive_column(sigma, x)
+        return self.network(x / (1 + sigma**2).sqrt(), sigma) / sigma
+
+
+class _DataScale(nn.Module):
+    """Mean and standard deviation of the training data, kept with the weights."""
+
+    mean: Tensor
+    sigma_data: Tensor
+
+    def __init__(self, dim: int, sigma_data: float | Literal["auto"]) -> None:
+        super().__init__()
+        self.is_automatic = sigma_data == "auto"
+        value = 1.0 if sigma_data == "auto" else sigma_data
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("sigma_data", torch.tensor(value))
+
+    def adapt_to(self, data: Tensor) -> None:
+        """Take the mean of ``data`` (N, D) and, if automatic, its standard deviation."""
+        self.mean.copy_(data.mean(0))
+        if self.is_automatic:
+            self.sigma_data.copy_(data.var(0, correction=0).mean().sqrt().clamp(min=1e-6))
+
+
+class PreconditionedMLP(_DataScale):
+    """The denoiser of Karras et al. with its preconditioning, as a score.
+
+        D(x) = c_skip x + c_out F(c_in x, sigma),   s = (D - x)/sigma^2, that is
+
+        s = -x/(sigma^2 + sigma_data^2) + sigma_data/(sigma sqrt(sigma^2 + sigma_data^2)) F
+
+    with x measured from the data's mean, c_skip = sigma_data^2/(sigma^2 + sigma_data^2),
+    c_out = sigma sigma_data c_in, c_in = 1/sqrt(sigma^2 + sigma_data^2); F sees Fourier features
+    of log sigma. At F = 0 it is the score of the Gaussian N(mean, sigma_data^2 I).
+
+    Source: Karras et al. (2022), arXiv:2206.00364, table 1.
+
+    Args:
+        dim: D, taken from the dataset.
+        sigma_data: Standard deviation of the data, > 0, data units; ``auto``: the training set's.
+        features: Number of Fourier features of log sigma.
+        hidden: Inner widths of the residual blocks; the first is also the width between them.
+        activation: Name of the nonlinearity.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        dim: PositiveInt,
+        sigma_data: PositiveFloat | Literal["auto"],
+        features: PositiveInt,
+        hidden: list[PositiveInt],
+        activation: Activation,
+    ) -> None:
+        super().__init__(dim, sigma_data)
+        self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        sigma, x = _positive_column(sigma, x), x - self.mean
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        return self.sigma_data / (sigma * total) * self.network(x / total, sigma) - x / total**2
+
+
+class EnergyMLP(_DataScale):
+    """A score that is a gradient by design: s = -grad E, so exp(-E) is a density up to a constant.
+
+        E(x, sigma) = ||x||^2/(2 (sigma^2 + sigma_data^2)) + sigma_data/sigma G(c_in x, sigma)
+
+    with x measured from the data's mean and c_in = 1/sqrt(sigma^2 + sigma_data^2), so that its
+    score has the scales of ``PreconditionedMLP``.
+
+    Source: Salimans & Ho (2021), "Should EBMs model the energy or the score?".
+
+    Args:
+        dim: D, taken from the dataset.
+        sigma_data: Standard deviation of the data, > 0, data units; ``auto``: the training set's.
+        features: Number of Fourier features of log sigma.
+        hidden: Inner widths of the residual blocks; the first is also the width between them.
+        activation: Name of the nonlinearity; a smooth one, as the score is its derivative.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        dim: PositiveInt,
+        sigma_data: PositiveFloat | Literal["auto"],
+        features: PositiveInt,
+        hidden: list[PositiveInt],
+        activation: Activation,
+    ) -> None:
+        super().__init__(dim, sigma_data)
+        if activation == "relu":
+            raise ConfigError("activation: relu has no second derivative to learn from; try silu")
+        self.network = _ResidualNetwork(dim, 1, features, hidden, activation)
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E (B,), in nats, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        sigma, x = _positive_column(sigma, x), x - self.mean
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        correction = self.sigma_data / sigma * self.network(x / total, sigma)  # (B, 1)
+        return ((x / total).square().sum(-1, keepdim=True) / 2 + correction)[:, 0]
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        # torch.func differentiates also where gradients are off, and again by what calls this.
+        return -torch.func.grad(lambda points: self.energy(points, sigma).sum())(x)
+
+
+def _positive_column(sigma: Tensor, x: Tensor) -> Tensor:
+    """Sigma () or (B,), above 0, as a column (1, 1) or (B, 1) like ``x``."""
+    if not bool((sigma > 0).all()):
+        raise ConfigError("schedule: this network divides by sigma and needs every one above 0")
+    return sigma.to(x).reshape(-1, 1)
 
 
 def _column(sigma: Tensor, x: Tensor) -> Tensor:

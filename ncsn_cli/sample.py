@@ -71,6 +71,8 @@ def sample(cfg: DictConfig) -> None:
     network = None
     if run.score == "checkpoint":
         network = _network(config, trained, tensors, dataset.dim).to(device)
+        level = torch.tensor(last_sigma, device=device)
+        network(torch.zeros(1, dataset.dim, device=device), level)  # refuses sigma = 0 if it must
     score: Score = dataset.score if network is None else network
 
     facts = {"device": str(device), "seed": run.seed}

@@ -7,13 +7,14 @@ import io
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from ncsn_cli.evaluation import compose_scene, evaluate_training
@@ -59,6 +60,12 @@ def train(cfg: DictConfig) -> None:
     sigmas = instantiate(config, "schedule").sigmas
     loss = instantiate(config, "loss")
     model = _initial_model(config, dataset.dim, run.seed).to(device)
+    data = dataset.training_set()
+    if data is None:
+        data = dataset.sample(10_000, generator=random_stream(run.seed, "data seen beforehand"))
+    adapt_to: Callable[[Tensor], None] | None = getattr(model, "adapt_to", None)
+    if adapt_to is not None:
+        adapt_to(data)
     _check_learning_rate(config)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -86,9 +93,6 @@ def train(cfg: DictConfig) -> None:
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
             *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
         )
-        data = dataset.training_set()
-        if data is None:
-            data = dataset.sample(2000, generator=random_stream(run.seed, "shown data"))
         scene = compose_scene(
             dataset,
             sigmas,

@@ -21,7 +21,7 @@ from .forked import Server
 BIN = Path(sys.executable).parent
 QUICK = [
     "trainer.steps=30", "trainer.batch_size=64", "trainer.eval_every=10", "trainer.log_every=5",
-    "schedule.num_levels=4", "dataset.num_samples=100", "plot=[]",
+    "trainer.lr_decay=none", "schedule.num_levels=4", "dataset.num_samples=100", "plot=[]",
 ]  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_samples_from_a_checkpoint(trained, tmp_path):
     # The effective configuration holds what the checkpoint supplied.
     config = (out / "config.yaml").read_text()
     assert "num_levels: 4" in config
-    assert "ncsn_cli.models.MLP" in config
+    assert "ncsn_cli.models.PreconditionedMLP" in config
 
 
 def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path):
@@ -213,7 +213,7 @@ def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
         for changed in (payload, {**settings, "hidden": payload}, {**settings, "seed": payload}):
             evil = {**record, "config": {**record["config"], group: changed}}
             save_checkpoint(tmp_path / "evil.safetensors", tensors, evil)
-            for named in ([], ["experiment=mdsm_1d"]):
+            for named in ([], ["model=preconditioned_mlp"]):
                 arguments = ["checkpoint=evil.safetensors", *named, "num_samples=2", "plot=[]",
                              "metric=[]", "++sampler.steps_per_level=1"]  # fmt: skip
                 result = forked.call("sample", arguments, tmp_path)
@@ -336,6 +336,8 @@ BAD_INPUTS = [
     ("sample", ["checkpoint=TRAINED", "schedule=single", "++dataset.stds=0.0", "sampler=langevin"],
      2, "is a point"),
     ("sample", ["checkpoint=" + 300 * "x"], 66, "xxx"),
+    ("sample", ["checkpoint=TRAINED", "schedule=single", "sampler=langevin"], 2, "schedule"),
+    ("train", ["model=energy_mlp", "model.activation=relu"], 2, "model.activation"),
     ("train", ["dataset=[a"], 2, "dataset=[a"),
     ("train", ["dataset=null"], 2, "override"),
     ("train", ["dataset.stds=${nosuch}"], 2, "dataset.stds"),

@@ -2,21 +2,38 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ncsn_cli.models import MLP, EmbeddingMLP
+from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
+from ncsn_cli.scores import ConfigError
+
+from .conftest import correlated_2d, stream
+
+RESIDUAL = {"features": 6, "hidden": [8, 5], "activation": "silu"}
 
 
 def networks(dim):
     return [
         MLP(dim, hidden=[8, 5], activation="silu", conditional=True),
         EmbeddingMLP(dim, embedding=4, hidden=[8], activation="relu"),
+        FourierMLP(dim, **RESIDUAL),
+        PreconditionedMLP(dim, sigma_data=1.5, **RESIDUAL),
+        EnergyMLP(dim, sigma_data="auto", **RESIDUAL),
+        NCSNv2MLP(dim, hidden=[8], activation="softplus"),
     ]
+
+
+def shaken(network):
+    """Weights away from their start, where the residual networks are 0."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=stream(1)).to(parameter)
+    return network
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_one_sigma_for_all_equals_the_same_sigma_for_each(dim, device):
     x = torch.randn(7, dim, device=device)
     for network in networks(dim):
-        network.to(device)
+        shaken(network).to(device)
         score = network(x, torch.tensor(0.3, device=device))
         assert score.shape == (7, dim)
         torch.testing.assert_close(score, network(x, torch.full((7,), 0.3, device=device)))
@@ -25,7 +42,7 @@ def test_one_sigma_for_all_equals_the_same_sigma_for_each(dim, device):
 def test_conditional_networks_see_sigma_and_others_do_not():
     x, low, high = torch.randn(7, 2), torch.tensor(0.1), torch.tensor(5.0)
     for network in networks(2):
-        assert not torch.allclose(network(x, low), network(x, high))
+        assert not torch.allclose(shaken(network)(x, low), network(x, high))
     blind = MLP(2, hidden=[8], activation="relu", conditional=False)
     assert torch.equal(blind(x, low), blind(x, high))
 
@@ -40,3 +57,66 @@ def test_published_sizes():
 def test_impossible_networks_are_refused(values):
     with pytest.raises(ValidationError):
         MLP(1, **{"hidden": [8], "activation": "relu", "conditional": True, **values})
+
+
+def test_preconditioning_is_that_of_karras_et_al():
+    # Table 1: D = c_skip x + c_out F(c_in x), s = (D - x)/sigma^2, here around the data's mean.
+    network = shaken(PreconditionedMLP(2, sigma_data="auto", **RESIDUAL))
+    data = correlated_2d().sample(500, generator=stream(2))
+    network.adapt_to(data)
+    variance = data.var(0, correction=0).mean()
+    x, sigma = 3 * torch.randn(7, 2), torch.rand(7, 1) + 0.1
+    c_skip, c_in = variance / (sigma**2 + variance), (sigma**2 + variance).rsqrt()
+    c_out = sigma * variance.sqrt() * c_in
+    centred = x - data.mean(0)
+    denoised = c_skip * centred + c_out * network.network(c_in * centred, sigma)
+    expected = (denoised - centred) / sigma**2
+    torch.testing.assert_close(network(x, sigma[:, 0]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [PreconditionedMLP, EnergyMLP])
+def test_the_start_is_the_score_of_the_gaussian_with_the_datas_moments(kind):
+    network = kind(1, sigma_data="auto", **RESIDUAL)
+    network.adapt_to(torch.tensor([[1.0], [5.0]]))
+    x, sigma = torch.tensor([[0.0], [10.0]]), torch.tensor([1.0, 2.0])
+    expected = -(x - 3.0) / (4.0 + sigma[:, None] ** 2)
+    torch.testing.assert_close(network(x, sigma), expected)
+
+
+def test_energy_is_the_potential_of_its_score():
+    # Central differences in float64 with step 1e-4 err by about 1e-8.
+    network = shaken(EnergyMLP(2, sigma_data=1.5, **RESIDUAL)).double()
+    x, sigma, step = torch.randn(9, 2).double(), torch.tensor(0.7).double(), 1e-4
+    with torch.no_grad():
+        score = network(x, sigma)
+        for axis in range(2):
+            ahead = x.clone()
+            ahead[:, axis] += step
+            behind = x.clone()
+            behind[:, axis] -= step
+            slope = (network.energy(behind, sigma) - network.energy(ahead, sigma)) / (2 * step)
+            torch.testing.assert_close(score[:, axis], slope, rtol=1e-6, atol=1e-6)
+
+
+def test_energy_learns_through_its_score():
+    network = shaken(EnergyMLP(2, sigma_data=1.5, **RESIDUAL))
+    network(torch.randn(3, 2), torch.tensor(0.5)).square().sum().backward()
+    assert all(bool((p.grad != 0).any()) for p in network.network.inner.parameters())
+    with pytest.raises(ConfigError, match="second derivative"):
+        EnergyMLP(2, sigma_data=1.5, **{**RESIDUAL, "activation": "relu"})
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_networks_that_divide_by_sigma_refuse_zero(sigma):
+    for network in networks(1)[2:]:
+        with pytest.raises(ConfigError, match="above 0"):
+            network(torch.zeros(1, 1), torch.tensor(sigma))
+
+
+def test_a_head_without_sigma_warns_in_low_dimensions(caplog):
+    NCSNv2MLP(3, hidden=[8], activation="relu")
+    assert not caplog.records
+    network = NCSNv2MLP(2, hidden=[8], activation="relu")
+    assert "17.9" in caplog.text
+    x = torch.randn(4, 2)
+    torch.testing.assert_close(network(x, torch.tensor(0.1)), 10 * network(x, torch.tensor(1.0)))
