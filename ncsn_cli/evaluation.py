@@ -53,14 +53,21 @@ def evaluate_training(
     ``loss`` is the trained loss, ``loss_floor`` its value at the true score, ``excess_loss``
     their difference computed directly as lambda/2 E||s - grad log p_sigma||^2, ``score_error``
     the squared relative error E||s - s*||^2/E||s*||^2; means over the levels, each with
-    100 000 draws.
+    100 000 draws. A loss with a penalty reports it as ``penalty``, part of ``loss``.
     """
-    losses, floors, excesses, errors = [], [], [], []
+    losses, penalties, floors, excesses, errors = [], [], [], [], []
     stream = random_stream(seed, "evaluation", device)
     for sigma in tqdm(sigmas.tolist(), desc="evaluation", unit="level", disable=None, leave=False):
         x = dataset.sample(_POINTS_PER_LEVEL, generator=stream)
         level = torch.tensor([sigma], dtype=x.dtype, device=device)
-        losses.append(float(loss(score, x, level, generator=stream)))
+        state = stream.get_state()
+        value = float(loss(score, x, level, generator=stream, true_score=dataset.score))
+        losses.append(value)
+        if loss.without_penalty is not loss:
+            stream.set_state(state)  # the same draws
+            penalties.append(
+                value - float(loss.without_penalty(score, x, level, generator=stream))
+            )
         floors.append(loss.floor(sigma, dataset.dim, dataset.fisher_information(sigma)))
         divergence, information = fisher_divergence(
             score, dataset, sigma, _POINTS_PER_LEVEL, stream
@@ -69,6 +76,7 @@ def evaluate_training(
         errors.append(divergence / information)
     means = {
         "loss": float(np.mean(losses)),
+        **({"penalty": float(np.mean(penalties))} if penalties else {}),
         "loss_floor": float(np.mean(floors)),
         "excess_loss": float(np.mean(excesses)),
         "score_error": float(np.mean(errors)),

@@ -3,75 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.scores import STRICT, ConfigError, Score
 
-__all__ = ["Denoising"]
+__all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 
 
+@dataclass(frozen=True, config=STRICT)
 class Loss(ABC):
     """A functional of the score whose excess over its floor is the weighted Fisher divergence.
 
     At one level: loss(s) - loss(grad log p_sigma) = lambda(sigma)/2 E||s - grad log p_sigma||^2.
-    """
-
-    @abstractmethod
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        sigmas: Tensor,
-        *,
-        generator: torch.Generator,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, (), on data ``x`` (B, D) at the levels ``sigmas`` (L,).
-
-        ``noise`` (B, L, D) are the draws to use at each point and level; None draws fresh ones.
-        """
-
-    @abstractmethod
-    def weight(self, sigma: float) -> float:
-        """lambda(sigma) >= 0."""
-
-    @abstractmethod
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """The loss of the true score at one level, from D and I(p_sigma)."""
-
-    @abstractmethod
-    def check(self, sigmas: Tensor) -> None:
-        """Raise ``ConfigError`` at levels where the loss is not defined."""
-
-    def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Noise (N, L, D) drawn once for the training set ``x`` (N, D); None: fresh every step."""
-        return None
-
-
-@dataclass(frozen=True, config=STRICT)
-class Denoising(Loss):
-    r"""Denoising score matching at every noise level.
-
-        1/L sum_i lambda(sigma_i)/2 E || s(x + sigma_i z, sigma_i) + z/sigma_i ||^2,   z ~ N(0, I)
-
-    summed over dimensions, lambda(sigma) = sigma^weight_power. Its floor is
-    lambda/2 (D/sigma^2 - I(p_sigma)): it is not 0, however good the network.
-
-    Source: Vincent (2011), doi:10.1162/NECO_a_00142, eq. 9; Song & Ermon (2019),
-    arXiv:1907.05600, eq. 5 and 6 (weight_power = 2).
+    The base class chooses levels and perturbs the data; a subclass writes the term of a point.
 
     Args:
-        levels: ``all`` uses every level for every point; ``random`` one level a point, uniform.
-        noise: ``fresh`` draws z at every step; ``fixed`` once for each training point and level.
-        weight_power: Exponent of sigma in lambda.
+        levels: ``all`` uses every level for every point; ``random`` one level a point, uniform;
+            ``continuous`` one sigma a point, sigma_max (sigma_min/sigma_max)^t with t ~ U[0, 1].
+        weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
     """
 
-    levels: Literal["all", "random"]
-    noise: Literal["fresh", "fixed"]
+    levels: Literal["all", "random", "continuous"]
     weight_power: float
 
     def __call__(
@@ -82,29 +40,102 @@ class Denoising(Loss):
         *,
         generator: torch.Generator,
         noise: Tensor | None = None,
+        true_score: Score | None = None,
     ) -> Tensor:
-        """The loss, (), on data ``x`` (B, D) at the levels ``sigmas`` (L,)."""
+        """The loss, (), on data ``x`` (B, D) at the levels ``sigmas`` (L,), descending.
+
+        ``noise`` (B, L, D) are the draws to use at each point and level; None draws fresh ones.
+        ``true_score`` is grad log p_sigma, for the losses that match it.
+        """
         batch, dim = x.shape
         if self.levels == "all":
-            shape = (batch, len(sigmas), dim)
-            z = _normal(shape, x, generator) if noise is None else noise
+            z = _normal((batch, len(sigmas), dim), x, generator) if noise is None else noise
             x_noisy = (x[:, None] + sigmas[:, None] * z).reshape(-1, dim)  # (B L, D)
             z = z.reshape(-1, dim)
             sigma = sigmas.repeat(batch)  # (B L,)
         else:
-            level = torch.randint(len(sigmas), (batch,), generator=generator, device=x.device)
-            sigma = sigmas[level]  # (B,)
+            if self.levels == "random":
+                level = torch.randint(len(sigmas), (batch,), generator=generator, device=x.device)
+                sigma = sigmas[level]  # (B,)
+            else:
+                t = torch.rand(batch, generator=generator, device=x.device, dtype=x.dtype)
+                sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** t  # (B,)
             if noise is None:
                 z = _normal((batch, dim), x, generator)
             else:
                 z = noise[torch.arange(batch, device=x.device), level]
             x_noisy = x + sigma[:, None] * z
-        residual = sigma[:, None] * score(x_noisy, sigma) + z  # sigma (s + z/sigma)
-        return (sigma ** (self.weight_power - 2) * residual.square().sum(-1)).mean() / 2
+        return self._terms(score, x_noisy, sigma, z, generator, true_score).mean()
+
+    @abstractmethod
+    def _terms(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        true_score: Score | None,
+    ) -> Tensor:
+        """The weighted term (P,) of each perturbed point ``x`` (P, D), x = data + sigma z."""
 
     def weight(self, sigma: float) -> float:
-        """lambda(sigma) = sigma^weight_power."""
-        return sigma**self.weight_power
+        """lambda(sigma) = sigma^weight_power, and 1 at 0."""
+        return sigma**self.weight_power if sigma > 0 else 1.0
+
+    def _weights(self, sigma: Tensor) -> Tensor:
+        return torch.where(sigma > 0, sigma**self.weight_power, 1.0)
+
+    @abstractmethod
+    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
+        """The loss of the true score at one level, from D and I(p_sigma)."""
+
+    def check(self, sigmas: Tensor) -> None:
+        """Raise ``ConfigError`` at levels where the loss is not defined."""
+        if self.levels == "continuous" and bool((sigmas == 0).any()):
+            raise ConfigError("schedule: loss.levels=continuous needs every sigma above 0")
+
+    def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Noise (N, L, D) drawn once for the training set ``x`` (N, D); None: fresh every step."""
+        return None
+
+    @property
+    def without_penalty(self) -> Loss:
+        """The loss whose floor is known."""
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Denoising(Loss):
+    r"""Denoising score matching at every noise level.
+
+        1/L sum_i lambda(sigma_i)/2 E || s(x + sigma_i z, sigma_i) + z/sigma_i ||^2,   z ~ N(0, I)
+
+    summed over dimensions. Its floor is lambda/2 (D/sigma^2 - I(p_sigma)): it is not 0, however
+    good the network.
+
+    Source: Vincent (2011), doi:10.1162/NECO_a_00142, eq. 9; Song & Ermon (2019),
+    arXiv:1907.05600, eq. 5 and 6 (weight_power = 2).
+
+    Args:
+        levels: See ``Loss``.
+        weight_power: See ``Loss``.
+        noise: ``fresh`` draws z at every step; ``fixed`` once for each training point and level.
+    """
+
+    noise: Literal["fresh", "fixed"]
+
+    def _terms(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        true_score: Score | None,
+    ) -> Tensor:
+        residual = sigma[:, None] * score(x, sigma) + z  # sigma (s + z/sigma)
+        return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """lambda/2 (D/sigma^2 - I(p_sigma))."""
@@ -114,12 +145,153 @@ class Denoising(Loss):
         """Raise ``ConfigError`` at sigma = 0: there is no noise to remove."""
         if bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss=denoising needs every sigma above 0")
+        if self.noise == "fixed" and self.levels == "continuous":
+            raise ConfigError("loss.noise: fixed needs loss.levels=all or random")
 
     def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
         """Noise (N, L, D) drawn once, if ``noise`` is ``fixed``."""
         if self.noise == "fresh":
             return None
         return _normal((len(x), len(sigmas), x.shape[-1]), x, generator)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Explicit(Loss):
+    """Explicit score matching: lambda/2 E||s - grad log p_sigma||^2, from the exact score.
+
+    Its floor is 0. Source: Hyvarinen (2005), JMLR 6:695-709, eq. 2.
+    """
+
+    def _terms(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        true_score: Score | None,
+    ) -> Tensor:
+        assert true_score is not None
+        error = score(x, sigma) - true_score(x, sigma)
+        return self._weights(sigma) * error.square().sum(-1) / 2
+
+    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
+        """0."""
+        return 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Implicit(Loss):
+    """Implicit score matching: lambda E[||s||^2/2 + tr(grad s)], the trace exact, any D.
+
+    Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
+    """
+
+    def _terms(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        true_score: Score | None,
+    ) -> Tensor:
+        s, diagonal = _score_and_diagonal(score, x, sigma)
+        return self._weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
+
+    def _divergence(self, diagonal: Tensor) -> Tensor:
+        """The trace (P,) from the diagonal (P, D) of the Jacobian."""
+        return diagonal.sum(-1)
+
+    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
+        """-lambda/2 I(p_sigma)."""
+        return -self.weight(sigma) / 2 * fisher_information
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImplicitRegularized(Implicit):
+    """Implicit score matching with a penalty on curvature.
+
+        lambda E[||s||^2/2 + tr(grad s) + regularization sum_i (d_i s_i)^2]
+
+    The penalty is the sum of squares, not the square of the trace. Its minimiser is not the
+    score; floor and excess are those of the part without penalty.
+
+    Source: Kingma & LeCun (2010), "Regularized estimation of image statistics by score matching".
+
+    Args:
+        levels: See ``Loss``.
+        weight_power: See ``Loss``.
+        regularization: >= 0, data units squared.
+    """
+
+    regularization: NonNegativeFloat
+
+    def _divergence(self, diagonal: Tensor) -> Tensor:
+        return diagonal.sum(-1) + self.regularization * diagonal.square().sum(-1)
+
+    @property
+    def without_penalty(self) -> Loss:
+        """The implicit loss alone."""
+        return replace(self, regularization=0.0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sliced(Loss):
+    """Sliced score matching: the trace from one random direction v a point, E[v v^T] = I.
+
+        lambda E[||s||^2/2 + v^T (grad s) v],   or with (v^T s)^2/2 for the first term
+
+    Its floor is -lambda/2 I(p_sigma). (A unit-norm v would learn score/D.)
+
+    Source: Song et al. (2019), arXiv:1905.07088, eq. 7 (plain) and 8 (variance-reduced).
+
+    Args:
+        levels: See ``Loss``.
+        weight_power: See ``Loss``.
+        directions: ``gaussian`` v ~ N(0, I), or ``rademacher``, +1 or -1 in each coordinate.
+        variance_reduced: Whether the first term is its exact mean ||s||^2/2.
+    """
+
+    directions: Literal["gaussian", "rademacher"]
+    variance_reduced: bool
+
+    def _terms(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        true_score: Score | None,
+    ) -> Tensor:
+        v = _normal(tuple(x.shape), x, generator)
+        if self.directions == "rademacher":
+            v = torch.where(v < 0, -1.0, 1.0)
+        s, along = _derivative_along(v, score, x, sigma)
+        square = s.square().sum(-1) if self.variance_reduced else (v * s).sum(-1).square()
+        return self._weights(sigma) * (square / 2 + (v * along).sum(-1))
+
+    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
+        """-lambda/2 I(p_sigma)."""
+        return -self.weight(sigma) / 2 * fisher_information
+
+
+def _derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """S and (grad s) v, both (P, D), in one forward differentiation."""
+    result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))
+    return result[0], result[1]
+
+
+def _score_and_diagonal(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """S and (d_i s_i)_i, both (P, D), by forward differentiation along each axis."""
+    diagonal = []
+    for axis in range(x.shape[-1]):
+        tangent = torch.zeros_like(x)
+        tangent[:, axis] = 1
+        s, along = _derivative_along(tangent, score, x, sigma)
+        diagonal.append(along[:, axis])
+    return s, torch.stack(diagonal, dim=-1)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

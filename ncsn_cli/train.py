@@ -31,6 +31,7 @@ from ncsn_cli.jobs import (
     settings,
     without_paths,
 )
+from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder, to_json
 from ncsn_cli.scores import ConfigError, Dataset, random_stream
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
@@ -66,6 +67,7 @@ def train(cfg: DictConfig) -> None:
     adapt_to: Callable[[Tensor], None] | None = getattr(model, "adapt_to", None)
     if adapt_to is not None:
         adapt_to(data)
+    _try_once(model, dataset, loss, float(sigmas[-1]), device)
     _check_learning_rate(config)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -112,6 +114,20 @@ def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(random_stream(seed, "initial weights").initial_seed())
         model: nn.Module = instantiate(config, "model", dim=dim)
     return model
+
+
+def _try_once(
+    model: nn.Module, dataset: Dataset, loss: Loss, sigma: float, device: torch.device
+) -> None:
+    """Refuse levels where the truth or the network has no score; warn of a biased gradient."""
+    dataset.score(torch.zeros(1, dataset.dim), sigma)
+    model(torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device))
+    differentiates = isinstance(loss, Implicit | Sliced)
+    if differentiates and any(isinstance(module, nn.ReLU) for module in model.modules()):
+        log.warning(
+            "the derivative of a relu network jumps, and the gradient of this loss misses the"
+            " jumps: it is biased; choose another model.activation, as softplus"
+        )
 
 
 def _check_learning_rate(config: Config) -> None:

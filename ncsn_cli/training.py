@@ -138,7 +138,14 @@ class Training:
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
             group["lr"] = lr * self._decay()
         x, noise = self._batch()
-        loss = self.loss(self.model, x, self.sigmas, generator=self.generator, noise=noise)
+        loss = self.loss(
+            self.model,
+            x,
+            self.sigmas,
+            generator=self.generator,
+            noise=noise,
+            true_score=self.dataset.score,
+        )
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(

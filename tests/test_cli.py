@@ -184,7 +184,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
         "ncsn-train", *arguments, "optimizer.lr=0.5", f"trainer.resume={part}", folder=tmp_path
     )
     assert changed.returncode == 2
-    assert "optimizer.lr=0.001" in changed.stderr
+    assert "optimizer.lr=0.003" in changed.stderr
 
 
 def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, forked):
@@ -442,3 +442,12 @@ def test_the_traceback_is_shown_on_request_and_always_logged(tmp_path):
     assert "Traceback" in result.stderr
     (log,) = tmp_path.glob("outputs/train/runs/*/train.log")
     assert "Traceback" in log.read_text()
+
+
+def test_a_loss_that_differentiates_a_relu_network_warns(forked, tmp_path):
+    quick = [*QUICK, "trainer.steps=1", "loss=implicit"]
+    for activation, warns in (("relu", True), ("softplus", False)):
+        model = ["model=mlp", f"model.activation={activation}"]
+        result = forked.call("train", [*quick, *model], tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert ("it is biased" in result.stdout) == warns

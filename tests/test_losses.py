@@ -1,14 +1,24 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from ncsn_cli.evaluation import excess_loss
-from ncsn_cli.losses import Denoising
-from ncsn_cli.models import MLP
-from ncsn_cli.schedules import Geometric
+from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
+from ncsn_cli.models import MLP, EnergyMLP
+from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.scores import ConfigError
 
-from .conftest import assert_mean, correlated_2d, stream, two_modes_1d, two_modes_2d
+from .conftest import (
+    LIMIT,
+    assert_mean,
+    correlated_2d,
+    kolmogorov_distance,
+    stream,
+    two_modes_1d,
+    two_modes_2d,
+)
 
 
 def denoising(levels="all", noise="fresh", weight_power=2.0):
@@ -27,7 +37,15 @@ def batches(loss, score, dataset, sigmas, num=60, size=2000, device="cpu"):
     sigmas = sigmas.float().to(device)
     with torch.no_grad():
         return [
-            float(loss(score, dataset.sample(size, generator=g), sigmas, generator=g))
+            float(
+                loss(
+                    score,
+                    dataset.sample(size, generator=g),
+                    sigmas,
+                    generator=g,
+                    true_score=dataset.score,
+                )
+            )
             for _ in range(num)
         ]
 
@@ -44,18 +62,117 @@ def test_floor_has_its_known_value(dataset, schedule, value):
     assert floor(denoising(), dataset, schedule.sigmas) == pytest.approx(value, abs=2e-6)
 
 
+LOSSES = {
+    "denoising": lambda levels, power: Denoising(levels, power, "fresh"),
+    "explicit": Explicit,
+    "implicit": Implicit,
+    "sliced": lambda levels, power: Sliced(levels, power, "gaussian", False),
+    "sliced, reduced": lambda levels, power: Sliced(levels, power, "rademacher", True),
+}
+
+
 @pytest.mark.parametrize("weight_power", [2.0, 0.0])
 @pytest.mark.parametrize("levels", ["all", "random"])
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
-def test_the_true_score_meets_the_floor(dataset, levels, weight_power, device):
-    loss, sigmas = denoising(levels, weight_power=weight_power), Geometric(2.0, 0.5, 5).sigmas
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_true_score_meets_the_floor(name, dataset, levels, weight_power, device):
+    loss, sigmas = LOSSES[name](levels, weight_power), Geometric(2.0, 0.5, 5).sigmas
     values = batches(loss, dataset.score, dataset, sigmas, device=device)
     assert_mean(values, floor(loss, dataset, sigmas))
 
 
+@pytest.mark.parametrize("name", ["explicit", "implicit", "sliced", "sliced, reduced"])
+def test_the_true_score_meets_the_floor_of_the_data_itself(name):
+    dataset, sigmas = correlated_2d(), Single(sigma=0.0).sigmas
+    loss = LOSSES[name]("all", 2.0)
+    values = batches(loss, dataset.score, dataset, sigmas)
+    assert_mean(values, floor(loss, dataset, sigmas))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["scale", "shift", "rotation"])
+def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
+    # s_t = s* + t d(x): slopes at t = -.2 and .2, on the same draws, are t E||d||^2 on average.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float()
+    loss = LOSSES[name]("all", 2.0)
+
+    def distortion(x, sigma):
+        true = dataset.score(x, sigma)
+        quarter = torch.stack([-true[:, 1], true[:, 0]], dim=-1)
+        return {"scale": true, "shift": torch.ones_like(x), "rotation": quarter}[kind]
+
+    def slopes(at):
+        g, found = stream(7), []
+        for _ in range(40):
+            t = torch.tensor(at, requires_grad=True)
+
+            def score(x, sigma, t=t):
+                return dataset.score(x, sigma) + t * distortion(x, sigma)
+
+            x = dataset.sample(2000, generator=g)
+            value = loss(score, x, sigmas, generator=g, true_score=dataset.score)
+            found.append(float(torch.autograd.grad(value, t)[0]))
+        return torch.tensor(found)
+
+    for at in (-0.2, 0.2):
+        found = slopes(at)
+        assert float(found.mean()) * at > 5 * abs(at) * float(found.std()) / math.sqrt(40)
+
+
+def test_continuous_levels_are_log_uniform():
+    loss, seen = denoising("continuous"), []
+    x = torch.zeros(72_544, 1)
+    sigmas = torch.tensor([2.0, 1.0, 0.5])
+    loss(lambda x, s: seen.append(s) or x, x, sigmas, generator=stream(8))
+    assert kolmogorov_distance(seen[0].log(), lambda t: (t - math.log(0.5)) / math.log(4)) < LIMIT
+
+
+def test_the_regularised_minimum_is_not_the_score():
+    # On two_modes_1d with .1, by quadrature: -.3833 at the exact score, -.4022 at .82 times it.
+    dataset = two_modes_1d()
+    loss = ImplicitRegularized("all", 2.0, 0.1)
+    for scale, expected in ((1.0, -0.3833), (0.82, -0.4022)):
+        values = batches(loss, lambda x, s, c=scale: c * dataset.score(x, s), dataset,
+                         Single(sigma=0.0).sigmas, num=100)  # fmt: skip
+        values = torch.tensor(values)
+        assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 10 + 5e-5
+    assert loss.without_penalty.floor(0.0, 1, 0.978773) == pytest.approx(-0.489386, abs=1e-6)
+    plain = batches(loss.without_penalty, dataset.score, dataset, Single(sigma=0.0).sigmas)
+    assert_mean(plain, -0.489386)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_reach_the_weights(name):
+    # Central differences of the loss in one weight, in float64 on the same draws.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas
+    for network in (
+        MLP(2, hidden=[8], activation="tanh", conditional=True).double(),
+        EnergyMLP(2, 1.5, 4, [8], "tanh").double(),
+    ):
+        weight = next(p for p in network.parameters() if p.ndim == 2)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.2 * torch.randn(parameter.shape, generator=stream(9)).double()
+        x = dataset.sample(50, generator=stream(10)).double()
+
+        def value(network=network, x=x):
+            return LOSSES[name]("all", 2.0)(
+                network, x, sigmas, generator=stream(11), true_score=dataset.score
+            )
+
+        (gradient,) = torch.autograd.grad(value(), weight)
+        with torch.no_grad():
+            weight[0, 0] += 1e-5
+            ahead = value()
+            weight[0, 0] -= 2e-5
+            slope = (ahead - value()) / 2e-5
+        assert float(gradient[0, 0]) == pytest.approx(float(slope), rel=1e-5, abs=1e-8)
+
+
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
-def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(dataset):
-    loss, sigmas = denoising(), Geometric(2.0, 0.5, 5).sigmas
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dataset):
+    loss, sigmas = LOSSES[name]("all", 2.0), Geometric(2.0, 0.5, 5).sigmas
     network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
     excess = excess_loss(network, dataset, sigmas, loss, 400_000, stream(5))  # error below 0.5 %
     values = np.array(batches(loss, network, dataset, sigmas, num=200))
@@ -98,3 +215,7 @@ def test_noise_at_each_level_is_the_one_given():
 def test_sigma_zero_is_refused():
     with pytest.raises(ConfigError, match="above 0"):
         denoising().check(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ConfigError, match="above 0"):
+        Implicit("continuous", 2.0).check(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ConfigError, match=r"loss\.noise"):
+        denoising("continuous", noise="fixed").check(torch.tensor([1.0, 0.5]))

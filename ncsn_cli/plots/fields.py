@@ -32,15 +32,20 @@ def score(scene: Scene) -> Figure | None:
 
 
 def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
-    figure, panels = new_figure(1, 3, width=5)
+    figure, panels = new_figure(2, 2, width=6)
     (x,) = scene.axes
     fields = {"true score": true, "learned score": learned, "learned $-$ true": learned - true}
-    for axes, (title, values) in zip(panels, fields.items(), strict=True):
+    for axes, (title, values) in zip(panels, fields.items(), strict=False):
         for sigma, line in zip(scene.sigmas, values, strict=True):
             axes.plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
+        axes.set_title(title)
+    panels[3].plot(x, true[-1], color=TRUTH, label="true")
+    panels[3].plot(x, learned[-1], color=MODEL, linestyle="--", label="learned")
+    panels[3].set_title(rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}")
+    panels[3].legend()
+    for axes in panels:
         axes.axhline(0, color=NEUTRAL, linewidth=0.8)
-        axes.set(xlabel="$x$", title=title, ylim=_range(true))
-    panels[0].set_ylabel(r"$\nabla \log p_\sigma(x)$")
+        axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=_range(true))
     level_bar(figure, panels, scene)
     return figure
 
