@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeFloat
@@ -14,6 +14,16 @@ from torch import Tensor
 from ncsn_cli.scores import STRICT, ConfigError, Score
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
+
+
+class _Perturbed(NamedTuple):
+    """Points x = data + sigma z (P, D), their sigma (P,) and z (P, D), and what a term needs."""
+
+    x: Tensor
+    sigma: Tensor
+    z: Tensor
+    generator: torch.Generator
+    true_score: Score | None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -65,19 +75,12 @@ class Loss(ABC):
             else:
                 z = noise[torch.arange(batch, device=x.device), level]
             x_noisy = x + sigma[:, None] * z
-        return self._terms(score, x_noisy, sigma, z, generator, true_score).mean()
+        perturbed = _Perturbed(x_noisy, sigma, z, generator, true_score)
+        return self._terms(score, perturbed).mean()
 
     @abstractmethod
-    def _terms(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        true_score: Score | None,
-    ) -> Tensor:
-        """The weighted term (P,) of each perturbed point ``x`` (P, D), x = data + sigma z."""
+    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+        """The weighted term (P,) of each perturbed point."""
 
     def weight(self, sigma: float) -> float:
         """lambda(sigma) = sigma^weight_power, and 1 at 0."""
@@ -125,15 +128,8 @@ class Denoising(Loss):
 
     noise: Literal["fresh", "fixed"]
 
-    def _terms(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        true_score: Score | None,
-    ) -> Tensor:
+    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+        x, sigma, z, *_ = perturbed
         residual = sigma[:, None] * score(x, sigma) + z  # sigma (s + z/sigma)
         return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
 
@@ -162,15 +158,8 @@ class Explicit(Loss):
     Its floor is 0. Source: Hyvarinen (2005), JMLR 6:695-709, eq. 2.
     """
 
-    def _terms(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        true_score: Score | None,
-    ) -> Tensor:
+    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+        x, sigma, *_, true_score = perturbed
         assert true_score is not None
         error = score(x, sigma) - true_score(x, sigma)
         return self._weights(sigma) * error.square().sum(-1) / 2
@@ -187,15 +176,8 @@ class Implicit(Loss):
     Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
     """
 
-    def _terms(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        true_score: Score | None,
-    ) -> Tensor:
+    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+        x, sigma, *_ = perturbed
         s, diagonal = _score_and_diagonal(score, x, sigma)
         return self._weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
 
@@ -256,15 +238,8 @@ class Sliced(Loss):
     directions: Literal["gaussian", "rademacher"]
     variance_reduced: bool
 
-    def _terms(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        true_score: Score | None,
-    ) -> Tensor:
+    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+        x, sigma, _, generator, _ = perturbed
         v = _normal(tuple(x.shape), x, generator)
         if self.directions == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0)

@@ -63,6 +63,10 @@ def sample(cfg: DictConfig) -> None:
     sampler: Sampler = _object(config, trained, "sampler")
     init: Init = _object(config, trained, "init")
     metrics = instantiate_list(config, "metric")
+    of_samples = {k: m for k, m in metrics.items() if isinstance(m, SampleMetric)}
+    of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreError)}
+    for name in metrics.keys() - of_samples.keys() - of_score.keys():
+        raise ConfigError(f"metric.{name}: it should be a SampleMetric of ncsn_cli.metrics")
     plots = instantiate_list(config, "plot")
     plan = sampler.levels(schedule.sigmas)  # (sigma, tau, steps) a level
     last_sigma = plan[-1][0]
@@ -89,8 +93,6 @@ def sample(cfg: DictConfig) -> None:
             "seconds": seconds,
             "score_evaluations": sampler.num_steps(schedule.sigmas),
         }
-        of_samples = {k: m for k, m in metrics.items() if isinstance(m, SampleMetric)}
-        of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreError)}
         report["clean"] = evaluate_samples(samples, dataset, 0.0, of_samples, run.seed)
         report["perturbed"] = evaluate_samples(samples, dataset, last_sigma, of_samples, run.seed)
         for name, metric in of_score.items():

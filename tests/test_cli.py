@@ -343,6 +343,7 @@ BAD_INPUTS = [
     ("train", ["dataset.stds=${nosuch}"], 2, "dataset.stds"),
     ("train", ["seed=1,2"], 2, "seed=1,2"),
     ("sample", ["metric=[nosuch]"], 2, "metric/nosuch"),
+    ("sample", ["checkpoint=TRAINED", "+metric.own._target_=builtins.dict"], 2, "metric.own"),
     ("train", ["schedule.sigma_min=-1"], 2, "schedule.sigma_min"),
     ("train", ["schedule.sigma_min=30"], 2, "sigma_min (30) must be below sigma_max"),
     ("train", ["schedule.sigma_max=nan"], 2, "schedule.sigma_max"),
