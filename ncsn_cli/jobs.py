@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import io
-import logging
 import re
 import shlex
 import sys
@@ -26,8 +25,6 @@ from pydantic.dataclasses import dataclass
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.scores import STRICT, ConfigError, Scene
-
-log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 Plots = dict[str, Callable[[Scene], Any]]  # to a matplotlib Figure, or None

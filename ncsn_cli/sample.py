@@ -93,8 +93,11 @@ def sample(cfg: DictConfig) -> None:
             "seconds": seconds,
             "score_evaluations": sampler.num_steps(schedule.sigmas),
         }
-        report["clean"] = evaluate_samples(samples, dataset, 0.0, of_samples, run.seed)
-        report["perturbed"] = evaluate_samples(samples, dataset, last_sigma, of_samples, run.seed)
+        entries = {  # keyed by level: at sigma = 0 both targets are p itself
+            sigma: evaluate_samples(samples, dataset, sigma, of_samples, run.seed)
+            for sigma in dict.fromkeys([0.0, last_sigma])
+        }
+        report |= {"clean": entries[0.0], "perturbed": entries[last_sigma]}
         for name, metric in of_score.items():
             stream = random_stream(run.seed, name, device)
             report[name] = metric(score, dataset, sigmas, stream)
