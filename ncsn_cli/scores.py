@@ -74,6 +74,14 @@ class Dataset(ABC):
     def extent(self) -> tuple[Tensor, Tensor]:
         """The box that pictures show: lower and upper corner, (D,)."""
 
+    @property
+    @abstractmethod
+    def smallest_std(self) -> float:
+        """Standard deviation of the narrowest component along its narrowest axis, data units.
+
+        0 for a point.
+        """
+
     @abstractmethod
     def has_density(self, sigma: float) -> bool:
         """Whether p_sigma has one, and so a score."""

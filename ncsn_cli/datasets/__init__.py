@@ -1,0 +1,8 @@
+"""Distributions whose density and score are known exactly at every noise level."""
+
+from ncsn_cli.datasets.checkerboard import Checkerboard
+from ncsn_cli.datasets.circle import Circle
+from ncsn_cli.datasets.mixture import GaussianMixture
+from ncsn_cli.datasets.shapes import grid, moons, ring, spiral
+
+__all__ = ["Checkerboard", "Circle", "GaussianMixture", "grid", "moons", "ring", "spiral"]

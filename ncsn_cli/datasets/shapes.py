@@ -1,0 +1,99 @@
+"""Mixtures of equal Gaussians in a named arrangement, D = 2."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
+
+from ncsn_cli.datasets.mixture import GaussianMixture
+from ncsn_cli.scores import STRICT, ConfigError
+
+
+@validate_call(config=STRICT)
+def ring(
+    num_modes: PositiveInt = 8,
+    radius: PositiveFloat = 4.0,
+    std: NonNegativeFloat = 0.3,
+    num_samples: PositiveInt | None = None,
+    seed: NonNegativeInt = 0,
+) -> GaussianMixture:
+    """``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of the given radius, D = 2."""
+    angles = [2 * math.pi * k / num_modes for k in range(num_modes)]
+    means = [[radius * math.cos(angle), radius * math.sin(angle)] for angle in angles]
+    return GaussianMixture([1 / num_modes] * num_modes, means, std, None, num_samples, seed)
+
+
+@validate_call(config=STRICT)
+def grid(
+    side: PositiveInt = 5,
+    spacing: PositiveFloat = 2.0,
+    std: NonNegativeFloat = 0.1,
+    num_samples: PositiveInt | None = None,
+    seed: NonNegativeInt = 0,
+) -> GaussianMixture:
+    """``side`` x ``side`` equal Gaussians N(mu_k, std^2 I), ``spacing`` apart around 0, D = 2."""
+    ticks = [spacing * (i - (side - 1) / 2) for i in range(side)]
+    means = [[x, y] for x in ticks for y in ticks]
+    return GaussianMixture([1 / side**2] * side**2, means, std, None, num_samples, seed)
+
+
+@validate_call(config=STRICT)
+def moons(
+    num_components: PositiveInt = 64,
+    radius: PositiveFloat = 2.0,
+    std: NonNegativeFloat = 0.2,
+    num_samples: PositiveInt | None = None,
+    seed: NonNegativeInt = 0,
+) -> GaussianMixture:
+    """Two interleaved half circles of equal Gaussians N(mu_k, std^2 I), D = 2.
+
+        mu_k = radius (cos t - 1/2, sin t - 1/4) and its mirror image -mu_k, 0 <= t <= pi
+
+    Source: ``make_moons`` of scikit-learn, scaled and centred on the origin. Half of the
+    components lie on each moon, evenly. With the default 64 they are one std apart, so the
+    density along a moon ripples by 2 exp(-2 pi^2 std^2/spacing^2) = 1e-8 and looks continuous;
+    two std apart it would be 1.4 %.
+
+    Raises:
+        ConfigError: If ``num_components`` is odd.
+    """
+    if num_components % 2:
+        raise ConfigError(
+            f"num_components: half of them lie on each moon, so {num_components} should be even"
+        )
+    angles = torch.linspace(0, math.pi, num_components // 2, dtype=torch.float64)
+    upper = radius * torch.stack([angles.cos() - 0.5, angles.sin() - 0.25], dim=-1)  # (K/2, 2)
+    means = torch.cat([upper, -upper]).tolist()
+    weights = [1 / num_components] * num_components
+    return GaussianMixture(weights, means, std, None, num_samples, seed)
+
+
+@validate_call(config=STRICT)
+def spiral(
+    num_components: PositiveInt = 100,
+    turns: PositiveFloat = 1.5,
+    radius: PositiveFloat = 4.0,
+    std: NonNegativeFloat = 0.2,
+    num_samples: PositiveInt | None = None,
+    seed: NonNegativeInt = 0,
+) -> GaussianMixture:
+    """Equal Gaussians N(mu_k, std^2 I) along one arm of a spiral of Archimedes, D = 2.
+
+        mu = a t (cos t, sin t), 0 <= t <= 2 pi turns, a = radius/(2 pi turns)
+        length from the centre to t: a/2 (t sqrt(1 + t^2) + asinh t)
+
+    The components lie at equal arc length from the centre to ``radius``, so the density is even
+    along the arm (to 2 % after the first quarter turn, where the arm bends as sharply as std).
+    With the default 100 they are one std apart (the arm is 19.6 long), so it ripples by 1e-8
+    and looks continuous; two std apart it would be 1.4 %.
+    """
+    t = np.linspace(0, 2 * math.pi * turns, 100_001)
+    length = (t * np.sqrt(1 + t**2) + np.arcsinh(t)) / 2  # in units of a
+    angles = np.interp(np.linspace(0, length[-1], num_components), length, t)  # (K,)
+    distances = radius * angles / t[-1]
+    means = np.stack([distances * np.cos(angles), distances * np.sin(angles)], axis=-1).tolist()
+    weights = [1 / num_components] * num_components
+    return GaussianMixture(weights, means, std, None, num_samples, seed)
