@@ -1,0 +1,44 @@
+"""Samplers: chains that move points towards p_sigma by a score alone, and where they start.
+
+Every Langevin step here is written
+
+    x  <-  x + tau * score(x, sigma) + sqrt(2 tau) z,      z ~ N(0, I),
+
+as in Song & Ermon (2020). The 2019 paper writes x + (eps/2) score + sqrt(eps) z: eps = 2 tau.
+What decides stability is eta = tau / sigma^2: on N(0, sigma^2) a chain is stable for eta < 2 and
+its stationary variance is sigma^2 / (1 - eta/2).
+"""
+
+from ncsn_cli.samplers.base import Level as Level
+from ncsn_cli.samplers.base import LogProb as LogProb
+from ncsn_cli.samplers.base import Sampler as Sampler
+from ncsn_cli.samplers.diffusion import (
+    ConsistentAnnealed,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+)
+from ncsn_cli.samplers.inits import Data, Normal, Prior, Uniform
+from ncsn_cli.samplers.inits import Init as Init
+from ncsn_cli.samplers.langevin import (
+    AnnealedLangevin,
+    AnnealedMALA,
+    ConstantStepLangevin,
+    Langevin,
+)
+from ncsn_cli.samplers.langevin import technique_4 as technique_4
+
+__all__ = [
+    "AnnealedLangevin",
+    "AnnealedMALA",
+    "ConsistentAnnealed",
+    "ConstantStepLangevin",
+    "Data",
+    "Langevin",
+    "Normal",
+    "PredictorCorrector",
+    "Prior",
+    "ProbabilityFlow",
+    "ReverseDiffusion",
+    "Uniform",
+]

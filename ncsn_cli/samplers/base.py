@@ -1,0 +1,151 @@
+"""The loop that every sampler shares: down the noise levels, some steps at each."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ncsn_cli.scores import STRICT, Score
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
+
+
+class Level(NamedTuple):
+    """A noise level that a sampler visits.
+
+    Args:
+        sigma: Its standard deviation, data units.
+        tau: Langevin step size there, data units squared; 0 where there is no Langevin step.
+        steps: Langevin steps there.
+    """
+
+    sigma: float
+    tau: float
+    steps: int
+
+
+class State(NamedTuple):
+    """Where the chains are after a step.
+
+    Args:
+        level: Row of ``Sampler.levels``.
+        sigma: The level's standard deviation: ``x`` is to follow p_sigma.
+        x: The chains (B, D).
+        acceptance: Share of the proposals that were accepted; None where none are refused.
+    """
+
+    level: int
+    sigma: float
+    x: Tensor
+    acceptance: float | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sampler(ABC):
+    """A Markov chain down the noise levels; the base class owns the loop.
+
+    A subclass plans its ``levels`` and may replace the Langevin steps made at a level
+    (``_at_level``) and, if it ``descends``, writes the step from one level to the next
+    (``_to_next``).
+
+    Args:
+        denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), sigma the last
+            level: for N(0, s^2) it has the variance s^4/(s^2 + sigma^2), a little below s^2.
+    """
+
+    denoise: bool
+
+    descends: ClassVar[bool] = False
+    needs_log_prob: ClassVar[bool] = False
+
+    @abstractmethod
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """The plan, from the schedule's ``sigmas`` (L,), descending.
+
+        Raises:
+            ConfigError: If the sampler cannot work at these levels.
+        """
+
+    def num_states(self, sigmas: Tensor) -> int:
+        """Number of states that ``chain`` yields."""
+        plan = self.levels(sigmas)
+        return sum(level.steps for level in plan) + self.descends * (len(plan) - 1) + self.denoise
+
+    def chain(
+        self,
+        score: Score,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        generator: torch.Generator,
+        log_prob: LogProb | None = None,
+    ) -> Iterator[State]:
+        """Yields the state after every step, from initial points ``x`` (B, D).
+
+        ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``.
+        """
+        plan = self.levels(sigmas)
+        noise_levels = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
+        for i, level in enumerate(plan):
+            moves = self._at_level(score, x, noise_levels[i], level, generator, log_prob)
+            for moved, acceptance in moves:
+                x = moved
+                yield State(i, level.sigma, x, acceptance)
+            if self.descends and i + 1 < len(plan):
+                x = self._to_next(score, x, noise_levels[i], noise_levels[i + 1], generator)
+                yield State(i + 1, plan[i + 1].sigma, x)
+        if self.denoise:
+            x = x + level.sigma**2 * score(x, noise_levels[-1])
+            yield State(i, level.sigma, x)
+
+    def _at_level(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        level: Level,
+        generator: torch.Generator,
+        log_prob: LogProb | None,
+    ) -> Iterator[tuple[Tensor, float | None]]:
+        """The Langevin steps at one level: x and the share of accepted proposals after each."""
+        for _ in range(level.steps):
+            z = standard_normal(x, generator)
+            x = x + level.tau * score(x, sigma) + math.sqrt(2 * level.tau) * z
+            yield x, None
+
+    def _to_next(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """From p_sigma to p_next_sigma, next_sigma < sigma."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        generator: torch.Generator,
+        log_prob: LogProb | None = None,
+    ) -> Tensor:
+        """Samples (B, D): the last state of ``chain``."""
+        for state in self.chain(score, x, sigmas, generator=generator, log_prob=log_prob):
+            x = state.x
+        return x
+
+
+def standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws of N(0, I) in the shape of ``x``."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -1,0 +1,155 @@
+"""Samplers that step from each noise level to the next, so that x follows p_sigma all the way."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ncsn_cli.samplers.base import Level, Sampler, standard_normal
+from ncsn_cli.scores import STRICT, ConfigError, Score
+
+
+@dataclass(frozen=True, config=STRICT)
+class _Descent(Sampler):
+    """A sampler with a step from each level to the next."""
+
+    descends: ClassVar[bool] = True
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """Every level, without steps at it."""
+        if bool((sigmas == 0).any()) or len(sigmas) < 2:
+            raise ConfigError(
+                "schedule: this sampler needs two levels or more, all above 0, as in"
+                " schedule=geometric"
+            )
+        return [Level(sigma, 0.0, 0) for sigma in sigmas.tolist()]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReverseDiffusion(_Descent):
+    """The reverse of the variance-exploding diffusion, by Euler-Maruyama, in the time sigma^2.
+
+        x  <-  x + (sigma_i^2 - sigma_{i+1}^2) score(x, sigma_i)
+                 + sqrt(sigma_i^2 - sigma_{i+1}^2) z
+
+    With ``denoise`` it goes on to sigma = 0, without noise in that last step.
+
+    Source: Song et al. (2021), arXiv:2011.13456, eq. 46 and appendix E ("reverse diffusion").
+    """
+
+    def _to_next(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        change = sigma**2 - next_sigma**2
+        return x + change * score(x, sigma) + change.sqrt() * standard_normal(x, generator)
+
+
+@dataclass(frozen=True, config=STRICT)
+class PredictorCorrector(ReverseDiffusion):
+    """Reverse diffusion between levels, Langevin steps with tau = 2 (snr sigma)^2 at each.
+
+    Source: Song et al. (2021), arXiv:2011.13456, algorithms 2 and 4. There the step comes from
+    norms averaged over the batch, 2 (snr ||z||/||score||)^2, which ties the chains together; here
+    from their value on N(0, sigma^2 I), so that chains stay independent: eta = 2 snr^2.
+
+    Args:
+        denoise: See ``Sampler``.
+        snr: The paper's signal-to-noise ratio r > 0; .16 there.
+        corrector_steps: Langevin steps at each level, M >= 1.
+    """
+
+    snr: PositiveFloat
+    corrector_steps: PositiveInt
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, 2 (snr sigma_i)^2, M) for every level."""
+        return [
+            Level(sigma, 2 * (self.snr * sigma) ** 2, self.corrector_steps)
+            for sigma, *_ in super().levels(sigmas)
+        ]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProbabilityFlow(_Descent):
+    """The ordinary differential equation dx/dsigma = -sigma score(x, sigma), from level to level.
+
+    It carries p_sigma_max to p_sigma_min without noise. With ``denoise`` it goes on to sigma = 0
+    by an Euler step.
+
+    Source: Song et al. (2021), arXiv:2011.13456, eq. 13; Karras et al. (2022), arXiv:2206.00364,
+    algorithm 1 (Heun).
+
+    Args:
+        denoise: See ``Sampler``.
+        solver: ``euler``, order 1, one evaluation of the score a step; ``heun``, order 2, two.
+    """
+
+    solver: Literal["euler", "heun"]
+
+    def _to_next(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        step = next_sigma - sigma
+        slope = -sigma * score(x, sigma)
+        euler = x + step * slope
+        if self.solver == "euler":
+            return euler
+        return x + step * (slope - next_sigma * score(euler, next_sigma)) / 2
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConsistentAnnealed(_Descent):
+    """One step a level that keeps the variance sigma_i^2 around each point exactly.
+
+        x  <-  x + eta sigma_i^2 score(x, sigma_i) + sqrt(sigma_{i+1}^2 - (1 - eta)^2 sigma_i^2) z
+
+    On a point mass x has the variance sigma_i^2 at every level, where annealed Langevin dynamics
+    keeps part of the noise of the level before. More steps are more levels.
+
+    Source: Jolicoeur-Martineau et al. (2020), arXiv:2009.05475, algorithm 2, where the noise is
+    beta sigma_{i+1} and epsilon = eta sigma_L^2.
+
+    Args:
+        denoise: See ``Sampler``.
+        eta: tau_i/sigma_i^2, with 1 - gamma <= eta <= 1 + gamma for every gamma = sigma_{i+1}/
+            sigma_i; 1 goes to the posterior mean and adds fresh noise.
+    """
+
+    eta: PositiveFloat
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, eta sigma_i^2, 0) for every level."""
+        levels = super().levels(sigmas)
+        ratio = float((sigmas[1:] / sigmas[:-1]).min())
+        if abs(1 - self.eta) > ratio:
+            raise ConfigError(
+                f"sampler.eta: with neighbouring levels in the ratio {ratio:.3g} it should lie"
+                f" between {1 - ratio:.3g} and {1 + ratio:.3g}, got {self.eta:g}"
+            )
+        return [Level(sigma, self.eta * sigma**2, 0) for sigma, *_ in levels]
+
+    def _to_next(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        variance = next_sigma**2 - ((1 - self.eta) * sigma) ** 2
+        noise = variance.clamp(min=0).sqrt() * standard_normal(x, generator)
+        return x + self.eta * sigma**2 * score(x, sigma) + noise

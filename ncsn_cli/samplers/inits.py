@@ -1,0 +1,104 @@
+"""Where chains start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ncsn_cli.scores import STRICT, Dataset
+
+
+class Init(ABC):
+    """Where chains start."""
+
+    @abstractmethod
+    def __call__(
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
+    ) -> Tensor:
+        """Initial points (num, D), float32, on the generator's device."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Normal(Init):
+    """N(0, std^2 I).
+
+    Args:
+        std: > 0, data units.
+    """
+
+    std: PositiveFloat
+
+    def __call__(
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
+    ) -> Tensor:
+        """Initial points (num, D), float32, on the generator's device."""
+        z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
+        return self.std * z
+
+
+@dataclass(frozen=True, config=STRICT)
+class Uniform(Init):
+    """Uniform on the cube [low, high]^D.
+
+    Args:
+        low: Lower bound, data units.
+        high: Upper bound, above ``low``.
+    """
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Uniform:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        return self
+
+    def __call__(
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
+    ) -> Tensor:
+        """Initial points (num, D), float32, on the generator's device."""
+        u = torch.rand(num, truth.dim, generator=generator, device=generator.device)
+        return self.low + (self.high - self.low) * u
+
+
+@dataclass(frozen=True, config=STRICT)
+class Prior(Init):
+    """The Gaussian N(E[x], Cov[x] + sigma_max^2 I) with the moments of p_sigma_max itself.
+
+    A zero-mean prior, as usual for the variance-exploding process, biases the mode weights
+    unless sigma_max is far larger than the data.
+    """
+
+    def __call__(
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
+    ) -> Tensor:
+        """Initial points (num, D), float32, on the generator's device."""
+        z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
+        covariance = truth.covariance + sigma_max**2 * torch.eye(truth.dim).double()
+        variances, rotation = torch.linalg.eigh(covariance)
+        root = rotation * variances.clamp(min=0).sqrt()  # root root^T = covariance
+        return truth.mean.to(z) + z @ root.T.to(z)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data(Init):
+    """Exact draws from p_sigma, the ideal start.
+
+    Args:
+        sigma: >= 0, data units; null takes the schedule's sigma_max.
+    """
+
+    sigma: Annotated[float, Field(ge=0)] | None
+
+    def __call__(
+        self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
+    ) -> Tensor:
+        """Initial points (num, D), float32, on the generator's device."""
+        sigma = sigma_max if self.sigma is None else self.sigma
+        return truth.sample(num, sigma=sigma, generator=generator)

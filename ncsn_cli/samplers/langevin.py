@@ -1,0 +1,171 @@
+"""Langevin dynamics: at one level, annealed, or with a Metropolis test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from ncsn_cli.samplers.base import Level, LogProb, Sampler, standard_normal
+from ncsn_cli.scores import STRICT, ConfigError, Score
+
+
+@dataclass(frozen=True, config=STRICT)
+class Langevin(Sampler):
+    """Unadjusted Langevin dynamics at the last, smallest level: no annealing.
+
+    Source: Song & Ermon (2019), arXiv:1907.05600, eq. 4, where eps = 2 step_size.
+
+    Args:
+        denoise: See ``Sampler``.
+        step_size: tau > 0, data units squared.
+        steps: Number of steps.
+    """
+
+    step_size: PositiveFloat
+    steps: PositiveInt
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """One level: (sigma_L, tau, steps)."""
+        return [Level(float(sigmas[-1]), self.step_size, self.steps)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AnnealedLangevin(Sampler):
+    """Annealed Langevin dynamics, with tau_i = step_size (sigma_i / sigma_min)^2.
+
+    eta_i = tau_i / sigma_i^2 is then the same at every level.
+
+    Source: Song & Ermon (2020), arXiv:2006.09011, Algorithm 1. (In the 2019 paper's Algorithm 1
+    eps = 2 step_size.)
+
+    Args:
+        denoise: See ``Sampler``.
+        step_size: tau at the smallest level, > 0, data units squared; ``auto`` is Technique 4 of
+            the 2020 paper, see ``technique_4``.
+        steps_per_level: T >= 1.
+    """
+
+    step_size: PositiveFloat | Literal["auto"]
+    steps_per_level: PositiveInt
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, tau_i, T) for every level."""
+        sigma_min = float(sigmas[-1])
+        if sigma_min == 0:
+            raise ConfigError(
+                "schedule: annealing needs every sigma above 0, as in schedule=geometric"
+            )
+        step_size = self.step_size
+        if step_size == "auto":
+            step_size = technique_4(sigmas, self.steps_per_level)
+        return [
+            Level(sigma, step_size * (sigma / sigma_min) ** 2, self.steps_per_level)
+            for sigma in sigmas.tolist()
+        ]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AnnealedMALA(AnnealedLangevin):
+    """Annealed Langevin dynamics with a Metropolis test, which leaves every p_sigma_i invariant.
+
+    The Langevin step x -> y is accepted with probability
+
+        min(1, p_sigma(y) q(x | y) / (p_sigma(x) q(y | x)))
+
+    where q(y | x) is the density at y of N(x + tau score(x), 2 tau I); so the step size costs
+    acceptance, not accuracy. It needs log p_sigma up to a constant: the exact one, or minus the
+    energy of an ``EnergyMLP``.
+
+    Source: Roberts & Tweedie (1996), doi:10.2307/3318418, section 1.4.2 (one level).
+
+    Args:
+        denoise: See ``Sampler``.
+        step_size: See ``AnnealedLangevin``.
+        steps_per_level: T >= 1.
+    """
+
+    needs_log_prob: ClassVar[bool] = True
+
+    def _at_level(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        level: Level,
+        generator: torch.Generator,
+        log_prob: LogProb | None,
+    ) -> Iterator[tuple[Tensor, float | None]]:
+        assert log_prob is not None
+        drift, log_density = level.tau * score(x, sigma), log_prob(x, sigma)  # (B, D), (B,)
+        for _ in range(level.steps):
+            z = standard_normal(x, generator)
+            y = x + drift + math.sqrt(2 * level.tau) * z
+            drift_back, log_density_there = level.tau * score(y, sigma), log_prob(y, sigma)
+            log_forward = -z.square().sum(-1) / 2  # log q(y | x), without its constant
+            log_back = -(x - y - drift_back).square().sum(-1) / (4 * level.tau)
+            log_ratio = log_density_there + log_back - log_density - log_forward  # (B,)
+            u = torch.rand(log_ratio.shape, generator=generator, device=x.device, dtype=x.dtype)
+            accepted = u.log() < log_ratio
+            x = torch.where(accepted[:, None], y, x)
+            drift = torch.where(accepted[:, None], drift_back, drift)
+            log_density = torch.where(accepted, log_density_there, log_density)
+            yield x, float(accepted.double().mean())
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConstantStepLangevin(Sampler):
+    """Langevin dynamics through all levels with one tau for all of them.
+
+    Source: rmsrosa, Random notes, "Multiple denoising score matching". eta_i = tau/sigma_i^2
+    grows as the levels fall, and early levels move little for their width.
+
+    Args:
+        denoise: See ``Sampler``.
+        step_size: tau > 0, data units squared.
+        steps_per_level: T >= 1.
+    """
+
+    step_size: PositiveFloat
+    steps_per_level: PositiveInt
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, tau, T) for every level."""
+        return [Level(sigma, self.step_size, self.steps_per_level) for sigma in sigmas.tolist()]
+
+
+def technique_4(sigmas: Tensor, steps_per_level: int) -> float:
+    """The step size that best keeps the variance of annealed Langevin dynamics.
+
+    On a point mass a chain that enters the last level with variance sigma_{L-1}^2 leaves it with
+    f(tau) sigma_L^2, where
+
+        f(tau) = (1 - eta)^(2T) (gamma^2 - v) + v,   v = 1/(1 - eta/2),   eta = tau/sigma_L^2,
+
+    and gamma = sigma_{L-1}/sigma_L; the tau with f nearest 1 is returned, in data units squared.
+    (f > 1 throughout, so this is its minimum.)
+
+    Source: Song & Ermon (2020), arXiv:2006.09011, section 3.4, Technique 4: their epsilon is tau.
+
+    Raises:
+        ConfigError: If there is one level only.
+    """
+    if len(sigmas) < 2:
+        raise ConfigError("sampler.step_size: auto needs at least two noise levels; give a number")
+    gamma, sigma_min = float(sigmas[-2] / sigmas[-1]), float(sigmas[-1])
+
+    def variance_ratio(log_eta: float) -> float:
+        eta = math.exp(log_eta)
+        stationary = 1 / (1 - eta / 2)
+        return (1 - eta) ** (2 * steps_per_level) * (gamma**2 - stationary) + stationary
+
+    best = minimize_scalar(
+        variance_ratio, bounds=(math.log(1e-9), 0.0), method="bounded", options={"xatol": 1e-9}
+    )
+    return math.exp(best.x) * sigma_min**2
