@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import logging
 import re
 import shlex
 import sys
@@ -21,10 +22,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.runs import RunFolder
-from ncsn_cli.scores import STRICT, ConfigError, Scene
+from ncsn_cli.schedules import FromData, Schedule
+from ncsn_cli.scores import STRICT, ConfigError, Dataset, Scene, random_stream
+
+log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 Plots = dict[str, Callable[[Scene], Any]]  # to a matplotlib Figure, or None
@@ -57,13 +62,14 @@ class SampleSettings(TrainSettings):
         seed: Seed of the initial points, the chains and the noise floors.
         device: As for ``ncsn-train``.
         checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
-        score: ``checkpoint`` is the learned score, ``exact`` the dataset's own.
+        score: ``checkpoint`` is the learned score, ``exact`` the dataset's own, ``empirical`` that
+            of its training set smoothed by sigma, which a network that memorises would learn.
         num_samples: Chains run, one sample each.
         trajectories: Chains whose path is kept.
     """
 
     checkpoint: str | None
-    score: Literal["checkpoint", "exact"]
+    score: Literal["checkpoint", "exact", "empirical"]
     num_samples: PositiveInt
     trajectories: NonNegativeInt
 
@@ -163,6 +169,28 @@ def _reason(key: str, error: BaseException) -> str:
     if not location:
         return f"{place}: {message}"
     return f"{place}: it should {message}, got {first['input']!r}"
+
+
+def known_points(dataset: Dataset, seed: int) -> Tensor:
+    """Points (N, D) from which scales are taken: the training set, or draws if it is endless."""
+    data = dataset.training_set()
+    if data is not None:
+        return data
+    log.info("the dataset is endless: 10000 draws stand for it where its scale is needed")
+    return dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
+
+
+def fit_schedule(config: Config, schedule: Schedule | FromData, data: Tensor) -> Schedule:
+    """The schedule, with levels; what ``data`` (N, D) decides is written into ``config``."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    try:
+        fitted = schedule.fit(data)
+    except ConfigError as error:
+        raise ConfigError(_reason("schedule", error)) from error
+    target = f"{type(fitted).__module__}.{type(fitted).__qualname__}"
+    config["schedule"] = {"_target_": target, **dataclasses.asdict(fitted)}
+    return fitted
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
+from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
 from ncsn_cli.jobs import (
     Config,
@@ -22,16 +23,18 @@ from ncsn_cli.jobs import (
     build_from_checkpoint,
     choose_device,
     draw,
+    fit_schedule,
     instantiate,
     instantiate_list,
+    known_points,
     open_folder,
     read_config,
     settings,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreError
 from ncsn_cli.runs import to_json
-from ncsn_cli.samplers import Init, Sampler
-from ncsn_cli.schedules import Schedule
+from ncsn_cli.samplers import Init, Level, LogProb, Sampler
+from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import (
     BadCheckpointError,
     ConfigError,
@@ -59,7 +62,7 @@ def sample(cfg: DictConfig) -> None:
     device = choose_device(run.device)
     tensors, trained = _read_checkpoint(run)
     dataset: Dataset = _object(config, trained, "dataset")
-    schedule: Schedule = _object(config, trained, "schedule")
+    schedule = _schedule(config, trained, dataset, run.seed)
     sampler: Sampler = _object(config, trained, "sampler")
     init: Init = _object(config, trained, "init")
     metrics = instantiate_list(config, "metric")
@@ -68,31 +71,34 @@ def sample(cfg: DictConfig) -> None:
     for name in metrics.keys() - of_samples.keys() - of_score.keys():
         raise ConfigError(f"metric.{name}: it should be a SampleMetric of ncsn_cli.metrics")
     plots = instantiate_list(config, "plot")
-    plan = sampler.levels(schedule.sigmas)  # (sigma, tau, steps) a level
-    last_sigma = plan[-1][0]
+    plan = sampler.levels(schedule.sigmas)
+    last_sigma = plan[-1].sigma
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
-    dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # refuses where there is none
-    network = None
-    if run.score == "checkpoint":
-        network = _network(config, trained, tensors, dataset.dim).to(device)
-        level = torch.tensor(last_sigma, device=device)
-        network(torch.zeros(1, dataset.dim, device=device), level)  # refuses sigma = 0 if it must
-    score: Score = dataset.score if network is None else network
+    score, log_prob = _score(run, config, trained, tensors, dataset, device)
+    if sampler.needs_log_prob and log_prob is None:
+        raise ConfigError(
+            "sampler: this one needs a log-density; choose score=exact, or a checkpoint of"
+            " model=energy_mlp"
+        )
+    dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
+    score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
     facts = {"device": str(device), "seed": run.seed}
     with open_folder(config, facts) as folder, torch.no_grad():
         _log_plan(sampler, plan)
-        sigmas = torch.tensor([sigma for sigma, _, _ in plan], dtype=torch.float64)
+        sigmas = torch.tensor([level.sigma for level in plan], dtype=torch.float64)
         start = time.monotonic()
-        chains = _run_chains(run, score, dataset, schedule, sampler, init, device)
+        chains = _run_chains(run, score, log_prob, dataset, schedule, sampler, init, device)
         seconds = round(time.monotonic() - start, 3)
         folder.write("samples.npz", _npz(chains))
         samples = torch.from_numpy(chains["samples"])
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
-            "score_evaluations": sampler.num_steps(schedule.sigmas),
+            "score_evaluations": chains["score_evaluations"],
         }
+        if chains["acceptance"]:
+            report["acceptance_per_level"] = chains["acceptance"]
         entries = {  # keyed by level: at sigma = 0 both targets are p itself
             sigma: evaluate_samples(samples, dataset, sigma, of_samples, run.seed)
             for sigma in dict.fromkeys([0.0, last_sigma])
@@ -107,7 +113,7 @@ def sample(cfg: DictConfig) -> None:
             dataset,
             sigmas,
             device,
-            score=network,
+            score=None if run.score == "exact" else score,
             samples=chains["samples"],
             exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
             paths=chains["trajectories"],
@@ -144,6 +150,38 @@ def _object(config: Config, trained: Config, key: str) -> Any:  # noqa: ANN401
     return build_from_checkpoint(config[key], key)
 
 
+def _schedule(config: Config, trained: Config, dataset: Dataset, seed: int) -> Schedule:
+    schedule: Schedule | FromData = _object(config, trained, "schedule")
+    if isinstance(schedule, Schedule):
+        return schedule
+    return fit_schedule(config, schedule, known_points(dataset, seed))
+
+
+def _score(
+    run: SampleSettings,
+    config: Config,
+    trained: Config,
+    tensors: dict[str, Tensor],
+    dataset: Dataset,
+    device: torch.device,
+) -> tuple[Score, LogProb | None]:
+    """The score that ``run.score`` names, and its log-density where it has one."""
+    if run.score == "exact":
+        return dataset.score, dataset.log_prob
+    if run.score == "empirical":
+        data = dataset.training_set()
+        if data is None:
+            raise ConfigError(
+                "dataset.num_samples: score=empirical needs a number here, the size of the"
+                " training set"
+            )
+        points = GaussianMixture([1 / len(data)] * len(data), data.tolist(), stds=0.0)
+        return points.score, points.log_prob
+    network = _network(config, trained, tensors, dataset.dim).to(device)
+    energy: LogProb | None = getattr(network, "energy", None)
+    return network, None if energy is None else (lambda x, sigma: -energy(x, sigma))
+
+
 def _network(
     config: Config, trained: Config, tensors: dict[str, Tensor], dim: int
 ) -> torch.nn.Module:
@@ -165,14 +203,15 @@ def _network(
     return network.eval()
 
 
-def _log_plan(sampler: Sampler, plan: list[tuple[float, float, int]]) -> None:
-    etas = [tau / sigma**2 for sigma, tau, _ in plan if sigma > 0]
+def _log_plan(sampler: Sampler, plan: list[Level]) -> None:
+    etas = [level.tau / level.sigma**2 for level in plan if level.tau > 0 and level.sigma > 0]
     log.info(
-        "%s: %d levels, sigma %g to %g, tau %.3g to %.3g%s",
-        type(sampler).__name__, len(plan), plan[0][0], plan[-1][0], plan[0][1], plan[-1][1],
-        f", eta = tau/sigma^2 {min(etas):.3g} to {max(etas):.3g}" if etas else "",
+        "%s: %d levels, sigma %g to %g%s",
+        type(sampler).__name__, len(plan), plan[0].sigma, plan[-1].sigma,
+        f", tau {plan[0].tau:.3g} to {plan[-1].tau:.3g}, eta = tau/sigma^2 {min(etas):.3g} to"
+        f" {max(etas):.3g}" if etas else "",
     )  # fmt: skip
-    if etas and max(etas) >= 2:
+    if etas and max(etas) >= 2 and not sampler.needs_log_prob:
         log.warning(
             "eta = tau/sigma^2 reaches %.3g: where p_sigma is no wider than sigma, chains are"
             " stable below 2 only; lower sampler.step_size", max(etas),
@@ -182,6 +221,7 @@ def _log_plan(sampler: Sampler, plan: list[tuple[float, float, int]]) -> None:
 def _run_chains(
     run: SampleSettings,
     score: Score,
+    log_prob: LogProb | None,
     dataset: Dataset,
     schedule: Schedule,
     sampler: Sampler,
@@ -191,23 +231,36 @@ def _run_chains(
     """The samples and the initial points, and the paths of ``run.trajectories`` chains."""
     stream = random_stream(run.seed, "chains", device)
     x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
-    plan, total = sampler.levels(schedule.sigmas), sampler.num_steps(schedule.sigmas)
+    plan, total = sampler.levels(schedule.sigmas), sampler.num_states(schedule.sigmas)
     initial, stride = x, -(-total // _FRAMES)
-    frames = [(0, plan[0][0], x[: run.trajectories].cpu())]
+    frames = [(0, plan[0].sigma, x[: run.trajectories].cpu())]
+    accepted: list[list[float]] = [[] for _ in plan]
+    evaluations = 0
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return score(x, sigma)
+
     progress = tqdm(
-        sampler.chain(score, x, schedule.sigmas, generator=stream),
+        sampler.chain(counted, x, schedule.sigmas, generator=stream, log_prob=log_prob),
         total=total, desc="sampling", unit="step", disable=None,
     )  # fmt: skip
-    for step, (level, x) in enumerate(progress, start=1):
-        sigma, tau, _ = plan[level]
+    for step, (level, sigma, x, acceptance) in enumerate(progress, start=1):
+        if acceptance is not None:
+            accepted[level].append(acceptance)
         if step % stride == 0 or step == total:
             frames.append((step, sigma, x[: run.trajectories].cpu()))
-            eta = f"{tau / sigma**2:.3g}" if sigma > 0 else "-"
-            progress.set_postfix(level=f"{level + 1}/{len(plan)}", sigma=f"{sigma:.3g}", eta=eta)
+            numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
+            if plan[level].tau > 0 and sigma > 0:
+                numbers["eta"] = f"{plan[level].tau / sigma**2:.3g}"
+            if acceptance is not None:
+                numbers["accepted"] = f"{acceptance:.2f}"
+            progress.set_postfix(numbers)
             if not bool(torch.isfinite(x).all()):
                 raise DivergedError(
                     f"a sample is not finite at step {step}, level {level + 1} (sigma ="
-                    f" {sigma:g}); lower sampler.step_size"
+                    f" {sigma:g}); take smaller steps"
                 )
     kept_steps, kept_sigmas, kept = zip(*frames, strict=True)
     return {
@@ -216,11 +269,15 @@ def _run_chains(
         "trajectories": torch.stack(kept).numpy() if run.trajectories else None,
         "sigmas": np.array(kept_sigmas),
         "steps": np.array(kept_steps),
+        "score_evaluations": evaluations,
+        "acceptance": [float(np.mean(shares)) for shares in accepted if shares],
     }
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:
-    kept = {"samples", "init"} if arrays["trajectories"] is None else arrays.keys()
+    kept = ["samples", "init"]
+    if arrays["trajectories"] is not None:
+        kept += ["trajectories", "sigmas", "steps"]
     file = io.BytesIO()
     np.savez(file, **{name: arrays[name] for name in kept})
     return file.getvalue()

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from ncsn_cli.doctor import examine
 from ncsn_cli.evaluation import compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     Config,
@@ -24,8 +25,10 @@ from ncsn_cli.jobs import (
     TrainSettings,
     choose_device,
     draw,
+    fit_schedule,
     instantiate,
     instantiate_list,
+    known_points,
     open_folder,
     read_config,
     settings,
@@ -33,6 +36,7 @@ from ncsn_cli.jobs import (
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder, to_json
+from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import ConfigError, Dataset, random_stream
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
 
@@ -58,12 +62,10 @@ def train(cfg: DictConfig) -> None:
     trainer: Trainer = instantiate(config, "trainer")
     torch.set_num_threads(trainer.threads)
     dataset: Dataset = instantiate(config, "dataset")
-    sigmas = instantiate(config, "schedule").sigmas
+    data = known_points(dataset, run.seed)
+    sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
     loss = instantiate(config, "loss")
     model = _initial_model(config, dataset.dim, run.seed).to(device)
-    data = dataset.training_set()
-    if data is None:
-        data = dataset.sample(10_000, generator=random_stream(run.seed, "data seen beforehand"))
     adapt_to: Callable[[Tensor], None] | None = getattr(model, "adapt_to", None)
     if adapt_to is not None:
         adapt_to(data)
@@ -72,8 +74,8 @@ def train(cfg: DictConfig) -> None:
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")
-    for key in ("sampler", "init"):  # ncsn-sample will take them from the checkpoint
-        instantiate(config, key)
+    sampler: Sampler = instantiate(config, "sampler")
+    instantiate(config, "init")  # ncsn-sample will take both from the checkpoint
     if instantiate_list(config, "metric"):
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     plots = instantiate_list(config, "plot")
@@ -81,6 +83,7 @@ def train(cfg: DictConfig) -> None:
     history = [] if trainer.resume is None else _resume(training, config, Path(trainer.resume))
 
     facts = {"device": str(device), "seed": run.seed}
+    facts["schedule"] = examine(sigmas, sampler, data, dataset.smallest_std)
     with open_folder(config, facts) as folder:
         start = time.monotonic()
         try:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
 
+from .conftest import two_modes_1d, two_modes_2d
 from .forked import Server
 
 BIN = Path(sys.executable).parent
@@ -297,6 +298,110 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
     succeed("ncsn-sample", *own, f"checkpoint={out}", *quick, folder=tmp_path)
 
 
+QUICK_SAMPLE = ["num_samples=200", "metric=[]", "plot=[]", "trajectories=0"]
+
+
+def only_run(folder, command):
+    (out,) = folder.glob(f"outputs/{command}/runs/*")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"),
+    [
+        ("langevin", 1000),
+        ("annealed_langevin", 3 * 100),
+        ("constant_step_langevin", 3 * 50),
+        ("consistent_annealed", 2),
+        ("predictor_corrector", 2 + 3),
+        ("reverse_diffusion", 2),
+        ("probability_flow", 2 * 2),
+        ("annealed_mala", 3 * 101),
+    ],
+)
+def test_every_sampler_by_one_override(sampler, evaluations, forked, tmp_path):
+    exact = [
+        "score=exact", "dataset=two_modes_2d", "schedule=geometric", "schedule.num_levels=3",
+        "schedule.sigma_min=4", f"sampler={sampler}",
+    ]  # fmt: skip
+    for denoise in (False, True):
+        folder = tmp_path / str(denoise)
+        folder.mkdir()
+        arguments = [*exact, f"sampler.denoise={denoise}", *QUICK_SAMPLE, "trajectories=3"]
+        result = forked.call("sample", arguments, folder)
+        assert result.returncode == 0, result.stderr
+        metrics = read(only_run(folder, "sample") / "metrics.json")
+        assert metrics["score_evaluations"] == evaluations + denoise
+        shares = metrics.get("acceptance_per_level", [])
+        assert len(shares) == (3 if sampler == "annealed_mala" else 0)
+        assert all(0 < share <= 1 for share in shares)
+
+
+def test_mala_takes_the_density_of_an_energy_model(forked, tmp_path):
+    energy = ["model=energy_mlp", "model.hidden=[8]"]
+    result = forked.call("train", [*QUICK, *energy, "trainer.steps=2"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    arguments = [f"checkpoint={only_run(tmp_path, 'train')}", "sampler=annealed_mala"]
+    arguments += ["sampler.steps_per_level=3", *QUICK_SAMPLE]
+    result = forked.call("sample", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = read(only_run(tmp_path, "sample") / "metrics.json")
+    assert len(metrics["acceptance_per_level"]) == 4
+
+
+def test_the_empirical_score_gives_the_training_points_back(forked, tmp_path):
+    arguments = [
+        "score=empirical", "dataset=two_modes_2d", "dataset.num_samples=30", "schedule=geometric",
+        "schedule.sigma_max=20", "schedule.sigma_min=0.01", "schedule.num_levels=60",
+        "sampler=probability_flow", "sampler.denoise=true", *QUICK_SAMPLE,
+    ]  # fmt: skip
+    result = forked.call("sample", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    samples = np.load(only_run(tmp_path, "sample") / "samples.npz")["samples"]
+    data = two_modes_2d(num_samples=30).training_set()
+    nearest = torch.cdist(torch.from_numpy(samples), data).min(1).values
+    # The flow ends at p_.01 of 30 points; the denoising step takes the points themselves.
+    assert float(nearest.max()) < 0.01
+    assert len(nearest) == 200
+
+
+def test_a_schedule_from_data_is_kept_as_the_levels_it_gave(forked, tmp_path):
+    chosen = [a for a in QUICK if not a.startswith("schedule")] + ["schedule=from_data"]
+    result = forked.call("train", [*chosen, "trainer.steps=2"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no solution for D = 1" in result.stdout
+    out = only_run(tmp_path, "train")
+    data = two_modes_1d(num_samples=100).training_set()
+    distance = float(data.max() - data.min())
+    sigmas = read(out / "metrics.json")["sigmas"]
+    assert sigmas[0] == pytest.approx(distance)
+    assert sigmas[-1] == 0.1
+    assert len(sigmas) == 1 + math.ceil(math.log(distance / 0.1) / math.log(3.133))
+    assert "ncsn_cli.schedules.Geometric" in (out / "config.yaml").read_text()
+    result = forked.call("sample", [f"checkpoint={out}", *QUICK_SAMPLE], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no solution" not in result.stdout
+    # Resuming names the same schedule, and finds the same levels.
+    resumed = forked.call("train", [*chosen, "trainer.steps=4", f"trainer.resume={out}"], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    fresh = ["score=exact", "dataset=two_modes_1d", "schedule=from_data", *QUICK_SAMPLE]
+    result = forked.call("sample", [*fresh, "sampler=reverse_diffusion"], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_schedule_doctor_writes_into_run_json_and_warns_once(trained, forked, tmp_path):
+    report = read(trained / "run.json")["schedule"]
+    for technique in ("technique_0", "technique_1", "technique_2", "technique_4"):
+        assert technique in report
+    assert len(report["eta_per_level"]) == len(report["std_per_level"]) == 4
+    arguments = [*QUICK, "trainer.steps=1", "schedule.sigma_max=2", "schedule.sigma_min=0.9"]
+    result = forked.call("train", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("this schedule may not serve") == 1
+    warnings = read(only_run(tmp_path, "train") / "run.json")["schedule"]["warnings"]
+    assert len(warnings) == 2  # sigma_max and sigma_min
+
+
 @pytest.mark.parametrize("command", ["ncsn-train", "ncsn-sample"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["nosuchkey=1"]])
 def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path):
@@ -393,6 +498,22 @@ BAD_INPUTS = [
     ("sample", ["checkpoint=TRAINED", "dataset=two_modes_2d"], 2, "dataset"),
     ("sample", ["checkpoint=TRAINED", "++sampler.nosuch=1"], 2, "sampler.nosuch"),
     ("sample", ["checkpoint=TRAINED", "init=uniform", "init.low=9"], 2, "init"),
+    ("sample", ["checkpoint=TRAINED", "sampler=annealed_mala"], 2, "log-density"),
+    ("sample", ["checkpoint=TRAINED", "score=empirical", "++dataset.num_samples=null"], 2,
+     "dataset.num_samples"),
+    ("sample", ["checkpoint=TRAINED", "sampler=consistent_annealed", "sampler.eta=0.01"], 2,
+     "sampler.eta"),
+    ("sample", ["checkpoint=TRAINED", "schedule=single", "schedule.sigma=1",
+                "sampler=probability_flow"], 2, "two levels"),
+    ("sample", ["score=exact", "dataset=checkerboard_2d", "sampler=langevin"], 2, "jumps"),
+    ("train", ["schedule=from_data", "schedule.sigma_min=100"], 2, "schedule.sigma_min"),
+    ("train", ["schedule=single", "loss=implicit"], 2, "schedule"),
+    ("train", ["schedule=single", "loss=implicit", "model=ncsnv2_mlp"], 2, "schedule"),
+    ("train", ["schedule=single", "loss=explicit", "model=mlp", "dataset.stds=0"], 2,
+     "is a point"),
+    ("train", ["schedule=single", "loss=implicit", "model=mlp", "dataset=checkerboard_2d"], 2,
+     "jumps"),
+    ("train", ["loss=denoising_fixed_noise", "loss.levels=continuous"], 2, "loss.noise"),
 ]  # fmt: skip
 
 

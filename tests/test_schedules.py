@@ -1,8 +1,27 @@
+import logging
+import math
+
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy.integrate import quad
+from scipy.spatial.distance import pdist
 
-from ncsn_cli.schedules import Geometric, Karras, Linear, Single
+from ncsn_cli.schedules import (
+    FromData,
+    Geometric,
+    Karras,
+    Linear,
+    Single,
+    level_ratio,
+    overlap,
+    technique_1,
+    technique_2,
+)
+from ncsn_cli.scores import ConfigError
+
+from .conftest import stream
 
 
 def test_geometric_levels_descend_in_one_ratio():
@@ -55,3 +74,76 @@ def test_single_is_one_level():
 def test_impossible_schedules_are_refused(values):
     with pytest.raises(ValidationError):
         Geometric(**{"sigma_max": 2.0, "sigma_min": 0.5, "num_levels": 4, **values})
+
+
+# Published by Song & Ermon (2020), table 4: sigma_max, L and D; sigma_min = .01.
+PUBLISHED = {
+    "CIFAR-10": (50, 232, 3 * 32**2),
+    "CelebA": (90, 500, 3 * 64**2),
+    "bedroom": (190, 1086, 3 * 128**2),
+    "FFHQ": (348, 2311, 3 * 256**2),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_technique_2_of_the_published_schedules(name):
+    # They all have C = .566 to .567 (not the paper's .5), so L is that of a ratio for .567.
+    sigma_max, num_levels, dim = PUBLISHED[name]
+    sigmas = Geometric(float(sigma_max), 0.01, num_levels).sigmas
+    assert 0.566 <= technique_2(float(sigmas[0] / sigmas[1]), dim) <= 0.567 + 0.0005
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_technique_2_has_no_solution_in_low_dimensions(dim):
+    assert min(technique_2(ratio, dim) for ratio in np.geomspace(1.001, 1e6, 500)) > 0.99
+    assert technique_2(19.5, 5) == pytest.approx(0.5, abs=0.01)  # and a useless one at D = 5
+
+
+@pytest.mark.parametrize("dim", [10, 100, 3072])
+def test_the_advised_ratio_solves_technique_2(dim):
+    assert technique_2(level_ratio(dim), dim) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "ratio"), [(1, 3.133), (2, 2.098), (3, 1.798), (4, 1.649)])
+def test_the_advised_ratio_halves_the_overlap(dim, ratio):
+    assert level_ratio(dim) == pytest.approx(ratio, abs=0.0005)
+
+    def smaller(r):  # min of both densities on the sphere of radius r, times its area
+        area = 2 * math.pi ** (dim / 2) / math.gamma(dim / 2) * r ** (dim - 1)
+        densities = [
+            (2 * math.pi * s**2) ** (-dim / 2) * math.exp(-(r**2) / (2 * s**2)) for s in (1, ratio)
+        ]
+        return area * min(densities)
+
+    crossing = math.sqrt(2 * dim * math.log(ratio) / (1 - ratio**-2))
+    integral = quad(smaller, 0, 40, points=[crossing], limit=200)[0]
+    assert overlap(ratio, dim) == pytest.approx(integral, abs=1e-6)
+    assert integral == pytest.approx(0.5, abs=0.0005)
+
+
+def test_technique_1_is_the_largest_distance():
+    data = torch.randn(3000, 3, generator=stream())
+    expected = pdist(data.double().numpy()).max()
+    assert technique_1(data) == pytest.approx(expected, rel=1e-5)
+    # Beyond 10 000 points only the first are looked at.
+    line = torch.arange(10_010.0)[:, None]
+    assert technique_1(line) == 9999
+
+
+@pytest.mark.parametrize("dim", [1, 2, 12])
+def test_from_data_has_the_advised_ratio_and_says_where_there_is_none(dim, caplog):
+    data = torch.randn(500, dim, generator=stream(1))
+    with caplog.at_level(logging.INFO):
+        schedule = FromData(sigma_min=0.01).fit(data)
+    assert schedule.sigma_max == technique_1(data)
+    assert schedule.sigma_min == 0.01
+    ratios = schedule.sigmas[:-1] / schedule.sigmas[1:]
+    one_level_less = (schedule.sigma_max / 0.01) ** (1 / (schedule.num_levels - 2))
+    assert float(ratios.max()) <= level_ratio(dim) * (1 + 1e-9) < one_level_less
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [f"no solution for D = {dim}" in line for line in warned] == ([True] if dim < 5 else [])
+
+
+def test_from_data_refuses_a_sigma_min_beyond_the_data():
+    with pytest.raises(ConfigError, match="sigma_min"):
+        FromData(sigma_min=5.0).fit(torch.rand(10, 2, generator=stream()))

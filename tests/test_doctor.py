@@ -1,0 +1,112 @@
+import math
+
+import pytest
+
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.doctor import examine, predicted_stds
+from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
+from ncsn_cli.schedules import Geometric, Single
+
+from .conftest import assert_variance, stream, two_modes_2d
+
+ANNEALED = AnnealedLangevin(step_size="auto", steps_per_level=100, denoise=False)
+
+
+def examined(schedule, sampler=ANNEALED, dataset=None):
+    dataset = dataset or two_modes_2d(num_samples=1000)
+    return examine(schedule.sigmas, sampler, dataset.training_set(), dataset.smallest_std)
+
+
+def test_a_good_schedule_draws_no_warning():
+    report = examined(Geometric(20.0, 0.1, 20))
+    assert report["warnings"] == []
+    assert report["technique_0"] == {"smallest_std": 1.0, "widening": math.sqrt(1.01)}
+    assert 14 < report["technique_1"]["sigma_max"] < 25  # the modes are 14.1 apart, std 1
+    assert report["technique_2"]["num_levels_advised"] == 1 + math.ceil(
+        math.log(200) / math.log(2.0978)
+    )
+    assert report["technique_4"]["steps_per_level"] == 100
+    assert len(report["eta_per_level"]) == len(report["std_per_level"]) == 20
+    step_size = report["technique_4"]["step_size"]
+    assert report["eta_per_level"] == pytest.approx([step_size / 0.01] * 20)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sampler", "words"),
+    [
+        (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens"),
+        (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is below half the largest distance"),
+        (Geometric(20.0, 0.1, 5), ANNEALED, "take more of them"),
+        (
+            Geometric(20.0, 0.1, 20),
+            AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),
+            "stable below 2",
+        ),
+        (
+            Geometric(20.0, 0.1, 20),
+            AnnealedLangevin(step_size=1e-6, steps_per_level=5, denoise=False),
+            "times as wide as p_sigma_min: take more steps",
+        ),
+        (
+            Single(0.1),
+            Langevin(step_size=0.7, steps=100, denoise=False),
+            "times as wide as p_sigma_min: take a smaller sampler.step_size",
+        ),
+        (Single(0.0), ANNEALED, "ncsn-sample will refuse its sampler"),
+    ],
+)
+def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
+    report = examined(schedule, sampler)
+    assert words in " ".join(report["warnings"])
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert words in warned[0]
+
+
+def test_one_level_at_the_data_itself_is_fine():
+    report = examined(Single(0.0), Langevin(step_size=0.01, steps=10, denoise=False))
+    assert report["warnings"] == []
+    assert report["stability_per_level"] == [0.01]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ProbabilityFlow(solver="heun", denoise=True),
+        AnnealedMALA(step_size=5.0, steps_per_level=3, denoise=False),
+    ],
+)
+def test_samplers_without_the_closed_form_get_no_prediction(sampler):
+    report = examined(Geometric(20.0, 0.1, 20), sampler)
+    assert "std_per_level" not in report
+    assert report["warnings"] == []
+
+
+@pytest.mark.parametrize("std", [0.0, 0.5])
+def test_the_predicted_widths_are_those_of_the_chains(std):
+    sigmas, num = Geometric(3.0, 0.2, 5).sigmas, 100_000
+    dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=std)
+    sampler = AnnealedLangevin(step_size=0.01, steps_per_level=4, denoise=False)
+    x = dataset.sample(num, sigma=3.0, generator=stream())
+    chain = list(sampler.chain(dataset.score, x, sigmas, generator=stream(1)))
+    predicted = predicted_stds(sampler.levels(sigmas), std)
+    for state, expected in zip(chain[3::4], predicted, strict=True):
+        assert_variance(state.x[:, 0], expected**2)
+
+
+@pytest.mark.parametrize(
+    ("sigma_max", "num_levels", "steps", "step_size", "excess"),
+    [
+        (50, 232, 5, 6.2e-6, 1.062),
+        (90, 500, 5, 3.3e-6, 1.059),
+        (190, 1086, 3, 1.8e-6, 1.096),
+        (348, 2311, 3, 0.9e-6, 1.096),
+    ],
+)
+def test_the_published_settings_end_too_wide(sigma_max, num_levels, steps, step_size, excess):
+    # On a point mass; Jolicoeur-Martineau et al. (2020) draw it in their figure 1. The numbers are
+    # another program's, good to a unit in the last digit.
+    sigmas = Geometric(float(sigma_max), 0.01, num_levels).sigmas
+    sampler = AnnealedLangevin(step_size=step_size, steps_per_level=steps, denoise=False)
+    last = predicted_stds(sampler.levels(sigmas), 0.0)[-1]
+    assert last / 0.01 == pytest.approx(excess, abs=0.001)
