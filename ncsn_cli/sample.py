@@ -114,6 +114,7 @@ def sample(cfg: DictConfig) -> None:
             sigmas,
             device,
             score=None if run.score == "exact" else score,
+            score_name="empirical" if run.score == "empirical" else "learned",
             samples=chains["samples"],
             exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
             paths=chains["trajectories"],

@@ -184,6 +184,7 @@ class Scene:
         densities: p_sigma on the grid (M, G).
         true_scores: grad log p_sigma on the grid (M, G, D).
         scores: The learned score on the grid (M, G, D); None where there is none.
+        score_name: What to call it.
         data: Training points (N, D) or, if endless, as many draws; None in sampling.
         history: Columns of ``history.csv`` by name; None in sampling.
         loss_floor: The loss of the true score.
@@ -203,6 +204,7 @@ class Scene:
     densities: NDArray[np.float64]
     true_scores: NDArray[np.float64]
     scores: NDArray[np.float64] | None = None
+    score_name: str = "learned"
     data: NDArray[np.float32] | None = None
     history: dict[str, NDArray[np.float64]] | None = None
     loss_floor: float | None = None

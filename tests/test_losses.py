@@ -136,6 +136,17 @@ def test_the_regularised_minimum_is_not_the_score():
                          Single(sigma=0.0).sigmas, num=100)  # fmt: skip
         values = torch.tensor(values)
         assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 10 + 5e-5
+    # Along c s* the loss is c^2 (I/2 + .1 E[s'^2]) - c I: smallest at c = I/(I + .2 E[s'^2]).
+    penalty = (-0.3833 + 0.489386) / 0.1
+    best = 0.978773 / (0.978773 + 0.2 * penalty)
+    slopes, g = [], stream(12)
+    for _ in range(100):
+        c = torch.tensor(best, requires_grad=True)
+        value = loss(lambda x, s, c=c: c * dataset.score(x, s), dataset.sample(2000, generator=g),
+                     torch.zeros(1), generator=g)  # fmt: skip
+        slopes.append(float(torch.autograd.grad(value, c)[0]))
+    assert_mean(slopes, 0.0)
+    assert best == pytest.approx(0.82, abs=0.005)
     assert loss.without_penalty.floor(0.0, 1, 0.978773) == pytest.approx(-0.489386, abs=1e-6)
     plain = batches(loss.without_penalty, dataset.score, dataset, Single(sigma=0.0).sigmas)
     assert_mean(plain, -0.489386)

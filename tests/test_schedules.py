@@ -121,6 +121,10 @@ def test_the_advised_ratio_halves_the_overlap(dim, ratio):
     assert integral == pytest.approx(0.5, abs=0.0005)
 
 
+def test_technique_2_is_not_used_below_ten_dimensions():
+    assert overlap(level_ratio(9), 9) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_technique_1_is_the_largest_distance():
     data = torch.randn(3000, 3, generator=stream())
     expected = pdist(data.double().numpy()).max()

@@ -44,6 +44,17 @@ def new_figure(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def field_figure(num_fields: int, scene: Scene, height: float = 4.3) -> tuple[Figure, list[Axes]]:
+    """A row of panels for each field of D = 2, a column for each level; of one level all in a row.
+
+    ``height`` in inches is that of a panel as wide as high.
+    """
+    num_levels = len(scene.sigmas)
+    shape = (1, num_fields) if num_levels == 1 else (num_fields, num_levels)
+    width, length = (float(np.ptp(axis)) for axis in scene.axes)
+    return new_figure(*shape, height=1 + (height - 1) * length / width)
+
+
 def as_image(values: Array, scene: Scene) -> Array:
     """Values on the grid (G,) as an image, rows along the second axis."""
     return values.reshape(len(scene.axes[0]), len(scene.axes[1])).T

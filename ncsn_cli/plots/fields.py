@@ -13,6 +13,7 @@ from ncsn_cli.plots.canvas import (
     Array,
     as_image,
     contours,
+    field_figure,
     heat_map,
     level_bar,
     level_colour,
@@ -34,13 +35,14 @@ def score(scene: Scene) -> Figure | None:
 def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
     figure, panels = new_figure(2, 2, width=6)
     (x,) = scene.axes
-    fields = {"true score": true, "learned score": learned, "learned $-$ true": learned - true}
+    name = scene.score_name
+    fields = {"true score": true, f"{name} score": learned, f"{name} $-$ true": learned - true}
     for axes, (title, values) in zip(panels, fields.items(), strict=False):
         for sigma, line in zip(scene.sigmas, values, strict=True):
             axes.plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
         axes.set_title(title)
     panels[3].plot(x, true[-1], color=TRUTH, label="true")
-    panels[3].plot(x, learned[-1], color=MODEL, linestyle="--", label="learned")
+    panels[3].plot(x, learned[-1], color=MODEL, linestyle="--", label=name)
     panels[3].set_title(rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}")
     panels[3].legend()
     for axes in panels:
@@ -51,15 +53,17 @@ def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
 
 
 def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
-    figure, panels = new_figure(2, len(scene.sigmas))
+    figure, panels = field_figure(2, scene)
     stride = max(1, len(scene.axes[0]) // 20)
     every = slice(stride // 2, None, stride)
     x, y = (axis[every] for axis in scene.axes)
-    rows = [("true", true, TRUTH), ("learned", learned, MODEL)]
+    rows = [("true", true, TRUTH), (scene.score_name, learned, MODEL)]
     cells = [(row, level) for row in rows for level in range(len(scene.sigmas))]
     for axes, ((name, field, colour), level) in zip(panels, cells, strict=True):
-        u, v = (as_image(component, scene)[every, every] for component in field[level].T)
         longest = np.linalg.norm(true[level], axis=-1).max()
+        lengths = np.linalg.norm(field[level], axis=-1)  # (G,)
+        cut = longest / np.maximum(lengths, longest)  # no arrow is drawn longer than a true one
+        u, v = (as_image(cut * part, scene)[every, every] for part in field[level].T)
         contours(axes, scene.densities[level], scene, "0.75")
         axes.quiver(
             x, y, u, v, color=colour, width=0.005,
@@ -76,8 +80,8 @@ def score_norm(scene: Scene) -> Figure | None:
         return None
     fields = [("true", scene.true_scores)]
     if scene.scores is not None:
-        fields.append(("learned", scene.scores))
-    figure, panels = new_figure(len(fields), len(scene.sigmas), height=3.7)
+        fields.append((scene.score_name, scene.scores))
+    figure, panels = field_figure(len(fields), scene, height=3.7)
     cells = [(field, level) for field in fields for level in range(len(scene.sigmas))]
     for axes, ((name, field), level) in zip(panels, cells, strict=True):
         largest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
@@ -88,10 +92,14 @@ def score_norm(scene: Scene) -> Figure | None:
 
 
 def score_error(scene: Scene) -> Figure | None:
-    """Where the learned score errs, sigma ||s - grad log p_sigma|| (no unit), D = 2."""
+    """Where the learned score errs, D = 2: sigma ||s - grad log p_sigma||, without sigma at 0."""
     if scene.dim != 2 or scene.scores is None:
         return None
-    errors = np.linalg.norm(scene.scores - scene.true_scores, axis=-1) * scene.sigmas[:, None]
+    errors = np.linalg.norm(scene.scores - scene.true_scores, axis=-1)
+    label = r"$\|s - \nabla\log p\|$ (1/length)"
+    if scene.sigmas[-1] > 0:
+        errors = errors * scene.sigmas[:, None]
+        label = r"$\sigma\,\|s - \nabla\log p_\sigma\|$"
     norm = LogNorm(vmin=1e-3, vmax=max(1.0, float(errors.max())))
     figure, panels = new_figure(1, len(scene.sigmas))
     for axes, sigma, error, density in zip(
@@ -100,9 +108,8 @@ def score_error(scene: Scene) -> Figure | None:
         mesh = heat_map(axes, error.clip(1e-3), scene, cmap="magma", norm=norm)
         contours(axes, density, scene, "white")
         axes.set_title(rf"$\sigma$ = {sigma:.3g}")
-    label = r"$\sigma\,\|s - \nabla\log p_\sigma\|$"
     figure.colorbar(mesh, ax=list(panels), shrink=0.8, label=label)
-    figure.suptitle("Error of the learned score; contours: the density, where it matters")
+    figure.suptitle("Error of the learned score\ncontours: the density")
     return figure
 
 
