@@ -1,4 +1,4 @@
-"""What the techniques of Song & Ermon (2020), arXiv:2006.09011, say of a schedule for its data."""
+"""What the techniques of Song & Ermon (2020), arXiv:2006.09011, say of schedule and sampler."""
 
 from __future__ import annotations
 
@@ -6,118 +6,159 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ncsn_cli.samplers import Level, Sampler, technique_4
-from ncsn_cli.schedules import level_ratio, num_levels_between, overlap, technique_1, technique_2
+from ncsn_cli.schedules import (
+    POINTS_FOR_TECHNIQUE_1,
+    level_ratio,
+    num_levels_between,
+    overlap,
+    technique_1,
+    technique_2,
+)
 from ncsn_cli.scores import ConfigError
 
 log = logging.getLogger(__name__)
 
+_TOO_WIDE = 1.1
+
 
 def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float) -> dict[str, Any]:
-    """Log the schedule beside what the techniques would choose, and warn where it is bad.
+    """Log schedule and sampler beside what the techniques would choose; warn where they are bad.
 
-    ``data`` (N, D) are training points, ``smallest_std`` the standard deviation s of the data's
-    narrowest component. Returned, for ``run.json``, are the techniques' numbers and, per level,
-    eta = tau/sigma^2, tau/(s^2 + sigma^2) (the chain is stable on that component below 2), and
-    the standard deviation of annealed Langevin dynamics on it beside its target.
+    ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
+    data's narrowest component. Returns the numbers for ``run.json``.
     """
-    report: dict[str, Any] = {"sigmas": sigmas.tolist()}
-    complaints = _examine_levels(report, sigmas, data, smallest_std)
+    report, complaints = _examine_levels(sigmas, data, smallest_std)
     try:
         levels = sampler.levels(sigmas)
     except ConfigError as error:  # training does without a sampler
-        complaints.append(f"ncsn-sample will refuse its sampler, {error}")
+        complaints.append(f"ncsn-sample will refuse this sampler, {error}")
     else:
-        if levels[-1].steps > 0:
-            complaints += _examine_steps(report, levels, sampler, smallest_std)
+        steps, more = examine_steps(levels, sampler, smallest_std)
+        report, complaints = report | steps, complaints + more
     if complaints:
-        log.warning("this schedule may not serve: %s", "; ".join(complaints))
+        log.warning("schedule and sampler may not serve: %s", "; ".join(complaints))
     return {**report, "warnings": complaints}
 
 
 def _examine_levels(
-    report: dict[str, Any], sigmas: Tensor, data: Tensor, smallest_std: float
-) -> list[str]:
-    """Techniques 0, 1 and 2; returns what is bad."""
+    sigmas: Tensor, data: Tensor, smallest_std: float
+) -> tuple[dict[str, Any], list[str]]:
+    """Techniques 0, 1 and 2, and what is bad."""
+    report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
     sigma_max, sigma_min, dim = float(sigmas[0]), float(sigmas[-1]), data.shape[-1]
     if smallest_std > 0:
         widening = math.sqrt(1 + (sigma_min / smallest_std) ** 2)
         report["technique_0"] = {"smallest_std": smallest_std, "widening": widening}
         log.info(
-            "Technique 0: sigma_min = %g widens the narrowest component by %.3f",
-            sigma_min,
-            widening,
-        )
-        if widening > 1.1:
-            complaints.append(
-                f"sigma_min = {sigma_min:g} widens the narrowest component (standard deviation"
-                f" {smallest_std:.3g}) by {widening:.2f}"
-            )
+            "Technique 0: sigma_min = %g widens the narrowest component (standard deviation %.3g)"
+            " by %.3f", sigma_min, smallest_std, widening,
+        )  # fmt: skip
+        if widening > _TOO_WIDE:
+            complaints.append(f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}")
     if len(sigmas) < 2:
-        return complaints
-    distance = technique_1(data)
-    report["technique_1"] = {"sigma_max": distance, "points": len(data)}
-    log.info("Technique 1: sigma_max = %g, the largest distance is %.4g", sigma_max, distance)
+        return report, complaints
+    distance, points = technique_1(data), min(len(data), POINTS_FOR_TECHNIQUE_1)
+    report["technique_1"] = {"sigma_max": distance, "points": points}
+    log.info(
+        "Technique 1: sigma_max = %g, the largest distance between %d points is %.4g",
+        sigma_max, points, distance,
+    )  # fmt: skip
     if sigma_max < distance / 2:  # two equal Gaussians farther apart than 2 sigma are two modes
         complaints.append(
             f"sigma_max = {sigma_max:g} is below half the largest distance {distance:.3g}, so"
             " chains may not cross between far modes"
         )
     ratio, best = float((sigmas[:-1] / sigmas[1:]).max()), level_ratio(dim)
-    report["technique_2"] = {
+    advice = {
         "ratio": ratio,
         "probability": technique_2(ratio, dim),
         "overlap": overlap(ratio, dim),
         "ratio_advised": best,
         "num_levels_advised": num_levels_between(sigma_max, sigma_min, best),
-        "rule": "Technique 2" if dim >= 10 else "overlap by half, as Technique 2 is for D >= 10",
+        "rule": "probability 1/2" if dim >= 10 else "overlap 1/2, as D < 10",
     }
+    report["technique_2"] = advice
     log.info(
-        "Technique 2: largest ratio of levels %.3f, overlap %.2f; at most %.3f is advised (%s)",
-        ratio, report["technique_2"]["overlap"], best, report["technique_2"]["rule"],
+        "Technique 2: neighbouring levels in the ratio %.3f (probability %.2f, overlap %.2f); at"
+        " most %.3f is advised (%s)",
+        ratio, advice["probability"], advice["overlap"], best, advice["rule"],
     )  # fmt: skip
     if ratio > best * 1.001:
         complaints.append(
-            f"neighbouring levels are {ratio:.3g} apart, more than {best:.3g}: take more of them"
+            f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: take more levels"
         )
-    return complaints
+    return report, complaints
 
 
-def _examine_steps(
-    report: dict[str, Any], levels: list[Level], sampler: Sampler, smallest_std: float
-) -> list[str]:
-    """Technique 4, stability, and the widths to expect; returns what is bad."""
+def examine_steps(
+    levels: list[Level], sampler: Sampler, smallest_std: float
+) -> tuple[dict[str, Any], list[str]]:
+    """Eta, stability, Technique 4 and the widths to expect, and what is bad.
+
+    Per level with a step: eta = tau/sigma^2. On the narrowest component, of standard deviation s,
+    unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2, and where there is nothing
+    else the standard deviation of the chains is known in closed form.
+    """
+    name = type(sampler).__name__
+    etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
+    if etas:
+        log.info("%s: eta = tau/sigma^2 from %.3g to %.3g", name, min(etas), max(etas))
     variances = [smallest_std**2 + level.sigma**2 for level in levels]
-    etas = [level.tau / level.sigma**2 for level in levels if level.sigma > 0]
-    report["eta_per_level"] = etas
+    if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
+        return {"eta_per_level": etas}, []  # no Langevin step, or one that a Metropolis test mends
+    stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
+    report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
+    if max(stability) >= 2:
+        return report, [
+            f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
+            f" {smallest_std:.3g}), and Langevin steps are stable below 2: take smaller ones"
+        ]
+    if sampler.descends:
+        return report, []
     if len(levels) > 1:
         steps = levels[-1].steps
         step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
         report["technique_4"] = {"step_size": step_size, "steps_per_level": steps}
         log.info(
-            "Technique 4: step size %.3g for %d steps a level; here it is %.3g, eta %.3g to %.3g",
-            step_size, steps, levels[-1].tau, min(etas), max(etas),
+            "Technique 4: step size %.3g for %d steps a level; here it is %.3g",
+            step_size, steps, levels[-1].tau,
         )  # fmt: skip
-    if sampler.descends or sampler.needs_log_prob or min(variances) == 0:
-        return []  # the closed form below is that of unadjusted steps on a Gaussian
-    stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
-    report["stability_per_level"] = stability
-    if max(stability) >= 2:
-        return [f"tau/(s^2 + sigma^2) reaches {max(stability):.3g}, and chains are stable below 2"]
     stds = predicted_stds(levels, smallest_std)
     report["std_per_level"] = stds
     report["target_std_per_level"] = [math.sqrt(v) for v in variances]
     excess = stds[-1] / math.sqrt(variances[-1])
-    log.info("annealed Langevin ends %.3f times as wide as p_sigma_min (one Gaussian)", excess)
-    if excess <= 1.1:
-        return []
-    settled = 1 / math.sqrt(1 - stability[-1] / 2)  # after infinitely many steps at the last level
-    remedy = "a smaller sampler.step_size" if settled > 1.1 else "more steps a level"
-    return [f"annealed Langevin will end {excess:.2f} times as wide as p_sigma_min: take {remedy}"]
+    log.info("%s ends %.3f times as wide as p_sigma_min (one Gaussian)", name, excess)
+    if excess <= _TOO_WIDE:
+        return report, []
+    remedy, best = _best_step_size(levels, smallest_std)
+    advice = f"sampler.step_size={remedy:.2g} would end at {best:.2f}"
+    if best > _TOO_WIDE:
+        advice = "take more steps a level"
+    return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
+
+
+def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
+    """The last level's tau, all scaled alike, to use instead, and the width at which it ends.
+
+    The longest step that ends within 5 % of the right width, or else the one nearest to it.
+    (Technique 4 is for a point mass; on wider data a longer step forgets the start sooner.)
+    """
+    target = math.sqrt(std**2 + levels[-1].sigma ** 2)
+    longest = min(2 * (std**2 + level.sigma**2) / level.tau for level in levels)
+    widths = {}
+    for factor in longest * np.geomspace(0.99, 1e-6, 300):
+        scaled = [level._replace(tau=level.tau * factor) for level in levels]
+        width = widths[scaled[-1].tau] = predicted_stds(scaled, std)[-1] / target
+        if width <= 1.05:
+            break
+    tau = min(widths, key=lambda tau: abs(math.log(widths[tau])))
+    return float(tau), widths[tau]
 
 
 def predicted_stds(levels: list[Level], std: float) -> list[float]:

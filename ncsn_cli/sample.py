@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.doctor import examine_steps
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
 from ncsn_cli.jobs import (
     Config,
@@ -31,9 +33,9 @@ from ncsn_cli.jobs import (
     read_config,
     settings,
 )
-from ncsn_cli.metrics import SampleMetric, ScoreError
+from ncsn_cli.metrics import SampleMetric, ScoreMetric
 from ncsn_cli.runs import to_json
-from ncsn_cli.samplers import Init, Level, LogProb, Sampler
+from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import (
     BadCheckpointError,
@@ -67,12 +69,15 @@ def sample(cfg: DictConfig) -> None:
     init: Init = _object(config, trained, "init")
     metrics = instantiate_list(config, "metric")
     of_samples = {k: m for k, m in metrics.items() if isinstance(m, SampleMetric)}
-    of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreError)}
+    of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
     for name in metrics.keys() - of_samples.keys() - of_score.keys():
-        raise ConfigError(f"metric.{name}: it should be a SampleMetric of ncsn_cli.metrics")
+        raise ConfigError(f"metric.{name}: it should be one of ncsn_cli.metrics")
     plots = instantiate_list(config, "plot")
     plan = sampler.levels(schedule.sigmas)
     last_sigma = plan[-1].sigma
+    sigmas = torch.tensor([level.sigma for level in plan], dtype=torch.float64)
+    for metric in of_score.values():
+        metric.check(sigmas)
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
     score, log_prob = _score(run, config, trained, tensors, dataset, device)
     if sampler.needs_log_prob and log_prob is None:
@@ -85,8 +90,12 @@ def sample(cfg: DictConfig) -> None:
 
     facts = {"device": str(device), "seed": run.seed}
     with open_folder(config, facts) as folder, torch.no_grad():
-        _log_plan(sampler, plan)
-        sigmas = torch.tensor([level.sigma for level in plan], dtype=torch.float64)
+        log.info(
+            "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
+            last_sigma,
+        )  # fmt: skip
+        for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
+            log.warning("%s", complaint)
         start = time.monotonic()
         chains = _run_chains(run, score, log_prob, dataset, schedule, sampler, init, device)
         seconds = round(time.monotonic() - start, 3)
@@ -177,7 +186,16 @@ def _score(
                 " training set"
             )
         points = GaussianMixture([1 / len(data)] * len(data), data.tolist(), stds=0.0)
-        return points.score, points.log_prob
+        chunk = max(1, 2_000_000 // len(data))  # of chains, for the memory that N asks
+
+        def in_chunks(function: LogProb, x: Tensor, sigma: Tensor) -> Tensor:
+            if bool(sigma == 0):
+                raise ConfigError(
+                    "schedule: score=empirical needs every sigma above 0, as in schedule=geometric"
+                )
+            return torch.cat([function(part, sigma) for part in x.split(chunk)])
+
+        return partial(in_chunks, points.score), partial(in_chunks, points.log_prob)
     network = _network(config, trained, tensors, dataset.dim).to(device)
     energy: LogProb | None = getattr(network, "energy", None)
     return network, None if energy is None else (lambda x, sigma: -energy(x, sigma))
@@ -204,21 +222,6 @@ def _network(
     return network.eval()
 
 
-def _log_plan(sampler: Sampler, plan: list[Level]) -> None:
-    etas = [level.tau / level.sigma**2 for level in plan if level.tau > 0 and level.sigma > 0]
-    log.info(
-        "%s: %d levels, sigma %g to %g%s",
-        type(sampler).__name__, len(plan), plan[0].sigma, plan[-1].sigma,
-        f", tau {plan[0].tau:.3g} to {plan[-1].tau:.3g}, eta = tau/sigma^2 {min(etas):.3g} to"
-        f" {max(etas):.3g}" if etas else "",
-    )  # fmt: skip
-    if etas and max(etas) >= 2 and not sampler.needs_log_prob:
-        log.warning(
-            "eta = tau/sigma^2 reaches %.3g: where p_sigma is no wider than sigma, chains are"
-            " stable below 2 only; lower sampler.step_size", max(etas),
-        )  # fmt: skip
-
-
 def _run_chains(
     run: SampleSettings,
     score: Score,
@@ -234,7 +237,7 @@ def _run_chains(
     x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
     plan, total = sampler.levels(schedule.sigmas), sampler.num_states(schedule.sigmas)
     initial, stride = x, -(-total // _FRAMES)
-    frames = [(0, plan[0].sigma, x[: run.trajectories].cpu())]
+    frames = [(0, plan[0].sigma, x[: run.trajectories].cpu().clone())]
     accepted: list[list[float]] = [[] for _ in plan]
     evaluations = 0
 
@@ -251,7 +254,7 @@ def _run_chains(
         if acceptance is not None:
             accepted[level].append(acceptance)
         if step % stride == 0 or step == total:
-            frames.append((step, sigma, x[: run.trajectories].cpu()))
+            frames.append((step, sigma, x[: run.trajectories].cpu().clone()))
             numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
             if plan[level].tau > 0 and sigma > 0:
                 numbers["eta"] = f"{plan[level].tau / sigma**2:.3g}"

@@ -24,7 +24,7 @@ __all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
 
 log = logging.getLogger(__name__)
 
-_POINTS_FOR_TECHNIQUE_1 = 10_000
+POINTS_FOR_TECHNIQUE_1 = 10_000
 
 
 class Schedule(ABC):
@@ -175,7 +175,7 @@ class FromData:
         log.info(
             "schedule=from_data: sigma_max = %.4g, the largest distance between %d points;"
             " sigma_min = %g; %d levels",
-            sigma_max, min(len(data), _POINTS_FOR_TECHNIQUE_1), self.sigma_min, num_levels,
+            sigma_max, min(len(data), POINTS_FOR_TECHNIQUE_1), self.sigma_min, num_levels,
         )  # fmt: skip
         return Geometric(sigma_max, self.sigma_min, num_levels)
 
@@ -185,16 +185,22 @@ def technique_1(data: Tensor) -> float:
 
     Of more than 10 000 points the first 10 000 are taken.
     """
-    points = data[:_POINTS_FOR_TECHNIQUE_1]
+    points = data[:POINTS_FOR_TECHNIQUE_1].double()
+    points = points - points.mean(0)
+    radii = points.norm(dim=1)
+    lower = (points - points[radii.argmax()]).norm(dim=1).max()
+    # Both ends of a distance of ``lower`` or more lie so far from the centre.
+    points = points[radii >= (lower - radii.max()) * (1 - 1e-9)]
     return max(float(torch.cdist(part, points).max()) for part in points.split(1000))
 
 
 def technique_2(ratio: float, dim: int) -> float:
     """C = Phi(sqrt(2D)(gamma-1) + 3 gamma) - Phi(sqrt(2D)(gamma-1) - 3 gamma), to be near 1/2.
 
-    The probability that the norm of a draw from N(0, sigma_{i-1}^2 I) lies where those from
-    N(0, sigma_i^2 I) do, gamma = ``ratio`` = sigma_{i-1}/sigma_i > 1, in the Gaussian
-    approximation of the norm that holds for large D = ``dim``. For D <= 4 it is never below .99.
+    The probability that the norm of a draw from N(0, sigma_i^2 I) lies within three standard
+    deviations of those from N(0, sigma_{i-1}^2 I), gamma = ``ratio`` = sigma_{i-1}/sigma_i > 1,
+    in the Gaussian approximation of the norm that holds for large D = ``dim``. For D <= 4 it is
+    never below .99.
     """
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))

@@ -1,13 +1,23 @@
+import logging
 import math
+import re
 
 import pytest
+import torch
 
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine, predicted_stds
-from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
+from ncsn_cli.samplers import (
+    AnnealedLangevin,
+    AnnealedMALA,
+    ConsistentAnnealed,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+)
 from ncsn_cli.schedules import Geometric, Single
 
-from .conftest import assert_variance, stream, two_modes_2d
+from .conftest import assert_variance, stream, two_modes_1d, two_modes_2d
 
 ANNEALED = AnnealedLangevin(step_size="auto", steps_per_level=100, denoise=False)
 
@@ -34,9 +44,9 @@ def test_a_good_schedule_draws_no_warning():
 @pytest.mark.parametrize(
     ("schedule", "sampler", "words"),
     [
-        (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens"),
+        (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens the data by 1.17"),
         (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is below half the largest distance"),
-        (Geometric(20.0, 0.1, 5), ANNEALED, "take more of them"),
+        (Geometric(20.0, 0.1, 5), ANNEALED, "take more levels"),
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),
@@ -45,14 +55,24 @@ def test_a_good_schedule_draws_no_warning():
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=1e-6, steps_per_level=5, denoise=False),
-            "times as wide as p_sigma_min: take more steps",
+            "sampler.step_size=",
         ),
         (
             Single(0.1),
             Langevin(step_size=0.7, steps=100, denoise=False),
-            "times as wide as p_sigma_min: take a smaller sampler.step_size",
+            "sampler.step_size=",
         ),
-        (Single(0.0), ANNEALED, "ncsn-sample will refuse its sampler"),
+        (
+            Geometric(20.0, 0.1, 20),
+            AnnealedLangevin(step_size="auto", steps_per_level=1, denoise=False),
+            "take more steps a level",
+        ),
+        (
+            Geometric(20.0, 0.1, 20),
+            PredictorCorrector(snr=1.5, corrector_steps=1, denoise=False),
+            "stable below 2",
+        ),
+        (Single(0.0), ANNEALED, "ncsn-sample will refuse this sampler"),
     ],
 )
 def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
@@ -61,6 +81,46 @@ def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == 1
     assert words in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("fine", "bad"),
+    [
+        (Geometric(20.0, 0.45, 20), Geometric(20.0, 0.465, 20)),  # T0: 1.1 at .458
+        (Geometric(1.01, 0.1, 20), Geometric(0.99, 0.1, 20)),  # T1: half of 2, see the data
+        (Geometric(2.0978**7, 1.0, 8), Geometric(2.0978**7 * 1.03, 1.0, 8)),  # T2
+    ],
+)
+def test_each_warning_has_its_threshold(fine, bad):
+    flow = ProbabilityFlow(solver="heun", denoise=True)
+    data = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 0.5]])
+    wide = fine.sigma_max > 100
+    std = 10.0 if wide else 1.0
+    assert examine(fine.sigmas, flow, data, std)["warnings"] == []
+    assert len(examine(bad.sigmas, flow, data, std)["warnings"]) == 1
+
+
+def test_the_remedy_for_chains_too_wide_is_one():
+    # As schedule=from_data with its few levels: step_size=auto is for a point mass.
+    schedule, dataset = Geometric(12.77, 0.1, 6), two_modes_1d(num_samples=100)
+    (complaint,) = examined(schedule, dataset=dataset)["warnings"]
+    step_size = float(re.search(r"sampler.step_size=(\S+)", complaint)[1])
+    better = AnnealedLangevin(step_size=step_size, steps_per_level=100, denoise=False)
+    assert examined(schedule, better, dataset)["warnings"] == []
+
+
+def test_technique_1_names_the_number_of_points(caplog):
+    data = two_modes_2d().sample(12_000, generator=stream())
+    flow = ProbabilityFlow(solver="heun", denoise=True)
+    with caplog.at_level(logging.INFO):
+        report = examine(Geometric(20.0, 0.1, 20).sigmas, flow, data, 1.0)
+    assert report["technique_1"]["points"] == 10_000
+    assert "between 10000 points" in caplog.text
+
+
+def test_consistent_annealing_reports_eta():
+    report = examined(Geometric(20.0, 0.1, 20), ConsistentAnnealed(eta=0.7, denoise=False))
+    assert report["eta_per_level"] == pytest.approx([0.7] * 19)
 
 
 def test_one_level_at_the_data_itself_is_fine():

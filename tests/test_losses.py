@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from ncsn_cli.evaluation import excess_loss
-from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
+from ncsn_cli.losses import (
+    Denoising,
+    Explicit,
+    Implicit,
+    ImplicitRegularized,
+    Sliced,
+    _derivative_along,
+    _score_and_diagonal,
+)
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.scores import ConfigError
@@ -117,6 +125,60 @@ def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
     for at in (-0.2, 0.2):
         found = slopes(at)
         assert float(found.mean()) * at > 5 * abs(at) * float(found.std()) / math.sqrt(40)
+
+
+def faulty(kind, terms):
+    """A loss whose ``_terms`` is a mistake that implementations made."""
+    return type(f"Faulty{kind.__name__}", (kind,), {"_terms": terms})
+
+
+def wrong_sign(loss, score, perturbed):
+    x, sigma, z, *_ = perturbed
+    return (sigma[:, None] * score(x, sigma) - z).square().sum(-1) / 2
+
+
+def target_over_sigma_squared(loss, score, perturbed):
+    x, sigma, z, *_ = perturbed
+    return sigma**2 * (score(x, sigma) + z / sigma[:, None] ** 2).square().sum(-1) / 2
+
+
+def without_the_half(loss, score, perturbed):
+    x, sigma, *_ = perturbed
+    s, diagonal = _score_and_diagonal(score, x, sigma)
+    return sigma**2 * (s.square().sum(-1) + diagonal.sum(-1))
+
+
+def trace_over_dimension(loss, score, perturbed):
+    x, sigma, *_ = perturbed
+    s, diagonal = _score_and_diagonal(score, x, sigma)
+    return sigma**2 * (s.square().sum(-1) / 2 + diagonal.mean(-1))
+
+
+def unit_norm_direction(loss, score, perturbed):
+    x, sigma, _, generator, _ = perturbed
+    v = torch.randn(x.shape, generator=generator)
+    v = v / v.norm(dim=-1, keepdim=True)
+    s, along = _derivative_along(v, score, x, sigma)
+    return sigma**2 * (s.square().sum(-1) / 2 + (v * along).sum(-1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        faulty(Denoising, wrong_sign)("all", 2.0, "fresh"),
+        faulty(Denoising, target_over_sigma_squared)("all", 2.0, "fresh"),
+        faulty(Implicit, without_the_half)("all", 2.0),
+        faulty(Implicit, trace_over_dimension)("all", 2.0),
+        faulty(Sliced, unit_norm_direction)("all", 2.0, "gaussian", True),
+    ],
+    ids=lambda loss: type(loss)._terms.__name__,
+)
+def test_a_known_mistake_misses_the_floor(loss):
+    # The test above would see each of them: the value at the truth is far from the floor.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 5).sigmas
+    values = torch.tensor(batches(loss, dataset.score, dataset, sigmas), dtype=torch.float64)
+    error = float(values.std() / math.sqrt(len(values)))
+    assert abs(float(values.mean()) - floor(loss, dataset, sigmas)) > 20 * error
 
 
 def test_continuous_levels_are_log_uniform():

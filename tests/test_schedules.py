@@ -129,6 +129,9 @@ def test_technique_1_is_the_largest_distance():
     data = torch.randn(3000, 3, generator=stream())
     expected = pdist(data.double().numpy()).max()
     assert technique_1(data) == pytest.approx(expected, rel=1e-5)
+    # Far from the origin too.
+    shifted = technique_1(data.double() + 1e4)
+    assert shifted == pytest.approx(expected, rel=1e-5)
     # Beyond 10 000 points only the first are looked at.
     line = torch.arange(10_010.0)[:, None]
     assert technique_1(line) == 9999

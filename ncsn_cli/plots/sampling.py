@@ -52,7 +52,7 @@ def samples(scene: Scene) -> Figure | None:
 
 def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None:
     """The share of points nearest to each mode, beside it, where there are few."""
-    if len(scene.modes) > 4:
+    if not 2 <= len(scene.modes) <= 4:
         return
     distances = np.linalg.norm(points[:, None] - scene.modes, axis=-1)  # (N, K)
     shares = np.bincount(distances.argmin(axis=1), minlength=len(scene.modes)) / len(points)

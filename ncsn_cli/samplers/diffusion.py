@@ -126,21 +126,32 @@ class ConsistentAnnealed(_Descent):
     Args:
         denoise: See ``Sampler``.
         eta: tau_i/sigma_i^2, with 1 - gamma <= eta <= 1 + gamma for every gamma = sigma_{i+1}/
-            sigma_i; 1 goes to the posterior mean and adds fresh noise.
+            sigma_i. 1 goes to the posterior mean and adds fresh noise, 1 - gamma is the
+            probability flow by Euler's method; ``auto`` is 1 - gamma^2 at each level, the
+            ancestral sampling of Song et al. (2021), arXiv:2011.13456, eq. 47.
     """
 
-    eta: PositiveFloat
+    eta: PositiveFloat | Literal["auto"]
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, eta sigma_i^2, 0) for every level."""
+        """(sigma_i, eta sigma_i^2, 0) for every level, with tau = 0 at the last."""
         levels = super().levels(sigmas)
-        ratio = float((sigmas[1:] / sigmas[:-1]).min())
-        if abs(1 - self.eta) > ratio:
+        ratios = sigmas[1:] / sigmas[:-1]
+        smallest = float(ratios.min())
+        if self.eta != "auto" and abs(1 - self.eta) > smallest:
             raise ConfigError(
-                f"sampler.eta: with neighbouring levels in the ratio {ratio:.3g} it should lie"
-                f" between {1 - ratio:.3g} and {1 + ratio:.3g}, got {self.eta:g}"
+                f"sampler.eta: with neighbouring levels in the ratio {smallest:.3g} it should lie"
+                f" between {1 - smallest:.3g} and {1 + smallest:.3g}, got {self.eta:g}"
             )
-        return [Level(sigma, self.eta * sigma**2, 0) for sigma, *_ in levels]
+        taus = [
+            self._eta(ratio) * level.sigma**2 for ratio, level in zip(ratios, levels, strict=False)
+        ]
+        return [
+            Level(level.sigma, tau, 0) for level, tau in zip(levels, [*taus, 0.0], strict=True)
+        ]
+
+    def _eta(self, ratio: Tensor) -> float:
+        return float(1 - ratio**2) if self.eta == "auto" else self.eta
 
     def _to_next(
         self,
@@ -150,6 +161,7 @@ class ConsistentAnnealed(_Descent):
         next_sigma: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        variance = next_sigma**2 - ((1 - self.eta) * sigma) ** 2
+        eta = self._eta(next_sigma / sigma)
+        variance = next_sigma**2 - ((1 - eta) * sigma) ** 2
         noise = variance.clamp(min=0).sqrt() * standard_normal(x, generator)
-        return x + self.eta * sigma**2 * score(x, sigma) + noise
+        return x + eta * sigma**2 * score(x, sigma) + noise
