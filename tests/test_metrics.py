@@ -2,13 +2,25 @@ import itertools
 import math
 
 import numpy as np
+import ot
 import pytest
 import torch
-from scipy.stats import binom, wasserstein_distance
+from scipy.stats import binom, energy_distance, wasserstein_distance
 
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import evaluate_samples
-from ncsn_cli.metrics import ModeWeights, Moments, ScoreError, Wasserstein, fisher_divergence
+from ncsn_cli.metrics import (
+    KL,
+    MMD,
+    EnergyDistance,
+    ModeWeights,
+    Moments,
+    ScoreError,
+    SlicedWasserstein,
+    Wasserstein,
+    fisher_divergence,
+)
+from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
 
 from .conftest import assert_mean, correlated_2d, stream, two_modes_1d, two_modes_2d
 
@@ -163,6 +175,153 @@ def test_fisher_divergence_of_a_shifted_score_is_known():
     squares = dataset.score(x, 0.5).square().sum(-1).double()
     assert information == pytest.approx(float(squares.mean()), rel=1e-5)
     assert_mean(squares, dataset.fisher_information(0.5))
+
+
+def same_draws(metric, dataset, samples, sigma=0.5):
+    """A distance, and the exact draws that it compared the samples with."""
+    kept, sample = [], dataset.sample
+
+    def keep(num, **kwargs):
+        kept.append(sample(num, **kwargs))
+        return kept[-1]
+
+    dataset.sample = keep
+    value = metric.distance(dataset, sigma, len(samples), stream(12))(samples)
+    del dataset.sample
+    return value, kept[-1]
+
+
+def test_sliced_wasserstein_agrees_with_pot():
+    dataset = correlated_2d()
+    x = dataset.sample(300, generator=stream(13))
+    value, y = same_draws(SlicedWasserstein(num_directions=40), dataset, x)
+    directions = torch.randn(2, 40, generator=stream(12))
+    directions = (directions / directions.norm(dim=0)).double().numpy()
+    expected = ot.sliced_wasserstein_distance(
+        x.double().numpy(), y.double().numpy(), projections=directions, p=1
+    )
+    assert value == pytest.approx(expected, rel=1e-5)  # float32 projections
+
+
+def test_wasserstein_2d_agrees_with_pot():
+    dataset = correlated_2d()
+    x = dataset.sample(80, generator=stream(14))
+    value, y = same_draws(Wasserstein(max_points=80), dataset, x)
+    cost = ot.dist(x.double().numpy(), y.double().numpy(), metric="euclidean")
+    assert value == pytest.approx(ot.emd2([], [], cost), rel=1e-9)
+
+
+def test_sliced_wasserstein_of_a_shift():
+    # In direction v a shift by d moves every point by <v, d>: |d| E|cos| = 2 |d|/pi for D = 2.
+    dataset, num = two_modes_2d(), 5000
+    x = dataset.sample(num, sigma=0.5, generator=stream(15)) + torch.tensor([3.0, 4.0])
+    distance = SlicedWasserstein(num_directions=500).distance(dataset, 0.5, num, stream(16))
+    # |cos| has the variance 1/2 - 4/pi^2; the samples' own part is below .1 of 5.
+    error = 5 * 5 * math.sqrt((0.5 - 4 / math.pi**2) / 500)
+    assert distance(x) == pytest.approx(2 * 5 / math.pi, abs=error + 0.1)
+
+
+def test_energy_distance_agrees_with_scipy():
+    dataset = two_modes_1d()
+    x = dataset.sample(400, generator=stream(17))
+    value, y = same_draws(EnergyDistance(max_points=400), dataset, x)
+    assert value == pytest.approx(energy_distance(x[:, 0].numpy(), y[:, 0].numpy()), rel=1e-5)
+
+
+def test_energy_distance_of_two_gaussians():
+    # In closed form for N(0, 1) and N(m, 1): E|N(m, 2)| by the folded normal law.
+    m, num = 2.0, 4000
+    dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
+    x = dataset.sample(num, generator=stream(18)) + m
+    value = EnergyDistance(max_points=num).distance(dataset, 0.0, num, stream(19))(x)
+    folded = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
+    expected = 2 * folded - 2 * 2 / math.sqrt(math.pi)
+    # The mean of each pair term errs by less than its deviation over sqrt(n); squares compared.
+    assert value**2 == pytest.approx(expected, abs=5 * 2 * 2 / math.sqrt(num))
+
+
+def test_mmd_of_two_gaussians():
+    # E k(x, y) = sqrt(h^2/(h^2 + 2)) exp(-m^2/(2 (h^2 + 2))) for N(0, 1), N(m, 1).
+    m, h, num = 1.5, 0.8, 4000
+    dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
+    x = dataset.sample(num, generator=stream(20)) + m
+    value = MMD(max_points=num, bandwidth=h).distance(dataset, 0.0, num, stream(21))(x)
+    scale = math.sqrt(h**2 / (h**2 + 2))
+    expected = 2 * scale * (1 - math.exp(-(m**2) / (2 * (h**2 + 2))))
+    assert value**2 == pytest.approx(expected, abs=5 * 2 / math.sqrt(num))
+
+
+def test_the_bandwidth_is_the_median_distance_unless_given():
+    dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
+    x = dataset.sample(200, generator=stream(22)) + 1
+    exact = dataset.sample(1000, generator=stream(23))
+    median = float(torch.pdist(exact).median())
+    found, given = (
+        MMD(max_points=200, bandwidth=h).distance(dataset, 0.0, 200, stream(23))(x)
+        for h in (None, median)
+    )
+    assert found == given
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_flow_of_the_exact_score_has_the_exact_density(dataset):
+    x = 3 * torch.randn(200, dataset.dim, generator=stream(24), dtype=torch.float64)
+    found = log_likelihood(
+        dataset.score, x, 0.2, 10.0, lambda y: dataset.log_prob(y, 10.0), num_steps=100
+    )
+    assert float((found - dataset.log_prob(x, 0.2)).abs().max()) < 1e-3
+
+
+def test_the_prior_has_the_moments_of_the_widest_level():
+    dataset = correlated_2d()
+    covariance = dataset.covariance + 9.0 * torch.eye(2)
+    normal = torch.distributions.MultivariateNormal(dataset.mean, covariance)
+    x = 5 * torch.randn(50, 2, generator=stream(25), dtype=torch.float64)
+    torch.testing.assert_close(prior_log_prob(dataset, 3.0)(x), normal.log_prob(x))
+
+
+def test_kl_between_two_mixtures_equals_quadrature():
+    # The score of q for the truth p: KL(p_sigma || q_sigma) by quadrature, the prior's part known.
+    p = two_modes_1d()
+    q = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
+    sigmas = torch.tensor([100.0, 10.0, 0.5])
+    result = KL(num_points=4000, num_steps=60)(q.score, p, sigmas, stream(26))
+    x = torch.linspace(-15, 15, 4001, dtype=torch.float64)[:, None]
+    for name, sigma in (("perturbed", 0.5), ("clean", 0.0)):
+        log_p, log_q = p.log_prob(x, sigma), q.log_prob(x, 0.5)
+        expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
+        found = result["clean"] if name == "clean" else result
+        # The terminal Gaussian has p's moments, not q's: (variances 1e4, means .4 apart) 1e-5.
+        assert abs(found["value"] - expected) < 5 * found["standard_error"] + 1e-3
+    assert abs(result["prior"]["value"]) < 5 * result["prior"]["standard_error"] + 1e-6
+
+
+EVERY_METRIC = {
+    "wasserstein": Wasserstein(max_points=60),
+    "sliced_wasserstein": SlicedWasserstein(num_directions=20),
+    "energy_distance": EnergyDistance(max_points=200),
+    "mmd": MMD(max_points=200, bandwidth=None),
+    "mode_weights": ModeWeights(),
+    "moments": Moments(),
+}
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), two_modes_2d()])
+def test_exact_draws_have_ratio_one_and_lie_in_the_band(dataset):
+    # One floor for 100 sets of exact draws: their mean ratio is 1 within 3 standard errors, of
+    # the 100 values and of the floor's 200 together (p = .003 a metric).
+    sets = dataset.sample(100 * 200, sigma=0.5, generator=stream(27)).reshape(100, 200, -1)
+    for name, metric in EVERY_METRIC.items():
+        entry = evaluate_samples(sets[0], dataset, 0.5, {name: metric}, seed=1)[name]
+        distance = metric.distance(dataset, 0.5, 200, stream(28))
+        values = torch.tensor([distance(x) for x in sets], dtype=torch.float64)
+        error = float(values.std()) * math.sqrt(1 / 100 + 1 / 200)
+        assert abs(float(values.mean()) - entry["floor"]) < 3 * error, name
+        low, high = entry["floor_quantiles"]
+        inside = int(((values >= low) & (values <= high)).sum())
+        # The band between the first and the last of 200 draws holds 1 - 2/201 on average; as it
+        # is itself random, the share varies by .007: below .95 once in 1e5, and then the binomial.
+        assert inside >= binom.ppf(1e-4, 100, 0.96), name
 
 
 def test_exact_draws_have_ratio_one():

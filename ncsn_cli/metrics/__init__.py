@@ -1,0 +1,21 @@
+"""Distances between samples, or a score, and the truth."""
+
+from ncsn_cli.metrics.base import SampleMetric as SampleMetric
+from ncsn_cli.metrics.base import ScoreMetric as ScoreMetric
+from ncsn_cli.metrics.kernels import MMD, EnergyDistance
+from ncsn_cli.metrics.likelihood import KL
+from ncsn_cli.metrics.moments import ModeWeights, Moments
+from ncsn_cli.metrics.score_error import ScoreError
+from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
+from ncsn_cli.metrics.transport import SlicedWasserstein, Wasserstein
+
+__all__ = [
+    "KL",
+    "MMD",
+    "EnergyDistance",
+    "ModeWeights",
+    "Moments",
+    "ScoreError",
+    "SlicedWasserstein",
+    "Wasserstein",
+]

@@ -1,0 +1,45 @@
+"""What a distance from samples, or a number about a score, is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_cli.scores import Dataset, Score
+
+
+class SampleMetric(ABC):
+    """A distance from samples to p_sigma. Not 0 even for exact draws: it has a noise floor."""
+
+    @abstractmethod
+    def distance(
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
+    ) -> Callable[[Tensor], float]:
+        """The function from ``num`` samples (num, D) to their distance from p_sigma.
+
+        What depends on the truth alone is computed here, once.
+        """
+
+    def details(
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """What is worth knowing beside the distance."""
+        return {}
+
+
+class ScoreMetric(ABC):
+    """A number about a score, whatever sampler uses it."""
+
+    @abstractmethod
+    def __call__(
+        self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Its ``value`` and what is worth knowing beside it, at the levels ``sigmas`` (L,)."""
+
+    def check(self, sigmas: Tensor) -> None:
+        """Raise ``ConfigError`` at levels where it is not defined."""
+        return

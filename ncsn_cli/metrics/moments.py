@@ -1,0 +1,121 @@
+"""Mode weights and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic.dataclasses import dataclass
+from scipy.special import bdtrik
+from torch import Tensor
+
+from ncsn_cli.metrics.base import SampleMetric
+from ncsn_cli.scores import STRICT, Dataset, random_stream
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModeWeights(SampleMetric):
+    """Total variation between the shares of samples in each mode and the true shares.
+
+        1/2 sum_k |n_k/n - q_k|,   a sample belongs to the mode with the nearest centre,
+
+    q_k being P(nearest centre is k) under p_sigma itself: w_k plus what leaks between modes.
+    """
+
+    def distance(
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
+    ) -> Callable[[Tensor], float]:
+        """The function from ``num`` samples (num, D) to the total variation."""
+        expected = _mode_shares(truth, sigma)
+
+        def distance(samples: Tensor) -> float:
+            return float((_shares(samples, truth) - expected).abs().sum() / 2)
+
+        return distance
+
+    def details(
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
+        expected = _mode_shares(truth, sigma)
+        n, q = len(samples), expected.numpy()
+        low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))
+        # scipy has no answer where the share is 0 or 1, and it is the interval.
+        low, high = (np.where(np.isfinite(bound), bound, q) for bound in (low, high))
+        return {
+            "weights": _shares(samples, truth).tolist(),
+            "expected": expected.tolist(),
+            "interval": np.stack([low, high], axis=1).tolist(),
+        }
+
+
+def _nearest_mode(x: Tensor, truth: Dataset) -> Tensor:
+    return torch.cdist(x, truth.modes.to(x)).argmin(-1)
+
+
+def _shares(samples: Tensor, truth: Dataset) -> Tensor:
+    counts = torch.bincount(_nearest_mode(samples, truth).cpu(), minlength=len(truth.modes))
+    return counts.double() / len(samples)
+
+
+def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
+    """P(nearest centre is k), (K,), float64, from draws that are the same at every call.
+
+    E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs them for the leakage alone.
+    """
+    x = truth.sample(200_000, sigma=sigma, generator=random_stream(0, "mode shares")).double()
+    nearest = torch.nn.functional.one_hot(_nearest_mode(x, truth), len(truth.modes)).double()
+    if not truth.has_density(sigma):
+        return nearest.mean(0)
+    shares = truth.weights + (nearest - truth.posterior(x, sigma)).mean(0)
+    return shares.clamp(0, 1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Moments(SampleMetric):
+    """Gaussian Frechet distance between the samples' moments and the true ones, data units.
+
+        d^2 = ||m - m*||^2 + tr(C + C* - 2 (C*^1/2 C C*^1/2)^1/2)
+
+    Source: Dowson & Landau (1982), doi:10.1016/0047-259X(82)90077-X; d = |m - m*| for a shift.
+    """
+
+    def distance(
+        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
+    ) -> Callable[[Tensor], float]:
+        """The function from ``num`` samples (num, D) to d."""
+        mean = truth.mean
+        covariance = truth.covariance + sigma**2 * torch.eye(truth.dim).double()
+        root = _matrix_root(covariance)
+
+        def distance(samples: Tensor) -> float:
+            x = samples.double().cpu()
+            offset = x.mean(0) - mean
+            sample_covariance = x.T.cov(correction=0).reshape(covariance.shape)
+            cross = _matrix_root(root @ sample_covariance @ root)
+            square = offset @ offset + (sample_covariance + covariance - 2 * cross).trace()
+            return float(square.clamp(min=0).sqrt())
+
+        return distance
+
+    def details(
+        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Mean and covariance, and the true ones."""
+        x = samples.double().cpu()
+        return {
+            "mean": x.mean(0).tolist(),
+            "expected_mean": truth.mean.tolist(),
+            "covariance": x.T.cov(correction=0).reshape(truth.covariance.shape).tolist(),
+            "expected_covariance": (
+                truth.covariance + sigma**2 * torch.eye(truth.dim).double()
+            ).tolist(),
+        }
+
+
+def _matrix_root(matrix: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix (D, D)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
