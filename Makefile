@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow bench lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ test: install  ## Run the tests (minutes)
 
 test-slow: install  ## Run the tests that take longer
 	$(BIN)/pytest -n 2 -m slow
+
+bench: install  ## Print what the default network reaches in a given time (an hour)
+	$(BIN)/python benchmarks/quality.py presets
+	$(BIN)/python benchmarks/quality.py small_mode
 
 lint: install  ## Check style and types
 	$(BIN)/ruff check .
