@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -46,6 +47,15 @@ def sample() -> None:
     _run("sample")
 
 
+def compare() -> None:
+    """``ncsn-compare``."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet in `ncsn-compare ... | head`
+    try:
+        importlib.import_module("ncsn_cli.compare").compare(sys.argv[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        _exit("compare", error, False, os.environ.get("HYDRA_FULL_ERROR") == "1")
+
+
 def _run(name: str) -> None:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
@@ -73,12 +83,17 @@ def _run(name: str) -> None:
     try:
         start()
     except (Exception, KeyboardInterrupt) as error:
-        if show_traceback:
-            traceback.print_exc()
-        lines, code = _explain(error, state.job_started)
-        for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
-            print(line, file=sys.stderr)
-        sys.exit(code)
+        _exit(name, error, state.job_started, show_traceback)
+
+
+def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bool) -> NoReturn:
+    """Say in at most three lines what went wrong."""
+    if show_traceback:
+        traceback.print_exc()
+    lines, code = _explain(error, job_started)
+    for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -126,7 +141,7 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
         place = error.filename or "the output folder"
         if job_started and error.errno in _FULL_DISK:
             return [f"{place}: {error.strerror}; what was saved before is whole"], 74
-        return [f"{place}: {error.strerror}; choose another place with paths.outputs=FOLDER"], 73
+        return [f"{place}: {error.strerror}; choose another place (paths.outputs=FOLDER)"], 73
     what = " ".join(str(error).split()) or "no message"
     if not job_started:
         return [what], 2

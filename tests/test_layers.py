@@ -10,7 +10,7 @@ import ncsn_cli
 PACKAGE = Path(ncsn_cli.__file__).parent
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
 ORCHESTRATION = ["runs", "checkpoints", "doctor", "evaluation", "training"]
-CONSOLE = ["cli", "jobs", "train", "sample"]
+CONSOLE = ["cli", "compare", "jobs", "train", "sample"]
 ALLOWED = {
     "__init__": set(),
     "scores": set(),

@@ -1,0 +1,361 @@
+"""``ncsn-compare``: one table, one CSV file and pictures over any number of runs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ncsn_cli.runs import write_atomic
+from ncsn_cli.scores import ConfigError, MissingInputError
+
+Value = str | float | int | bool | None
+Key = tuple[str, ...]
+
+_TASKS = ("train", "sample")
+_IGNORED = ("paths", "plot", "metric", "trainer.resume")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run's folder says.
+
+    Args:
+        folder: The folder.
+        state: ``done``, or why there is no result.
+        error: The reason, one line.
+        config: The effective configuration, nested keys joined by dots.
+        metrics: The numbers of ``metrics.json``, nested keys joined by dots.
+    """
+
+    folder: Path
+    state: str
+    error: str
+    config: dict[str, Value]
+    metrics: dict[str, float]
+
+
+def compare(arguments: list[str]) -> None:
+    """Read the runs that the command line names, print their table, write CSV and pictures."""
+    options = _parser().parse_args(arguments)
+    runs = [_read(folder) for folder in _find(options.folders)]
+    done = [run for run in runs if run.state == "done"]
+    metrics = _choose_metrics(done, options.metric)
+    keys = _differing(done)
+    sort = options.sort or (metrics[0] if metrics else None)
+    if sort is not None and done and not any(sort in run.metrics or sort in keys for run in done):
+        raise ConfigError(f"--sort: no run has {sort}; choose from {', '.join([*metrics, *keys])}")
+    by = options.group_by or keys
+    for key in by:
+        if done and key not in keys:
+            raise ConfigError(
+                f"--group-by: {key} is the same in all runs; {', '.join(keys)} differ"
+            )
+    print(_table(_group(done, by), by, metrics, sort))
+    for part in _error_split(done):
+        print(f"\n{part}")
+    missing = [run for run in runs if run.state != "done"]
+    if missing:
+        print(f"\n{len(missing)} of {len(runs)} runs have no result:")
+        for run in missing:
+            print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
+    folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    write_atomic(folder / "compare.csv", _csv(runs, keys))
+    for name, png in _pictures(done, by, metrics):
+        write_atomic(folder / "plots" / f"{name}.png", png)
+    print(f"\neverything is in {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ncsn-compare",
+        description="One table over runs of ncsn-train and ncsn-sample: what differs, then the"
+        " metrics; mean and standard deviation where only the seed differs, * the best.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="a run, a sweep, or a folder of them"
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a number of metrics.json, as perturbed.wasserstein.ratio; may be repeated",
+    )
+    parser.add_argument("--sort", metavar="KEY", help="a metric, or a key that differs")
+    parser.add_argument(
+        "--group-by",
+        action="append",
+        metavar="KEY",
+        help="a row for each value of this key, the others averaged over; may be repeated",
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where to write; default outputs/compare/runs/TIME"
+    )
+    return parser
+
+
+def _find(names: Iterable[str]) -> list[Path]:
+    """The folders of runs in, or below, those named."""
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            raise MissingInputError(f"{path}: there is no such folder")
+        below = [path] if _is_run(path) else sorted(p.parent for p in path.rglob(".hydra"))
+        if not below:
+            raise MissingInputError(f"{path}: no run of ncsn-train or ncsn-sample is in it")
+        found |= dict.fromkeys(sorted(below, key=_natural))
+    return list(found)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / ".hydra").is_dir() or (path / "run.json").is_file()
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """Sweep folders are numbers: 2 before 10."""
+    return str(path.parent), int(path.name) if path.name.isdigit() else -1, path.name
+
+
+def _read(folder: Path) -> _Run:
+    status = _json(folder / "status.json")
+    state, error = str(status.get("state", "unfinished")), str(status.get("error") or "")
+    metrics = _json(folder / "metrics.json")
+    if state == "done" and not metrics:
+        state, error = "damaged", "metrics.json is missing or not JSON"
+    config = folder / "config.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    values = yaml.load(config.read_text(), Loader=loader) if config.is_file() else {}
+    numbers = {
+        key: float(value)
+        for key, value in _flatten(metrics).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return _Run(folder, state, error, _flatten(values or {}), numbers)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + str(key)] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
+    known = dict.fromkeys(key for run in runs for key in run.metrics)
+    for name in chosen:
+        if runs and name not in known:
+            raise ConfigError(f"--metric: no run has {name}; choose from {', '.join(known)}")
+    if chosen:
+        return chosen
+    losses = [key for key in ("excess_loss", "score_error") if key in known]
+    ratios = [key for key in known if key.startswith("perturbed.") and key.endswith(".ratio")]
+    return [*losses, *ratios, *(["score_evaluations"] if ratios else [])]
+
+
+def _differing(runs: list[_Run]) -> list[str]:
+    """The keys, without the seed, in which runs differ; a group's option stands for its values."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    targets = {key: {run.config.get(key) for run in runs} for key in keys if _is_target(key)}
+    differing = []
+    for key in keys:
+        if key == "seed" or key.startswith(_IGNORED):
+            continue
+        target = f"{key.partition('.')[0]}._target_"
+        if _is_target(key) or len(targets.get(target, ())) < 2:
+            classes: list[list[_Run]] = [runs]
+        else:  # values count where the option is the same
+            classes = [[r for r in runs if r.config.get(target) == t] for t in targets[target]]
+        if any(len({run.config.get(key) for run in same}) > 1 for same in classes):
+            differing.append(key)
+    return differing
+
+
+def _is_target(key: str) -> bool:
+    return key.endswith("._target_")
+
+
+def _group(runs: list[_Run], by: list[str]) -> dict[Key, list[_Run]]:
+    groups: dict[Key, list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(_show(run.config.get(key)) for key in by), []).append(run)
+    return groups
+
+
+def _show(value: Value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "-" if value is None else str(value)
+    return text.rpartition(".")[2] if text.startswith(("ncsn_cli.", "torch.")) else text
+
+
+def _values(runs: list[_Run], metric: str) -> list[float]:
+    return [run.metrics[metric] for run in runs if metric in run.metrics]
+
+
+def _mean(runs: list[_Run], metric: str) -> float:
+    values = _values(runs, metric)
+    return statistics.fmean(values) if values else float("inf")
+
+
+def _table(
+    groups: dict[Key, list[_Run]], by: list[str], metrics: list[str], sort: str | None
+) -> str:
+    """Aligned text, a row a group; the smallest mean of each metric has a star."""
+    if not groups:
+        return "no finished run"
+
+    def order(group: Key) -> Any:  # noqa: ANN401
+        if sort in by:
+            value = groups[group][0].config.get(str(sort))
+            return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+        return _mean(groups[group], str(sort))
+
+    rows = [[*(_title(key) for key in by), "runs", *metrics]]
+    best = {
+        metric: min(_mean(runs, metric) for runs in groups.values())
+        for metric in metrics
+        if metric != "score_evaluations"  # work, no merit
+    }
+    for group in sorted(groups, key=order) if sort else groups:
+        runs = groups[group]
+        cells = [
+            _cell(_values(runs, m), len(groups) > 1 and _mean(runs, m) == best.get(m))
+            for m in metrics
+        ]
+        rows.append([*group, str(len(runs)), *cells])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Rows of text in columns, the first underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _title(key: str) -> str:
+    return key.removesuffix("._target_")
+
+
+def _cell(values: list[float], is_best: bool) -> str:
+    if not values:
+        return "-"
+    text = f"{statistics.fmean(values):.4g}"
+    if max(values) > min(values):
+        text += f" ± {statistics.stdev(values):.2g}"
+    return f"{text} *" if is_best else text
+
+
+def _error_split(runs: list[_Run]) -> list[str]:
+    """Where the error comes from, for runs that differ in ``score`` alone.
+
+    metric(checkpoint) = [checkpoint - empirical] + [empirical - exact] + [exact - floor] + floor:
+    the network, the finite training set, the sampler with its schedule, and chance.
+    """
+    apart = ("score", "checkpoint", "model", *_IGNORED)
+    groups: dict[str, dict[str, _Run]] = {}
+    for run in runs:
+        if "score" in run.config:
+            rest = {k: v for k, v in run.config.items() if not k.startswith(apart)}
+            groups.setdefault(json.dumps(rest, sort_keys=True), {})[str(run.config["score"])] = run
+    parts = []
+    for group in groups.values():
+        if not {"checkpoint", "empirical", "exact"} <= group.keys():
+            continue
+        learned, empirical, exact = (
+            group[k].metrics for k in ("checkpoint", "empirical", "exact")
+        )
+        names = [
+            k.removesuffix(".value")
+            for k in exact
+            if k.startswith("perturbed.") and k.endswith(".value")
+        ]
+        rows = [
+            ["where the error comes from", "network", "finite data", "sampler", "floor", "total"]
+        ]
+        for name in names:
+            total, middle, ideal = (m[f"{name}.value"] for m in (learned, empirical, exact))
+            floor = exact[f"{name}.floor"]
+            numbers = (total - middle, middle - ideal, ideal - floor, floor, total)
+            rows.append([name.removeprefix("perturbed."), *(f"{n:.3g}" for n in numbers)])
+        parts.append(_aligned(rows))
+    return parts
+
+
+def _csv(runs: list[_Run], keys: list[str]) -> bytes:
+    """A row a run, failed ones included: folder, state, error, seed, what differs, all metrics."""
+    metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["folder", "state", "error", "seed", *keys, *metrics])
+    for run in runs:
+        settings = [run.config.get(key) for key in ("seed", *keys)]
+        numbers = [run.metrics.get(key) for key in metrics]
+        writer.writerow([run.folder, run.state, run.error, *settings, *numbers])
+    return text.getvalue().encode()
+
+
+def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[tuple[str, bytes]]:
+    """Each metric against each number that was swept, a map over two, quality against work."""
+    swept = [key for key in by if len(_numbers(runs, key)) > 1]
+    works = {run.metrics.get("score_evaluations") for run in runs}
+    if not swept and len(works) < 2:
+        return
+    from ncsn_cli.plots.comparison import heat_map_of, metric_against, render
+
+    for metric in (name for name in metrics if name != "score_evaluations"):
+        for key in swept:
+            lines = _lines(runs, key, [k for k in by if k != key], metric)
+            yield f"{metric}_{key}", render(metric_against(key, metric, lines))
+        if len(swept) == 2:
+            xs, ys = (_numbers(runs, key) for key in swept)
+            cells = _group(runs, swept)
+            table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
+            yield f"{metric}_map", render(heat_map_of(swept, metric, xs, ys, table))
+        if len(works) > 1:
+            lines = _lines(runs, "score_evaluations", ["sampler._target_"], metric)
+            figure = metric_against("score_evaluations", metric, lines)
+            yield f"{metric}_evaluations", render(figure)
+
+
+def _numbers(runs: list[_Run], key: str) -> list[float]:
+    values = {run.config.get(key) for run in runs}
+    return sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+
+
+def _lines(
+    runs: list[_Run], place: str, others: list[str], metric: str
+) -> dict[str, list[tuple[float, list[float]]]]:
+    """For each setting of ``others`` the metric's values along ``place``, from left to right."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        x = run.config.get(place, run.metrics.get(place))
+        if isinstance(x, int | float) and metric in run.metrics:
+            label = ", ".join(f"{_title(k)}={_show(run.config.get(k))}" for k in others)
+            lines.setdefault(label, {}).setdefault(float(x), []).append(run.metrics[metric])
+    return {label: sorted(points.items()) for label, points in lines.items()}
