@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.losses import Loss
-from ncsn_cli.metrics import SampleMetric, fisher_divergence
+from ncsn_cli.metrics import SampleMetric, fisher_divergence, relative_curl
 from ncsn_cli.scores import Dataset, DivergedError, Scene, Score, random_stream
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ FLOOR_REPEATS = 200
 """Sets of exact draws behind each noise floor."""
 
 _POINTS_PER_LEVEL = 100_000
+_POINTS_FOR_CURL = 10_000
 _LEVELS_IN_2D = 3
 _GRID = {1: 801, 2: 121}  # points per axis
 
@@ -38,7 +39,7 @@ def excess_loss(
 ) -> float:
     """Mean over levels of lambda/2 E||s - grad log p_sigma||^2, from ``num`` draws a level."""
     levels = sigmas.tolist()
-    divergences = [fisher_divergence(score, truth, s, num, generator)[0] for s in levels]
+    divergences = [fisher_divergence(score, truth, s, num, generator).divergence for s in levels]
     return float(
         np.mean([loss.weight(s) / 2 * d for s, d in zip(levels, divergences, strict=True)])
     )
@@ -53,9 +54,11 @@ def evaluate_training(
     ``loss`` is the trained loss, ``loss_floor`` its value at the true score, ``excess_loss``
     their difference computed directly as lambda/2 E||s - grad log p_sigma||^2, ``score_error``
     the squared relative error E||s - s*||^2/E||s*||^2; means over the levels, each with
-    100 000 draws. A loss with a penalty reports it as ``penalty``, part of ``loss``.
+    100 000 draws. A loss with a penalty reports it as ``penalty``, part of ``loss``. Per level
+    also E||s - s*||^2, the scale c that makes c s best, and the relative curl for D = 2.
     """
-    losses, penalties, floors, excesses, errors = [], [], [], [], []
+    losses, penalties, floors, excesses = [], [], [], []
+    divergences, errors, scales, curls = [], [], [], []
     stream = random_stream(seed, "evaluation", device)
     for sigma in tqdm(sigmas.tolist(), desc="evaluation", unit="level", disable=None, leave=False):
         x = dataset.sample(_POINTS_PER_LEVEL, generator=stream)
@@ -69,11 +72,13 @@ def evaluate_training(
                 value - float(loss.without_penalty(score, x, level, generator=stream))
             )
         floors.append(loss.floor(sigma, dataset.dim, dataset.fisher_information(sigma)))
-        divergence, information = fisher_divergence(
-            score, dataset, sigma, _POINTS_PER_LEVEL, stream
-        )
-        excesses.append(loss.weight(sigma) / 2 * divergence)
-        errors.append(divergence / information)
+        found = fisher_divergence(score, dataset, sigma, _POINTS_PER_LEVEL, stream)
+        excesses.append(loss.weight(sigma) / 2 * found.divergence)
+        divergences.append(found.divergence)
+        errors.append(found.divergence / found.information)
+        scales.append(found.best_scale)
+        if dataset.dim == 2:
+            curls.append(relative_curl(score, dataset, sigma, _POINTS_FOR_CURL, stream))
     means = {
         "loss": float(np.mean(losses)),
         **({"penalty": float(np.mean(penalties))} if penalties else {}),
@@ -84,7 +89,14 @@ def evaluate_training(
     for name, mean in means.items():
         if not math.isfinite(mean):
             raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
-    return {**means, "sigmas": sigmas.tolist(), "score_error_per_level": errors}
+    return {
+        **means,
+        "sigmas": sigmas.tolist(),
+        "score_error_per_level": errors,
+        "fisher_divergence_per_level": divergences,
+        "best_scale_per_level": scales,
+        **({"curl_per_level": curls} if curls else {}),
+    }
 
 
 def evaluate_samples(

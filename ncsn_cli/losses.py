@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, ConfigError, Score
+from ncsn_cli.scores import (
+    STRICT,
+    ConfigError,
+    Score,
+    derivative_along,
+    score_and_jacobian,
+)
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 
@@ -178,7 +184,8 @@ class Implicit(Loss):
 
     def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
         x, sigma, *_ = perturbed
-        s, diagonal = _score_and_diagonal(score, x, sigma)
+        s, jacobian = score_and_jacobian(score, x, sigma)
+        diagonal = jacobian.diagonal(dim1=1, dim2=2)  # (P, D)
         return self._weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
 
     def _divergence(self, diagonal: Tensor) -> Tensor:
@@ -243,30 +250,13 @@ class Sliced(Loss):
         v = _normal(tuple(x.shape), x, generator)
         if self.directions == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0)
-        s, along = _derivative_along(v, score, x, sigma)
+        s, along = derivative_along(v, score, x, sigma)
         square = s.square().sum(-1) if self.variance_reduced else (v * s).sum(-1).square()
         return self._weights(sigma) * (square / 2 + (v * along).sum(-1))
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """-lambda/2 I(p_sigma)."""
         return -self.weight(sigma) / 2 * fisher_information
-
-
-def _derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S and (grad s) v, both (P, D), in one forward differentiation."""
-    result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))
-    return result[0], result[1]
-
-
-def _score_and_diagonal(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S and (d_i s_i)_i, both (P, D), by forward differentiation along each axis."""
-    diagonal = []
-    for axis in range(x.shape[-1]):
-        tangent = torch.zeros_like(x)
-        tangent[:, axis] = 1
-        s, along = _derivative_along(tangent, score, x, sigma)
-        diagonal.append(along[:, axis])
-    return s, torch.stack(diagonal, dim=-1)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

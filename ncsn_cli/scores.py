@@ -10,6 +10,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,24 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 The exact mixture and the network share it, so each sampler, metric and plot takes either.
 """
+
+
+def derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """S and (grad s) v, both (B, D), in one forward differentiation; ``v`` and ``x`` (B, D)."""
+    result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))
+    return result[0], result[1]
+
+
+def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """S (B, D) and d_j s_i (B, i, j), by forward differentiation along each axis."""
+    columns = []
+    for axis in range(x.shape[-1]):
+        tangent = torch.zeros_like(x)
+        tangent[:, axis] = 1
+        s, along = derivative_along(tangent, score, x, sigma)
+        columns.append(along)
+    return s, torch.stack(columns, dim=-1)
+
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""

@@ -29,7 +29,7 @@ DATASETS = ["two_modes_1d", "three_modes_2d"]
 @torch.no_grad()
 def score_error(score, dataset, sigmas):
     pairs = [fisher_divergence(score, dataset, s, 2000, stream(1)) for s in sigmas.tolist()]
-    return sum(error / information for error, information in pairs) / len(pairs)
+    return sum(found.divergence / found.information for found in pairs) / len(pairs)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not see sigma")

@@ -5,18 +5,10 @@ import pytest
 import torch
 
 from ncsn_cli.evaluation import excess_loss
-from ncsn_cli.losses import (
-    Denoising,
-    Explicit,
-    Implicit,
-    ImplicitRegularized,
-    Sliced,
-    _derivative_along,
-    _score_and_diagonal,
-)
+from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
-from ncsn_cli.scores import ConfigError
+from ncsn_cli.scores import ConfigError, derivative_along, score_and_jacobian
 
 from .conftest import (
     LIMIT,
@@ -144,13 +136,15 @@ def target_over_sigma_squared(loss, score, perturbed):
 
 def without_the_half(loss, score, perturbed):
     x, sigma, *_ = perturbed
-    s, diagonal = _score_and_diagonal(score, x, sigma)
+    s, jacobian = score_and_jacobian(score, x, sigma)
+    diagonal = jacobian.diagonal(dim1=1, dim2=2)
     return sigma**2 * (s.square().sum(-1) + diagonal.sum(-1))
 
 
 def trace_over_dimension(loss, score, perturbed):
     x, sigma, *_ = perturbed
-    s, diagonal = _score_and_diagonal(score, x, sigma)
+    s, jacobian = score_and_jacobian(score, x, sigma)
+    diagonal = jacobian.diagonal(dim1=1, dim2=2)
     return sigma**2 * (s.square().sum(-1) / 2 + diagonal.mean(-1))
 
 
@@ -158,7 +152,7 @@ def unit_norm_direction(loss, score, perturbed):
     x, sigma, _, generator, _ = perturbed
     v = torch.randn(x.shape, generator=generator)
     v = v / v.norm(dim=-1, keepdim=True)
-    s, along = _derivative_along(v, score, x, sigma)
+    s, along = derivative_along(v, score, x, sigma)
     return sigma**2 * (s.square().sum(-1) / 2 + (v * along).sum(-1))
 
 

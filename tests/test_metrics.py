@@ -19,6 +19,7 @@ from ncsn_cli.metrics import (
     SlicedWasserstein,
     Wasserstein,
     fisher_divergence,
+    relative_curl,
 )
 from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
 
@@ -169,12 +170,33 @@ def test_fisher_divergence_of_a_shifted_score_is_known():
     def shifted(x, sigma):
         return dataset.score(x, sigma) + torch.tensor([0.3, 0.4])
 
-    divergence, information = fisher_divergence(shifted, dataset, 0.5, 200_000, stream(11))
+    divergence, information, _ = fisher_divergence(shifted, dataset, 0.5, 200_000, stream(11))
     assert divergence == pytest.approx(0.25, rel=1e-4)
     x = dataset.sample(200_000, sigma=0.5, generator=stream(11))
     squares = dataset.score(x, 0.5).square().sum(-1).double()
     assert information == pytest.approx(float(squares.mean()), rel=1e-5)
     assert_mean(squares, dataset.fisher_information(0.5))
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_best_scale_undoes_a_scale(scale):
+    dataset = correlated_2d()
+    found = fisher_divergence(
+        lambda x, s: scale * dataset.score(x, s), dataset, 0.5, 1000, stream(29)
+    )
+    assert found.best_scale == pytest.approx(1 / scale, rel=1e-5)
+
+
+def test_the_curl_of_an_added_rotation_is_known():
+    # s* + a (-x_2, x_1) has the curl 2a everywhere; on N(0, I) the Jacobian's square is 2/v^2.
+    dataset, a, sigma = GaussianMixture(weights=[1.0], means=[[0, 0]], stds=1.0), 0.3, 0.5
+
+    def rotated(x, sigma):
+        return dataset.score(x, sigma) + a * torch.stack([-x[:, 1], x[:, 0]], dim=-1)
+
+    assert relative_curl(dataset.score, dataset, sigma, 100, stream(30)) < 1e-12
+    found = relative_curl(rotated, dataset, sigma, 100, stream(30))
+    assert found == pytest.approx((2 * a) ** 2 * 1.25**2 / 2, rel=1e-5)
 
 
 def same_draws(metric, dataset, samples, sigma=0.5):

@@ -7,6 +7,7 @@ from ncsn_cli.metrics.likelihood import KL
 from ncsn_cli.metrics.moments import ModeWeights, Moments
 from ncsn_cli.metrics.score_error import ScoreError
 from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
+from ncsn_cli.metrics.score_error import relative_curl as relative_curl
 from ncsn_cli.metrics.transport import SlicedWasserstein, Wasserstein
 
 __all__ = [

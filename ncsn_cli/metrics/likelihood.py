@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, ConfigError, Dataset, Score
+from ncsn_cli.scores import STRICT, ConfigError, Dataset, Score, score_and_jacobian
 
 
 def log_likelihood(
@@ -52,7 +52,8 @@ def log_likelihood(
     def slope(x: Tensor, log_sigma: float) -> tuple[Tensor, Tensor]:
         """d/dlog sigma of x (B, D) and of the integral (B,)."""
         sigma = torch.tensor(math.exp(log_sigma), dtype=x.dtype, device=x.device)
-        s, trace = _score_and_trace(score, x, sigma)
+        s, jacobian = score_and_jacobian(score, x, sigma)
+        trace = jacobian.diagonal(dim1=1, dim2=2).sum(-1)  # (B,)
         return -(sigma**2) * s, sigma**2 * trace
 
     integral = torch.zeros_like(x[:, 0])
@@ -64,18 +65,6 @@ def log_likelihood(
         x = x + h / 6 * (dx1 + 2 * dx2 + 2 * dx3 + dx4)
         integral = integral + h / 6 * (dl1 + 2 * dl2 + 2 * dl3 + dl4)
     return terminal_log_prob(x) - integral
-
-
-def _score_and_trace(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The score (B, D) and the trace of its Jacobian (B,)."""
-    trace = torch.zeros_like(x[:, 0])
-    for axis in range(x.shape[-1]):
-        tangent = torch.zeros_like(x)
-        tangent[:, axis] = 1
-        result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (tangent,))
-        s, along = result
-        trace = trace + along[:, axis]
-    return s, trace
 
 
 def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
