@@ -21,7 +21,7 @@ from ncsn_cli.scores import ConfigError, MissingInputError
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
-_TASKS = ("train", "sample")
+_MOST_LINES = 12  # that a picture tells apart
 _IGNORED = ("paths", "plot", "metric", "trainer.resume")
 
 
@@ -331,6 +331,8 @@ def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[t
     for metric in (name for name in metrics if name != "score_evaluations"):
         for key in swept:
             lines = _lines(runs, key, [k for k in by if k != key], metric)
+            if len(lines) > _MOST_LINES:
+                lines = _lines(runs, key, [], metric)
             yield f"{metric}_{key}", render(metric_against(key, metric, lines))
         if len(swept) == 2:
             xs, ys = (_numbers(runs, key) for key in swept)

@@ -33,9 +33,9 @@ from ncsn_cli.jobs import (
     read_config,
     settings,
 )
-from ncsn_cli.metrics import SampleMetric, ScoreMetric
+from ncsn_cli.metrics import SampleMetric, ScoreMetric, mode_commitment, nearest_mode
 from ncsn_cli.runs import to_json
-from ncsn_cli.samplers import Init, LogProb, Sampler
+from ncsn_cli.samplers import Init, LogProb, Sampler, State
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import (
     BadCheckpointError,
@@ -108,6 +108,8 @@ def sample(cfg: DictConfig) -> None:
         }
         if chains["acceptance"]:
             report["acceptance_per_level"] = chains["acceptance"]
+        if len(plan) > 1:
+            report["mode_commitment"] = chains["mode_commitment"]
         entries = {  # keyed by level: at sigma = 0 both targets are p itself
             sigma: evaluate_samples(samples, dataset, sigma, of_samples, run.seed)
             for sigma in dict.fromkeys([0.0, last_sigma])
@@ -129,6 +131,9 @@ def sample(cfg: DictConfig) -> None:
             paths=chains["trajectories"],
             path_steps=chains["steps"],
             path_sigmas=None if chains["trajectories"] is None else chains["sigmas"],
+            level_sigmas=np.array(chains["mode_commitment"]["sigmas"]),
+            committed=np.array(chains["mode_commitment"]["committed"]),
+            mode_shares=np.array(chains["mode_commitment"].get("shares", [])),
         )
         draw(folder, plots, scene)
         log.info("everything is in %s", folder.path)
@@ -237,6 +242,7 @@ def _run_chains(
     x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
     plan, total = sampler.levels(schedule.sigmas), sampler.num_states(schedule.sigmas)
     initial, stride = x, -(-total // _FRAMES)
+    ends: dict[float, Tensor] = {}  # by level, the mode of each chain when it ends
     frames = [(0, plan[0].sigma, x[: run.trajectories].cpu().clone())]
     accepted: list[list[float]] = [[] for _ in plan]
     evaluations = 0
@@ -250,7 +256,12 @@ def _run_chains(
         sampler.chain(counted, x, schedule.sigmas, generator=stream, log_prob=log_prob),
         total=total, desc="sampling", unit="step", disable=None,
     )  # fmt: skip
-    for step, (level, sigma, x, acceptance) in enumerate(progress, start=1):
+    current: State | None = None
+    for step, state in enumerate(progress, start=1):
+        if current is not None and state.level != current.level:
+            ends[current.sigma] = nearest_mode(current.x, dataset).to(torch.int16)
+        current = state
+        level, sigma, x, acceptance = state
         if acceptance is not None:
             accepted[level].append(acceptance)
         if step % stride == 0 or step == total:
@@ -266,6 +277,7 @@ def _run_chains(
                     f"a sample is not finite at step {step}, level {level + 1} (sigma ="
                     f" {sigma:g}); take smaller steps"
                 )
+    ends[sigma] = nearest_mode(x, dataset).to(torch.int16)
     kept_steps, kept_sigmas, kept = zip(*frames, strict=True)
     return {
         "samples": x.cpu().numpy(),
@@ -275,6 +287,10 @@ def _run_chains(
         "steps": np.array(kept_steps),
         "score_evaluations": evaluations,
         "acceptance": [float(np.mean(shares)) for shares in accepted if shares],
+        "mode_commitment": {
+            "sigmas": list(ends),
+            **mode_commitment(torch.stack(list(ends.values())).cpu(), len(dataset.modes)),
+        },
     }
 
 

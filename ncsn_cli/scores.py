@@ -210,6 +210,9 @@ class Scene:
         samples: Samples (N, D); None in training.
         exact: As many exact draws from p_sigma_min (N, D).
         paths: Chains over time (frames, chains, D), the first frame their start.
+        level_sigmas: The levels that the sampler visited (V,).
+        committed: Share of chains that never change mode after each of them (V,).
+        mode_shares: Share of chains in each mode after each of them (V, K); empty for many modes.
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
         path_densities: p_sigma on the grid for each frame (frames, G).
@@ -230,6 +233,9 @@ class Scene:
     samples: NDArray[np.float32] | None = None
     exact: NDArray[np.float32] | None = None
     paths: NDArray[np.float32] | None = None
+    level_sigmas: NDArray[np.float64] | None = None
+    committed: NDArray[np.float64] | None = None
+    mode_shares: NDArray[np.float64] | None = None
     path_steps: NDArray[np.int64] | None = None
     path_sigmas: NDArray[np.float64] | None = None
     path_densities: NDArray[np.float64] | None = None

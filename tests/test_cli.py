@@ -110,7 +110,7 @@ def test_samples_from_a_checkpoint(trained, tmp_path):
     trained_error = read(trained / "metrics.json")["score_error"]
     # 10 000 draws a level, each with a relative deviation below 2, against 100 000.
     assert metrics["score_error"]["value"] == pytest.approx(trained_error, rel=5 * 2 / 100)
-    assert {"samples.png", "chains.png", "score.png"} == {
+    assert {"samples.png", "chains.png", "commitment.png", "score.png"} == {
         p.name for p in (out / "plots").iterdir()
     }
     # The effective configuration holds what the checkpoint supplied.

@@ -19,6 +19,7 @@ from ncsn_cli.metrics import (
     SlicedWasserstein,
     Wasserstein,
     fisher_divergence,
+    mode_commitment,
     relative_curl,
 )
 from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
@@ -359,3 +360,36 @@ def test_exact_draws_have_ratio_one():
             assert low < entry["floor"] < high
     for values in ratios.values():
         assert_mean(values, 1.0)
+
+
+def test_mode_commitment_of_chains_that_are_known():
+    # Four chains over three levels: one stays in 0, one moves 0 to 1 at once, one 1 to 0 at the
+    # end, one moves twice.
+    labels = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]])
+    found = mode_commitment(labels, num_modes=3)
+    assert found["committed"] == [0.25, 0.5, 1.0]
+    assert found["shares"] == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
+    assert found["transitions"] == [
+        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], None],
+        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], None],
+    ]
+    assert list(mode_commitment(labels, num_modes=11)) == ["committed"]
+
+
+def test_mode_commitment_of_a_markov_chain():
+    # Mode 0 is left with probability .3 at each of 4 steps, mode 1 never: settled after level i
+    # are those in 1, and those that will not move in the 4 - i steps left.
+    g, num = stream(31), 100_000
+    labels = [torch.zeros(num, dtype=torch.long)]
+    for _ in range(4):
+        moves = torch.rand(num, generator=g) < 0.3
+        labels.append(torch.where(moves, 1, labels[-1]))
+    found = mode_commitment(torch.stack(labels), num_modes=2)
+    error = 5 * 0.5 / math.sqrt(num)
+    for i in range(5):
+        in_zero = 0.7**i
+        assert found["committed"][i] == pytest.approx(
+            1 - in_zero * (1 - 0.7 ** (4 - i)), abs=error
+        )
+        assert found["shares"][i][0] == pytest.approx(in_zero, abs=error)
+    assert found["transitions"][0][0] == pytest.approx([0.7, 0.3], abs=error)

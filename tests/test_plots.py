@@ -42,6 +42,9 @@ def sampling_scene(dataset, sigmas=SIGMAS, score=None):
         score=score,
         samples=dataset.sample(500, generator=stream(1)).numpy(),
         exact=dataset.sample(500, generator=stream(2)).numpy(),
+        level_sigmas=np.array([2.0, 1.0, 0.5]),
+        committed=np.array([0.3, 0.8, 1.0]),
+        mode_shares=np.full((3, len(dataset.modes)), 1 / len(dataset.modes)),
         paths=paths.numpy(),
         path_steps=np.arange(9),
         path_sigmas=np.repeat(sigmas.numpy(), 9)[:: len(sigmas)],
@@ -58,6 +61,7 @@ PICTURES = {
     "loss": ({1, 2}, {"train"}),
     "samples": ({1, 2}, {"sample"}),
     "chains": ({1, 2}, {"sample"}),
+    "commitment": ({1, 2}, {"sample"}),
 }
 
 

@@ -2,9 +2,11 @@
 
 from ncsn_cli.metrics.base import SampleMetric as SampleMetric
 from ncsn_cli.metrics.base import ScoreMetric as ScoreMetric
+from ncsn_cli.metrics.commitment import mode_commitment as mode_commitment
 from ncsn_cli.metrics.kernels import MMD, EnergyDistance
 from ncsn_cli.metrics.likelihood import KL
 from ncsn_cli.metrics.moments import ModeWeights, Moments
+from ncsn_cli.metrics.moments import nearest_mode as nearest_mode
 from ncsn_cli.metrics.score_error import ScoreError
 from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
 from ncsn_cli.metrics.score_error import relative_curl as relative_curl

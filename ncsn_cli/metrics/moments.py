@@ -51,12 +51,13 @@ class ModeWeights(SampleMetric):
         }
 
 
-def _nearest_mode(x: Tensor, truth: Dataset) -> Tensor:
+def nearest_mode(x: Tensor, truth: Dataset) -> Tensor:
+    """The mode whose centre is nearest to each of the points (B, D), (B,)."""
     return torch.cdist(x, truth.modes.to(x)).argmin(-1)
 
 
 def _shares(samples: Tensor, truth: Dataset) -> Tensor:
-    counts = torch.bincount(_nearest_mode(samples, truth).cpu(), minlength=len(truth.modes))
+    counts = torch.bincount(nearest_mode(samples, truth).cpu(), minlength=len(truth.modes))
     return counts.double() / len(samples)
 
 
@@ -66,7 +67,7 @@ def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
     E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs them for the leakage alone.
     """
     x = truth.sample(200_000, sigma=sigma, generator=random_stream(0, "mode shares")).double()
-    nearest = torch.nn.functional.one_hot(_nearest_mode(x, truth), len(truth.modes)).double()
+    nearest = torch.nn.functional.one_hot(nearest_mode(x, truth), len(truth.modes)).double()
     if not truth.has_density(sigma):
         return nearest.mean(0)
     shares = truth.weights + (nearest - truth.posterior(x, sigma)).mean(0)

@@ -6,10 +6,11 @@ A function returns None where its picture does not apply.
 from ncsn_cli.plots.data import density
 from ncsn_cli.plots.fields import recovered_density, score, score_error, score_norm
 from ncsn_cli.plots.learning import loss
-from ncsn_cli.plots.sampling import chains, samples
+from ncsn_cli.plots.sampling import chains, commitment, samples
 
 __all__ = [
     "chains",
+    "commitment",
     "density",
     "loss",
     "recovered_density",

@@ -22,6 +22,7 @@ from ncsn_cli.scores import Scene
 Array = NDArray[np.float64]
 
 TRUTH, MODEL, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
+SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _STYLE: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 13,

@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ncsn_cli.plots.canvas import new_figure
+from ncsn_cli.plots.canvas import SERIES, new_figure
 
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _MARKERS = "osD^vPX"
 
 
@@ -22,7 +21,7 @@ def metric_against(
     figure, (axes,) = new_figure(1, 1, width=8)
     everything = [v for points in lines.values() for _, values in points for v in values]
     for i, (label, points) in enumerate(lines.items()):
-        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = SERIES[i % len(SERIES)], _MARKERS[i % len(_MARKERS)]
         x = [place for place, _ in points]
         axes.plot(x, [np.mean(v) for _, v in points], color=colour, marker=marker, label=label)
         for place, values in points:

@@ -7,7 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ncsn_cli.plots.canvas import MODEL, TRUTH, Array, contours, new_figure, scatter, square
+from ncsn_cli.plots.canvas import (
+    MODEL,
+    SERIES,
+    TRUTH,
+    Array,
+    contours,
+    new_figure,
+    scatter,
+    square,
+)
 from ncsn_cli.scores import Scene
 
 
@@ -105,4 +114,33 @@ def _chains_1d(
         title=rf"{min(40, paths.shape[1])} chains, $\sigma$ from {scene.path_sigmas[0]:.3g} to "
         rf"{scene.path_sigmas[-1]:.3g}; shade: $p_\sigma$",
     )
+    return figure
+
+
+def commitment(scene: Scene) -> Figure | None:
+    """When chains settle for a mode, and how many are in each, from level to level."""
+    if scene.committed is None or scene.level_sigmas is None or len(scene.level_sigmas) < 2:
+        return None
+    if len(scene.modes) < 2:
+        return None
+    shares = scene.mode_shares
+    figure, panels = new_figure(1, 1 if shares is None or not len(shares) else 2, width=6)
+    panels[0].plot(scene.level_sigmas, scene.committed, color=MODEL, marker="o", markersize=4)
+    panels[0].set(ylabel="share of chains", title="settled: never change mode again")
+    if shares is not None and len(shares):
+        for k, share in enumerate(shares.T):
+            centre = ", ".join(f"{c:g}" for c in scene.modes[k].round(2) + 0.0)  # -0 is 0
+            panels[1].plot(
+                scene.level_sigmas,
+                share,
+                label=f"at ({centre})",
+                marker=".",
+                color=SERIES[k % len(SERIES)],
+            )
+        panels[1].set(title="nearest to each mode")
+        panels[1].legend(fontsize=9, ncols=2)
+    for axes in panels:
+        axes.set(xlabel=r"level $\sigma$", xscale="log", ylim=(-0.03, 1.03))
+        axes.invert_xaxis()
+        axes.grid(alpha=0.25)
     return figure

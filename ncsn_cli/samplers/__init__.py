@@ -12,6 +12,7 @@ its stationary variance is sigma^2 / (1 - eta/2).
 from ncsn_cli.samplers.base import Level as Level
 from ncsn_cli.samplers.base import LogProb as LogProb
 from ncsn_cli.samplers.base import Sampler as Sampler
+from ncsn_cli.samplers.base import State as State
 from ncsn_cli.samplers.diffusion import (
     ConsistentAnnealed,
     PredictorCorrector,
