@@ -494,7 +494,7 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
     )  # fmt: skip
     assert result.stderr.endswith("no torch")
     if arguments == ["--help"]:
-        for text in ("ncsn-train experiment=mdsm_1d", "dataset: grid_2d", "sampler: annealed"):
+        for text in ("ncsn-train experiment=mdsm_1d", "dataset: checkerboard_2d", "sampler: annealed"):
             assert text in result.stdout
 
 
