@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.datasets import GaussianMixture
@@ -33,23 +32,20 @@ from ncsn_cli.jobs import (
     read_config,
     settings,
 )
-from ncsn_cli.metrics import SampleMetric, ScoreMetric, mode_commitment, nearest_mode
+from ncsn_cli.metrics import SampleMetric, ScoreMetric
 from ncsn_cli.runs import to_json
-from ncsn_cli.samplers import Init, LogProb, Sampler, State
+from ncsn_cli.samplers import Init, LogProb, Sampler
+from ncsn_cli.sampling import Chains, run_chains
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import (
     BadCheckpointError,
     ConfigError,
     Dataset,
-    DivergedError,
     Score,
     random_stream,
 )
 
 log = logging.getLogger(__name__)
-
-_FRAMES = 200  # at most so many states of a kept chain
-
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
@@ -97,21 +93,24 @@ def sample(cfg: DictConfig) -> None:
         for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
             log.warning("%s", complaint)
         start = time.monotonic()
-        chains = _run_chains(run, score, log_prob, dataset, schedule, sampler, init, device)
+        stream = random_stream(run.seed, "chains", device)
+        x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
+        chains = run_chains(
+            sampler, score, log_prob, x, schedule.sigmas, dataset, run.trajectories, stream
+        )
         seconds = round(time.monotonic() - start, 3)
         folder.write("samples.npz", _npz(chains))
-        samples = torch.from_numpy(chains["samples"])
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
-            "score_evaluations": chains["score_evaluations"],
+            "score_evaluations": chains.score_evaluations,
         }
-        if chains["acceptance"]:
-            report["acceptance_per_level"] = chains["acceptance"]
+        if chains.acceptance:
+            report["acceptance_per_level"] = chains.acceptance
         if len(plan) > 1:
-            report["mode_commitment"] = chains["mode_commitment"]
+            report["mode_commitment"] = chains.mode_commitment
         entries = {  # keyed by level: at sigma = 0 both targets are p itself
-            sigma: evaluate_samples(samples, dataset, sigma, of_samples, run.seed)
+            sigma: evaluate_samples(chains.samples, dataset, sigma, of_samples, run.seed)
             for sigma in dict.fromkeys([0.0, last_sigma])
         }
         report |= {"clean": entries[0.0], "perturbed": entries[last_sigma]}
@@ -126,14 +125,14 @@ def sample(cfg: DictConfig) -> None:
             device,
             score=None if run.score == "exact" else score,
             score_name="empirical" if run.score == "empirical" else "learned",
-            samples=chains["samples"],
+            samples=chains.samples.numpy(),
             exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
-            paths=chains["trajectories"],
-            path_steps=chains["steps"],
-            path_sigmas=None if chains["trajectories"] is None else chains["sigmas"],
-            level_sigmas=np.array(chains["mode_commitment"]["sigmas"]),
-            committed=np.array(chains["mode_commitment"]["committed"]),
-            mode_shares=np.array(chains["mode_commitment"].get("shares", [])),
+            paths=chains.paths,
+            path_steps=chains.path_steps,
+            path_sigmas=None if chains.paths is None else chains.path_sigmas,
+            level_sigmas=np.array(chains.mode_commitment["sigmas"]),
+            committed=np.array(chains.mode_commitment["committed"]),
+            mode_shares=np.array(chains.mode_commitment.get("shares", [])),
         )
         draw(folder, plots, scene)
         log.info("everything is in %s", folder.path)
@@ -227,77 +226,14 @@ def _network(
     return network.eval()
 
 
-def _run_chains(
-    run: SampleSettings,
-    score: Score,
-    log_prob: LogProb | None,
-    dataset: Dataset,
-    schedule: Schedule,
-    sampler: Sampler,
-    init: Init,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The samples and the initial points, and the paths of ``run.trajectories`` chains."""
-    stream = random_stream(run.seed, "chains", device)
-    x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
-    plan, total = sampler.levels(schedule.sigmas), sampler.num_states(schedule.sigmas)
-    initial, stride = x, -(-total // _FRAMES)
-    ends: dict[float, Tensor] = {}  # by level, the mode of each chain when it ends
-    frames = [(0, plan[0].sigma, x[: run.trajectories].cpu().clone())]
-    accepted: list[list[float]] = [[] for _ in plan]
-    evaluations = 0
-
-    def counted(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        return score(x, sigma)
-
-    progress = tqdm(
-        sampler.chain(counted, x, schedule.sigmas, generator=stream, log_prob=log_prob),
-        total=total, desc="sampling", unit="step", disable=None,
-    )  # fmt: skip
-    current: State | None = None
-    for step, state in enumerate(progress, start=1):
-        if current is not None and state.level != current.level:
-            ends[current.sigma] = nearest_mode(current.x, dataset).to(torch.int16)
-        current = state
-        level, sigma, x, acceptance = state
-        if acceptance is not None:
-            accepted[level].append(acceptance)
-        if step % stride == 0 or step == total:
-            frames.append((step, sigma, x[: run.trajectories].cpu().clone()))
-            numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
-            if plan[level].tau > 0 and sigma > 0:
-                numbers["eta"] = f"{plan[level].tau / sigma**2:.3g}"
-            if acceptance is not None:
-                numbers["accepted"] = f"{acceptance:.2f}"
-            progress.set_postfix(numbers)
-            if not bool(torch.isfinite(x).all()):
-                raise DivergedError(
-                    f"a sample is not finite at step {step}, level {level + 1} (sigma ="
-                    f" {sigma:g}); take smaller steps"
-                )
-    ends[sigma] = nearest_mode(x, dataset).to(torch.int16)
-    kept_steps, kept_sigmas, kept = zip(*frames, strict=True)
-    return {
-        "samples": x.cpu().numpy(),
-        "init": initial.cpu().numpy(),
-        "trajectories": torch.stack(kept).numpy() if run.trajectories else None,
-        "sigmas": np.array(kept_sigmas),
-        "steps": np.array(kept_steps),
-        "score_evaluations": evaluations,
-        "acceptance": [float(np.mean(shares)) for shares in accepted if shares],
-        "mode_commitment": {
-            "sigmas": list(ends),
-            **mode_commitment(torch.stack(list(ends.values())).cpu(), len(dataset.modes)),
-        },
-    }
-
-
-def _npz(arrays: dict[str, Any]) -> bytes:
-    kept = ["samples", "init"]
-    if arrays["trajectories"] is not None:
-        kept += ["trajectories", "sigmas", "steps"]
+def _npz(chains: Chains) -> bytes:
+    arrays: dict[str, Any] = {"samples": chains.samples.numpy(), "init": chains.init.numpy()}
+    if chains.paths is not None:
+        arrays |= {
+            "trajectories": chains.paths,
+            "sigmas": chains.path_sigmas,
+            "steps": chains.path_steps,
+        }
     file = io.BytesIO()
-    np.savez(file, **{name: arrays[name] for name in kept})
+    np.savez(file, **arrays)
     return file.getvalue()

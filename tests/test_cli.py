@@ -28,7 +28,9 @@ QUICK = [
 
 
 def run(command, *arguments, folder, **kwargs):
-    environment = {**os.environ, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    # The warning ignored is torch's own, at the first torch.func.jvp.
+    warnings = "default,ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+    environment = {**os.environ, "PYTHONWARNINGS": warnings, "OMP_NUM_THREADS": "1"}
     environment.pop("HYDRA_FULL_ERROR", None)
     return subprocess.run(
         [BIN / command, *arguments],
@@ -494,7 +496,11 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
     )  # fmt: skip
     assert result.stderr.endswith("no torch")
     if arguments == ["--help"]:
-        for text in ("ncsn-train experiment=mdsm_1d", "dataset: checkerboard_2d", "sampler: annealed"):
+        for text in (
+            "ncsn-train experiment=mdsm_1d",
+            "dataset: checkerboard_2d",
+            "sampler: annealed",
+        ):
             assert text in result.stdout
 
 

@@ -1,0 +1,115 @@
+"""Running chains: progress, paths, acceptance, and what becomes of the modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_cli.metrics import mode_commitment, nearest_mode
+from ncsn_cli.samplers import LogProb, Sampler, State
+from ncsn_cli.scores import Dataset, DivergedError, Score
+
+_FRAMES = 200  # at most so many states of a kept chain
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What finished chains leave, on the CPU.
+
+    Args:
+        samples: Their last state (N, D).
+        init: Their first (N, D).
+        paths: Some chains over time (frames, chains, D); None where none are kept.
+        path_steps: The step of each frame (frames,).
+        path_sigmas: The level of each frame (frames,).
+        score_evaluations: Evaluations of the score, each of all chains.
+        acceptance: Mean share of accepted proposals at each level; empty where none are refused.
+        mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.
+    """
+
+    samples: Tensor
+    init: Tensor
+    paths: NDArray[np.float32] | None
+    path_steps: NDArray[np.int64]
+    path_sigmas: NDArray[np.float64]
+    score_evaluations: int
+    acceptance: list[float]
+    mode_commitment: dict[str, Any]
+
+
+def run_chains(
+    sampler: Sampler,
+    score: Score,
+    log_prob: LogProb | None,
+    x: Tensor,
+    sigmas: Tensor,
+    truth: Dataset,
+    num_paths: int,
+    generator: torch.Generator,
+) -> Chains:
+    """Run ``sampler`` from ``x`` (N, D) down the levels ``sigmas`` (L,) with a progress bar.
+
+    The paths of the first ``num_paths`` chains are kept; ``truth`` has the modes.
+
+    Raises:
+        DivergedError: If a chain is not finite.
+    """
+    plan, total = sampler.levels(sigmas), sampler.num_states(sigmas)
+    init, stride = x, -(-total // _FRAMES)
+    ends: dict[float, Tensor] = {}  # by level, the mode of each chain when it ends
+    frames = [(0, plan[0].sigma, x[:num_paths].cpu().clone())]
+    accepted: list[list[float]] = [[] for _ in plan]
+    evaluations = 0
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return score(x, sigma)
+
+    progress = tqdm(
+        sampler.chain(counted, x, sigmas, generator=generator, log_prob=log_prob),
+        total=total, desc="sampling", unit="step", disable=None,
+    )  # fmt: skip
+    current: State | None = None
+    for step, state in enumerate(progress, start=1):
+        if current is not None and state.level != current.level:
+            ends[current.sigma] = nearest_mode(current.x, truth).to(torch.int16)
+        current = state
+        level, sigma, x, acceptance = state
+        if acceptance is not None:
+            accepted[level].append(acceptance)
+        if step % stride == 0 or step == total:
+            frames.append((step, sigma, x[:num_paths].cpu().clone()))
+            numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
+            if plan[level].tau > 0 and sigma > 0:
+                numbers["eta"] = f"{plan[level].tau / sigma**2:.3g}"
+            if acceptance is not None:
+                numbers["accepted"] = f"{acceptance:.2f}"
+            progress.set_postfix(numbers)
+            if not bool(torch.isfinite(x).all()):
+                raise DivergedError(
+                    f"a sample is not finite at step {step}, level {level + 1} (sigma ="
+                    f" {sigma:g}); take smaller steps"
+                )
+    ends[sigma] = nearest_mode(x, truth).to(torch.int16)
+    labels = torch.stack(list(ends.values())).cpu()  # (V, N)
+    path_steps, path_sigmas, paths = zip(*frames, strict=True)
+    return Chains(
+        samples=x.cpu(),
+        init=init.cpu(),
+        paths=torch.stack(paths).numpy() if num_paths else None,
+        path_steps=np.array(path_steps),
+        path_sigmas=np.array(path_sigmas),
+        score_evaluations=evaluations,
+        acceptance=[float(np.mean(shares)) for shares in accepted if shares],
+        mode_commitment={
+            "sigmas": list(ends),
+            **mode_commitment(labels, len(truth.modes)),
+        },
+    )
