@@ -24,6 +24,6 @@ def test_the_installed_package_works_without_the_checkout(tmp_path):
     run(scripts / "ncsn-train", "experiment=mdsm_1d", "trainer.steps=200")
     (trained,) = tmp_path.glob("outputs/train/runs/*")
     run(scripts / "ncsn-sample", f"checkpoint={trained}", "num_samples=100")
-    assert len(list(tmp_path.glob("outputs/sample/runs/*/plots/*.png"))) == 3
+    assert len(list(tmp_path.glob("outputs/sample/runs/*/plots/*.png"))) == 4
     where = run(scripts / "python", "-c", "import ncsn_cli; print(ncsn_cli.__file__)")
     assert str(tmp_path) in where
