@@ -291,9 +291,10 @@ def _error_split(runs: list[_Run]) -> list[str]:
             group[k].metrics for k in ("checkpoint", "empirical", "exact")
         )
         names = [
-            k.removesuffix(".value")
-            for k in exact
-            if k.startswith("perturbed.") and k.endswith(".value")
+            key.removesuffix(".value")
+            for key in exact
+            if key.startswith("perturbed.") and key.endswith(".value")
+            if key in learned and key in empirical
         ]
         rows = [
             ["where the error comes from", "network", "finite data", "sampler", "floor", "total"]
