@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ncsn_cli.runs import write_atomic
+from ncsn_cli.runs import flatten, to_png, write_atomic
 from ncsn_cli.scores import ConfigError, MissingInputError
 
 Value = str | float | int | bool | None
@@ -111,7 +111,7 @@ def _find(names: Iterable[str]) -> list[Path]:
         path = Path(name)
         if not path.is_dir():
             raise MissingInputError(f"{path}: there is no such folder")
-        below = [path] if _is_run(path) else sorted(p.parent for p in path.rglob(".hydra"))
+        below = [path] if _is_run(path) else [p.parent for p in path.rglob(".hydra")]
         if not below:
             raise MissingInputError(f"{path}: no run of ncsn-train or ncsn-sample is in it")
         found |= dict.fromkeys(sorted(below, key=_natural))
@@ -138,10 +138,14 @@ def _read(folder: Path) -> _Run:
     values = yaml.load(config.read_text(), Loader=loader) if config.is_file() else {}
     numbers = {
         key: float(value)
-        for key, value in _flatten(metrics).items()
+        for key, value in flatten(metrics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return _Run(folder, state, error, _flatten(values or {}), numbers)
+    settings = {  # lists as text, to be compared
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in flatten(values or {}).items()
+    }
+    return _Run(folder, state, error, settings, numbers)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -150,16 +154,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + str(key)] = json.dumps(value) if isinstance(value, list) else value
-    return flat
 
 
 def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
@@ -327,23 +321,23 @@ def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[t
     works = {run.metrics.get("score_evaluations") for run in runs}
     if not swept and len(works) < 2:
         return
-    from ncsn_cli.plots.comparison import heat_map_of, metric_against, render
+    from ncsn_cli.plots.comparison import heat_map_of, metric_against
 
     for metric in (name for name in metrics if name != "score_evaluations"):
         for key in swept:
             lines = _lines(runs, key, [k for k in by if k != key], metric)
             if len(lines) > _MOST_LINES:
                 lines = _lines(runs, key, [], metric)
-            yield f"{metric}_{key}", render(metric_against(key, metric, lines))
+            yield f"{metric}_{key}", to_png(metric_against(key, metric, lines))
         if len(swept) == 2:
             xs, ys = (_numbers(runs, key) for key in swept)
             cells = _group(runs, swept)
             table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
-            yield f"{metric}_map", render(heat_map_of(swept, metric, xs, ys, table))
+            yield f"{metric}_map", to_png(heat_map_of(swept, metric, xs, ys, table))
         if len(works) > 1:
             lines = _lines(runs, "score_evaluations", ["sampler._target_"], metric)
             figure = metric_against("score_evaluations", metric, lines)
-            yield f"{metric}_evaluations", render(figure)
+            yield f"{metric}_evaluations", to_png(figure)
 
 
 def _numbers(runs: list[_Run], key: str) -> list[float]:

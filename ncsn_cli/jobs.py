@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import io
 import logging
 import re
 import shlex
@@ -25,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
-from ncsn_cli.runs import RunFolder
+from ncsn_cli.runs import RunFolder, to_png
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, ConfigError, Dataset, Scene, random_stream
 
@@ -236,6 +235,4 @@ def draw(folder: RunFolder, plots: Plots, scene: Scene | None) -> None:
     for name, plot in plots.items():
         figure = plot(scene)
         if figure is not None:
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            folder.write(f"plots/{name}.png", png.getvalue())
+            folder.write(f"plots/{name}.png", to_png(figure))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -58,6 +59,24 @@ _UMASK = _umask()
 def to_json(value: Any) -> bytes:  # noqa: ANN401
     """Indented JSON; a number that is not finite is an error, never a silent NaN."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def to_png(figure: Any) -> bytes:  # noqa: ANN401
+    """A matplotlib ``Figure`` as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 class RunFolder:

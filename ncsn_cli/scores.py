@@ -127,6 +127,10 @@ class Dataset(ABC):
     def fisher_information(self, sigma: float) -> float:
         """I(p_sigma) = E ||grad log p_sigma||^2, units 1/length^2."""
 
+    def perturbed_covariance(self, sigma: float) -> Tensor:
+        """Cov[x] + sigma^2 I under p_sigma, (D, D), float64."""
+        return self.covariance + sigma**2 * torch.eye(self.dim).double()
+
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """P(X <= x) under p_sigma, for D = 1; ``x`` of any shape."""
         raise NotImplementedError

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder, to_json
+from ncsn_cli.runs import RunFolder, flatten, to_json
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import ConfigError, Dataset, random_stream
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
@@ -165,7 +164,7 @@ def _resume(training: Training, config: Config, path: Path) -> list[Row]:
     """Put ``training`` where the run at ``path`` was; returns that run's history."""
     checkpoint = find_checkpoint(path)
     tensors, record = load_checkpoint(checkpoint)
-    before, now = _flatten(record["config"]), _flatten(config)
+    before, now = flatten(without_paths(record["config"])), flatten(without_paths(config))
     changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
     if changed := sorted(key for key in changed if not _may_change(key, training.trainer)):
         was = " ".join(f"{key}={before.get(key)}" for key in changed[:5])
@@ -192,14 +191,3 @@ def _may_change(key: str, trainer: Trainer) -> bool:
     if key == "trainer.steps" and trainer.lr_decay != "none":
         return False  # the learning rate of every step depends on it
     return key in _MAY_CHANGE_ON_RESUME or key.split(".")[0] in _MAY_CHANGE_ON_RESUME
-
-
-def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, without ``paths``."""
-    flat: dict[str, Any] = {}
-    for key, value in without_paths(config).items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

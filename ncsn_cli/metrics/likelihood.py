@@ -69,8 +69,7 @@ def log_likelihood(
 
 def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
     """The log-density of ``init=prior``, N(E[x], Cov[x] + sigma^2 I)."""
-    covariance = truth.covariance + sigma**2 * torch.eye(truth.dim).double()
-    values, rotation = torch.linalg.eigh(covariance)
+    values, rotation = torch.linalg.eigh(truth.perturbed_covariance(sigma))
 
     def log_prob(x: Tensor) -> Tensor:
         offset = (x - truth.mean.to(x)) @ rotation.to(x)  # (B, D)

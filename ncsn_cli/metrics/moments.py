@@ -88,7 +88,7 @@ class Moments(SampleMetric):
     ) -> Callable[[Tensor], float]:
         """The function from ``num`` samples (num, D) to d."""
         mean = truth.mean
-        covariance = truth.covariance + sigma**2 * torch.eye(truth.dim).double()
+        covariance = truth.perturbed_covariance(sigma)
         root = _matrix_root(covariance)
 
         def distance(samples: Tensor) -> float:
@@ -110,9 +110,7 @@ class Moments(SampleMetric):
             "mean": x.mean(0).tolist(),
             "expected_mean": truth.mean.tolist(),
             "covariance": x.T.cov(correction=0).reshape(truth.covariance.shape).tolist(),
-            "expected_covariance": (
-                truth.covariance + sigma**2 * torch.eye(truth.dim).double()
-            ).tolist(),
+            "expected_covariance": truth.perturbed_covariance(sigma).tolist(),
         }
 
 

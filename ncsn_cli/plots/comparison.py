@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -66,10 +65,3 @@ def heat_map_of(
     axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
     axes.set(xlabel=keys[0], ylabel=keys[1], title=metric)
     return figure
-
-
-def render(figure: Figure) -> bytes:
-    """The figure as PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()

@@ -80,7 +80,7 @@ class Prior(Init):
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
-        covariance = truth.covariance + sigma_max**2 * torch.eye(truth.dim).double()
+        covariance = truth.perturbed_covariance(sigma_max)
         variances, rotation = torch.linalg.eigh(covariance)
         root = rotation * variances.clamp(min=0).sqrt()  # root root^T = covariance
         return truth.mean.to(z) + z @ root.T.to(z)
