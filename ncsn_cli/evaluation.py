@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, fisher_divergence, relative_curl
 from ncsn_cli.scores import Dataset, DivergedError, Scene, Score, random_stream
 
 log = logging.getLogger(__name__)
-
-FLOOR_REPEATS = 200
-"""Sets of exact draws behind each noise floor."""
 
 _POINTS_PER_LEVEL = 100_000
 _POINTS_FOR_CURL = 10_000
@@ -100,32 +98,30 @@ def evaluate_training(
 
 
 def evaluate_samples(
-    samples: Tensor, truth: Dataset, sigma: float, metrics: Mapping[str, SampleMetric], seed: int
+    samples: Tensor,
+    truth: Dataset,
+    sigma: float,
+    metrics: Mapping[str, SampleMetric],
+    floor_of: Callable[[str, SampleMetric, Dataset, float, int], Floor],
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
 
-    The floor is the mean distance of ``FLOOR_REPEATS`` sets of N exact draws, its quantiles
-    show how far chance goes, and ratio = value / floor is 1 for a perfect sampler.
+    ``floor_of(name, metric, truth, sigma, N)`` is the law of the distance of N exact draws; its
+    quantiles show how far chance goes, and ratio = value / floor is 1 for a perfect sampler.
     """
     entries = {}
     for name, metric in metrics.items():
-        stream = random_stream(seed, f"{name} at {sigma}", samples.device)
-        distance = metric.distance(truth, sigma, len(samples), stream)
-        repeats = tqdm(
-            range(FLOOR_REPEATS), desc=f"{name}: noise floor", disable=None, leave=False
-        )
-        draws = [
-            distance(truth.sample(len(samples), sigma=sigma, generator=stream)) for _ in repeats
-        ]
-        value, floor = distance(samples), float(np.mean(draws))
+        distance = metric.distance(truth, sigma, len(samples))
+        value = distance(samples, random_stream(seed, f"{name} at {sigma}"))
+        floor = floor_of(name, metric, truth, sigma, len(samples))
         entries[name] = {
             "value": value,
-            "floor": floor,
-            "floor_quantiles": np.quantile(draws, [0.005, 0.995]).tolist(),
-            "ratio": value / floor if floor > 0 else None,
-            **metric.details(samples, truth, sigma, stream),
+            **floor,
+            "ratio": value / floor["floor"] if floor["floor"] > 0 else None,
+            **metric.details(samples, truth, sigma),
         }
-        log.info("%s at sigma = %g: %.4g, noise floor %.4g", name, sigma, value, floor)
+        log.info("%s at sigma = %g: %.4g, noise floor %.4g", name, sigma, value, floor["floor"])
     return entries
 
 

@@ -18,6 +18,7 @@ from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
+from ncsn_cli.floors import FloorCache
 from ncsn_cli.jobs import (
     Config,
     SampleSettings,
@@ -84,6 +85,9 @@ def sample(cfg: DictConfig) -> None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
+    floors = FloorCache(
+        Path(config["paths"]["outputs"], "floors"), config["dataset"], config.get("metric") or {}
+    )
     facts = {"device": str(device), "seed": run.seed}
     with open_folder(config, facts) as folder, torch.no_grad():
         log.info(
@@ -110,7 +114,7 @@ def sample(cfg: DictConfig) -> None:
         if len(plan) > 1:
             report["mode_commitment"] = chains.mode_commitment
         entries = {  # keyed by level: at sigma = 0 both targets are p itself
-            sigma: evaluate_samples(chains.samples, dataset, sigma, of_samples, run.seed)
+            sigma: evaluate_samples(chains.samples, dataset, sigma, of_samples, floors, run.seed)
             for sigma in dict.fromkeys([0.0, last_sigma])
         }
         report |= {"clean": entries[0.0], "perturbed": entries[last_sigma]}

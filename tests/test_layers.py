@@ -9,7 +9,7 @@ import ncsn_cli
 
 PACKAGE = Path(ncsn_cli.__file__).parent
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
-ORCHESTRATION = ["runs", "checkpoints", "doctor", "evaluation", "sampling", "training"]
+ORCHESTRATION = ["runs", "checkpoints", "doctor", "evaluation", "floors", "sampling", "training"]
 CONSOLE = ["cli", "compare", "jobs", "train", "sample"]
 ALLOWED = {
     "__init__": set(),

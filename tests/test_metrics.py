@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -9,6 +10,7 @@ from scipy.stats import binom, energy_distance, wasserstein_distance
 
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import evaluate_samples
+from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import (
     KL,
     MMD,
@@ -23,10 +25,15 @@ from ncsn_cli.metrics import (
     relative_curl,
 )
 from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
+from ncsn_cli.scores import random_stream
 
 from .conftest import assert_mean, correlated_2d, stream, two_modes_1d, two_modes_2d
 
 W1 = Wasserstein(max_points=300)
+
+
+def measure(metric, truth, sigma, x, seed=0):
+    return metric.distance(truth, sigma, len(x))(x, stream(seed))
 
 
 def test_wasserstein_1d_agrees_with_scipy():
@@ -38,7 +45,7 @@ def test_wasserstein_1d_agrees_with_scipy():
         quantiles = np.interp(levels, dataset.cdf(grid, sigma), grid)
         for num in (1, 2, 37, 1000):
             x = dataset.sample(num, sigma=1.0, generator=stream(num)) - 0.4
-            ours = W1.distance(dataset, sigma, num, stream())(x)
+            ours = measure(W1, dataset, sigma, x)
             assert ours == pytest.approx(wasserstein_distance(x[:, 0], quantiles), abs=1e-4)
 
 
@@ -46,10 +53,9 @@ def test_wasserstein_of_a_shift_is_the_shift():
     # Quantiles at (i + 1/2)/n, moved far to the right, are transported monotonically.
     dataset, num = two_modes_1d(), 5000
     x = dataset.sample(num, generator=stream(1)).double()
-    distance = W1.distance(dataset, 0.0, num, stream())
-    assert distance(x + 100) - float((x.mean() + 100) - dataset.mean[0]) == pytest.approx(
-        0, abs=1e-9
-    )
+    assert measure(W1, dataset, 0.0, x + 100) - float(
+        (x.mean() + 100) - dataset.mean[0]
+    ) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +65,14 @@ def test_wasserstein_of_a_shift_is_the_shift():
 def test_wasserstein_floor_of_two_modes_1d(num, mean, spread):
     # Values found independently, over an unknown number of repeats (50 assumed).
     dataset = two_modes_1d()
-    floor = evaluate_samples(
-        dataset.sample(num, generator=stream(2)), dataset, 0.0, {"w": W1}, seed=0
-    )["w"]["floor"]
+    floor = noise_floor(W1, dataset, 0.0, num)["floor"]
     assert abs(floor - mean) < 5 * spread * math.sqrt(1 / 200 + 1 / 50)
 
 
 def test_wasserstein_2d_is_the_cheapest_assignment():
     dataset, num = correlated_2d(), 6
     x = dataset.sample(num, generator=stream(3))
-    value = W1.distance(dataset, 0.0, num, stream(4))(x)
+    value = measure(W1, dataset, 0.0, x, 4)
     exact = dataset.sample(num, generator=stream(4))
     costs = torch.cdist(x.double(), exact.double())
     best = min(
@@ -82,7 +86,7 @@ def test_wasserstein_2d_finds_a_shift_at_its_size():
     # W1 of the shifted law is the shift; two-sample noise adds at most its floor.
     dataset = correlated_2d()
     x = dataset.sample(300, generator=stream(5)) + torch.tensor([30.0, 40.0])
-    assert W1.distance(dataset, 0.0, 300, stream(6))(x) == pytest.approx(50, abs=0.5)
+    assert measure(W1, dataset, 0.0, x, 6) == pytest.approx(50, abs=0.5)
 
 
 def test_mode_shares_are_those_of_the_nearest_centre():
@@ -90,7 +94,7 @@ def test_mode_shares_are_those_of_the_nearest_centre():
     dataset = two_modes_1d()
     for sigma in (0.0, 0.5, 2.0):
         x = dataset.sample(1000, sigma=sigma, generator=stream(7))
-        details = ModeWeights().details(x, dataset, sigma, stream(8))
+        details = ModeWeights().details(x, dataset, sigma)
         exact = float(dataset.cdf(torch.zeros(1).double(), sigma))
         # 100 000 draws of a leakage that is below .5 in size.
         assert details["expected"][0] == pytest.approx(exact, abs=5 * 0.25 / math.sqrt(1e5))
@@ -106,25 +110,25 @@ def test_mode_weights_is_the_total_variation():
     dataset = two_modes_2d()
     x = torch.cat([torch.full((700, 2), -5.0), torch.full((300, 2), 5.0)])
     # Modes 14 standard deviations apart: the shares are .95 and .05 to 1e-10.
-    assert ModeWeights().distance(dataset, 0.0, 1000, stream())(x) == pytest.approx(0.25, abs=1e-6)
+    assert measure(ModeWeights(), dataset, 0.0, x) == pytest.approx(0.25, abs=1e-6)
 
 
 def test_mode_weights_of_point_modes():
     points = GaussianMixture(weights=[0.25, 0.75], means=[-1.0, 1.0], stds=0.0)
     x = points.sample(400, generator=stream(9))
     share = float((x < 0).double().mean())
-    distance = ModeWeights().distance(points, 0.0, 400, stream())
+    found = measure(ModeWeights(), points, 0.0, x)
     # Without a density the true shares come from 200 000 draws.
-    assert distance(x) == pytest.approx(abs(share - 0.25), abs=5 * math.sqrt(0.25 * 0.75 / 2e5))
+    assert found == pytest.approx(abs(share - 0.25), abs=5 * math.sqrt(0.25 * 0.75 / 2e5))
 
 
 def test_mode_shares_near_a_point_and_of_modes_in_one_place():
     # A point at .1 takes the half line below 2.55, where N(5, 1) has .007 of its mass.
     near = GaussianMixture(weights=[0.5, 0.5], means=[0.1, 5.0], stds=[0.0, 1.0])
-    details = ModeWeights().details(near.sample(100, generator=stream()), near, 0.0, stream())
+    details = ModeWeights().details(near.sample(100, generator=stream()), near, 0.0)
     assert details["expected"][0] == pytest.approx(0.5 + 0.5 * 0.00714, abs=5 * 0.5 / 450)
     same = GaussianMixture(weights=[0.5, 0.5], means=[0.0, 0.0], stds=[1.0, 3.0])
-    details = ModeWeights().details(same.sample(100, generator=stream()), same, 0.0, stream())
+    details = ModeWeights().details(same.sample(100, generator=stream()), same, 0.0)
     assert details["expected"] == pytest.approx([1.0, 0.0], abs=0.01)
     assert np.isfinite(details["interval"]).all()
 
@@ -133,25 +137,23 @@ def test_wasserstein_knows_a_rare_mode_far_away():
     # All 1000 samples miss a mode of weight .0005 at 1000: W1 is at least its share of the mean.
     dataset = GaussianMixture(weights=[0.9995, 0.0005], means=[0.0, 1000.0], stds=1.0)
     x = torch.linspace(-2, 2, 1000)[:, None]
-    assert W1.distance(dataset, 0.0, 1000, stream())(x) == pytest.approx(0.5, abs=0.3)
+    assert measure(W1, dataset, 0.0, x) == pytest.approx(0.5, abs=0.3)
 
 
 def test_moments_of_shift_and_scale():
     # Samples with exactly the true moments, then moved by 3 or stretched from std 2 to 5.
     dataset = GaussianMixture(weights=[1.0], means=[1.0], stds=2.0)
     x = torch.tensor([[-1.0], [3.0]]).double()
-    distance = Moments().distance(dataset, 0.0, 2, stream())
-    assert distance(x) == pytest.approx(0, abs=1e-7)
-    assert distance(x + 3) == pytest.approx(3)
-    assert distance(1 + 2.5 * (x - 1)) == pytest.approx(3)
+    assert measure(Moments(), dataset, 0.0, x) == pytest.approx(0, abs=1e-7)
+    assert measure(Moments(), dataset, 0.0, x + 3) == pytest.approx(3)
+    assert measure(Moments(), dataset, 0.0, 1 + 2.5 * (x - 1)) == pytest.approx(3)
 
 
 def test_moments_agree_with_the_wasserstein_distance_between_gaussians():
     # W2 of commuting covariances: the distance between the vectors of standard deviations.
     dataset = GaussianMixture(weights=[1.0], means=[[0.0, 0.0]], stds=[[1.0, 2.0]])
     corners = torch.tensor([[3.0, 1.0], [3.0, -1.0], [-3.0, 1.0], [-3.0, -1.0]]).double()
-    distance = Moments().distance(dataset, 0.0, 4, stream())
-    assert distance(corners) == pytest.approx(math.hypot(3 - 1, 1 - 2))
+    assert measure(Moments(), dataset, 0.0, corners) == pytest.approx(math.hypot(3 - 1, 1 - 2))
 
 
 def test_score_error_of_a_scaled_score_is_known(device):
@@ -209,7 +211,7 @@ def same_draws(metric, dataset, samples, sigma=0.5):
         return kept[-1]
 
     dataset.sample = keep
-    value = metric.distance(dataset, sigma, len(samples), stream(12))(samples)
+    value = measure(metric, dataset, sigma, samples, 12)
     del dataset.sample
     return value, kept[-1]
 
@@ -218,7 +220,7 @@ def test_sliced_wasserstein_agrees_with_pot():
     dataset = correlated_2d()
     x = dataset.sample(300, generator=stream(13))
     value, y = same_draws(SlicedWasserstein(num_directions=40), dataset, x)
-    directions = torch.randn(2, 40, generator=stream(12))
+    directions = torch.randn(2, 40, generator=random_stream(0, "directions"))
     directions = (directions / directions.norm(dim=0)).double().numpy()
     expected = ot.sliced_wasserstein_distance(
         x.double().numpy(), y.double().numpy(), projections=directions, p=1
@@ -238,10 +240,10 @@ def test_sliced_wasserstein_of_a_shift():
     # In direction v a shift by d moves every point by <v, d>: |d| E|cos| = 2 |d|/pi for D = 2.
     dataset, num = two_modes_2d(), 5000
     x = dataset.sample(num, sigma=0.5, generator=stream(15)) + torch.tensor([3.0, 4.0])
-    distance = SlicedWasserstein(num_directions=500).distance(dataset, 0.5, num, stream(16))
+    found = measure(SlicedWasserstein(num_directions=500), dataset, 0.5, x, 16)
     # |cos| has the variance 1/2 - 4/pi^2; the samples' own part is below .1 of 5.
     error = 5 * 5 * math.sqrt((0.5 - 4 / math.pi**2) / 500)
-    assert distance(x) == pytest.approx(2 * 5 / math.pi, abs=error + 0.1)
+    assert found == pytest.approx(2 * 5 / math.pi, abs=error + 0.1)
 
 
 def test_energy_distance_agrees_with_scipy():
@@ -256,7 +258,7 @@ def test_energy_distance_of_two_gaussians():
     m, num = 2.0, 4000
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
     x = dataset.sample(num, generator=stream(18)) + m
-    value = EnergyDistance(max_points=num).distance(dataset, 0.0, num, stream(19))(x)
+    value = measure(EnergyDistance(max_points=num), dataset, 0.0, x, 19)
     folded = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
     expected = 2 * folded - 2 * 2 / math.sqrt(math.pi)
     # The mean of each pair term errs by less than its deviation over sqrt(n); squares compared.
@@ -268,7 +270,7 @@ def test_mmd_of_two_gaussians():
     m, h, num = 1.5, 0.8, 4000
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
     x = dataset.sample(num, generator=stream(20)) + m
-    value = MMD(max_points=num, bandwidth=h).distance(dataset, 0.0, num, stream(21))(x)
+    value = measure(MMD(max_points=num, bandwidth=h), dataset, 0.0, x, 21)
     scale = math.sqrt(h**2 / (h**2 + 2))
     expected = 2 * scale * (1 - math.exp(-(m**2) / (2 * (h**2 + 2))))
     assert value**2 == pytest.approx(expected, abs=5 * 2 / math.sqrt(num))
@@ -277,11 +279,10 @@ def test_mmd_of_two_gaussians():
 def test_the_bandwidth_is_the_median_distance_unless_given():
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
     x = dataset.sample(200, generator=stream(22)) + 1
-    exact = dataset.sample(1000, generator=stream(23))
+    exact = dataset.sample(1000, generator=random_stream(0, "kernel"))
     median = float(torch.pdist(exact).median())
     found, given = (
-        MMD(max_points=200, bandwidth=h).distance(dataset, 0.0, 200, stream(23))(x)
-        for h in (None, median)
+        measure(MMD(max_points=200, bandwidth=h), dataset, 0.0, x, 23) for h in (None, median)
     )
     assert found == given
 
@@ -333,33 +334,21 @@ EVERY_METRIC = {
 def test_exact_draws_have_ratio_one_and_lie_in_the_band(dataset):
     # One floor for 100 sets of exact draws: their mean ratio is 1 within 3 standard errors, of
     # the 100 values and of the floor's 200 together (p = .003 a metric).
+    floor_of = functools.cache(lambda name, *inputs: noise_floor(*inputs))
     sets = dataset.sample(100 * 200, sigma=0.5, generator=stream(27)).reshape(100, 200, -1)
     for name, metric in EVERY_METRIC.items():
-        entry = evaluate_samples(sets[0], dataset, 0.5, {name: metric}, seed=1)[name]
-        distance = metric.distance(dataset, 0.5, 200, stream(28))
-        values = torch.tensor([distance(x) for x in sets], dtype=torch.float64)
-        error = float(values.std()) * math.sqrt(1 / 100 + 1 / 200)
-        assert abs(float(values.mean()) - entry["floor"]) < 3 * error, name
-        low, high = entry["floor_quantiles"]
-        inside = int(((values >= low) & (values <= high)).sum())
+        entries = [
+            evaluate_samples(x, dataset, 0.5, {name: metric}, floor_of, seed)[name]
+            for seed, x in enumerate(sets)
+        ]
+        ratios = torch.tensor([entry["ratio"] for entry in entries], dtype=torch.float64)
+        error = float(ratios.std()) * math.sqrt(1 / 100 + 1 / 200)
+        assert abs(float(ratios.mean()) - 1) < 3 * error, name
+        low, high = entries[0]["floor_quantiles"]
+        inside = sum(low <= entry["value"] <= high for entry in entries)
         # The band between the first and the last of 200 draws holds 1 - 2/201 on average; as it
         # is itself random, the share varies by .007: below .95 once in 1e5, and then the binomial.
         assert inside >= binom.ppf(1e-4, 100, 0.96), name
-
-
-def test_exact_draws_have_ratio_one():
-    # Over 40 seeds the mean ratio is 1 within 5 standard errors (the floors' own added).
-    dataset, metrics = two_modes_1d(), {"w": W1, "m": Moments(), "t": ModeWeights()}
-    ratios = {name: [] for name in metrics}
-    for seed in range(40):
-        x = dataset.sample(500, sigma=0.5, generator=stream(100 + seed))
-        entries = evaluate_samples(x, dataset, 0.5, metrics, seed=seed)
-        for name, entry in entries.items():
-            ratios[name].append(entry["ratio"])
-            low, high = entry["floor_quantiles"]
-            assert low < entry["floor"] < high
-    for values in ratios.values():
-        assert_mean(values, 1.0)
 
 
 def test_mode_commitment_of_chains_that_are_known():

@@ -131,6 +131,29 @@ def law_of(move, score, x):
     return x - h * (sigma * s + other * score(euler, other)) / 2, 0.0
 
 
+def test_multistep_is_exact_where_the_posterior_mean_is_a_parabola():
+    # dx/dlog sigma = x - d, d = 1 + 2 t + 3 t^2 with t = log sigma, is solved by
+    # x = d + d' + d'' + c sigma. The second step, which has a line only, is made tiny.
+    def d(t):
+        return 1 + 2 * t + 3 * t**2, 2 + 6 * t, 6.0
+
+    def score(x, sigma):
+        return (d(torch.log(sigma))[0] - x) / sigma**2
+
+    t = torch.tensor([1.0, 1 - 1e-4, 1 - 2e-4, 0.3, -1.0, -1.5], dtype=torch.float64)
+    x = torch.tensor([[0.7], [4.0]], dtype=torch.float64)
+    c = (x - sum(d(t[0]))) / t[0].exp()
+    end = ProbabilityFlow(solver="multistep", denoise=False)(score, x, t.exp(), generator=stream())
+    torch.testing.assert_close(end, sum(d(t[-1])) + c * t[-1].exp(), rtol=0, atol=1e-6)
+
+
+def test_multistep_forgets_between_runs():
+    dataset, x = two_modes_1d(), torch.linspace(-3, 3, 9)[:, None]
+    sampler = ProbabilityFlow(solver="multistep", denoise=False)
+    ends = [sampler(dataset.score, x, LEVELS, generator=stream()) for _ in range(2)]
+    assert bool((ends[0] == ends[1]).all())
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_mean_and_variance_follow_their_recursion_at_every_step(name):
     # On N(1, s^2) the score is linear, so every step maps the offset u from 1 to a u + noise.
@@ -246,7 +269,7 @@ def test_mala_keeps_the_moments_of_a_correlated_mixture():
             assert_mean(offset[:, i] * offset[:, j], float(covariance[i, j]))
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("multistep", 3)])
 def test_the_flow_has_its_order(solver, order):
     # In 1D the exact flow keeps the distribution function: F_min(x_end) = F_max(x_start).
     dataset = two_modes_1d()

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from ncsn_cli.scores import Dataset, Score
 
+Distance = Callable[[Tensor, torch.Generator], float]
+"""``distance(samples, generator)``: how far samples (N, D) are from p_sigma; exact draws that they
+are compared with come from the generator."""
+
 
 class SampleMetric(ABC):
     """A distance from samples to p_sigma. Not 0 even for exact draws: it has a noise floor."""
 
     @abstractmethod
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to their distance from p_sigma.
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """How far ``num`` samples are from p_sigma.
 
-        What depends on the truth alone is computed here, once.
+        What depends on the truth alone is computed here, once, and is the same at every call.
         """
 
-    def details(
-        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
-    ) -> dict[str, Any]:
+    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
         """What is worth knowing beside the distance."""
         return {}
 

@@ -10,8 +10,8 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.metrics.base import SampleMetric
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.metrics.base import Distance, SampleMetric
+from ncsn_cli.scores import STRICT, Dataset, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,14 +30,13 @@ class _Kernel(SampleMetric):
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """k(x, y) for x (n, D) and y (m, D): (n, m); ``exact`` (N, D) may set its scale."""
 
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to their distance."""
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """How far ``num`` samples are from p_sigma."""
         num = min(num, self.max_points)
-        kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=generator))
+        stream = random_stream(0, "kernel")
+        kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=stream))
 
-        def distance(samples: Tensor) -> float:
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
             x = samples[:num].double().cpu()
             y = truth.sample(num, sigma=sigma, generator=generator).double().cpu()
             square = kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean()
@@ -75,5 +74,5 @@ class MMD(_Kernel):
     bandwidth: PositiveFloat | None
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        h = self.bandwidth or float(torch.pdist(exact.cpu()).median())
+        h = self.bandwidth or float(torch.pdist(exact).median())
         return lambda x, y: torch.exp(-(torch.cdist(x, y) ** 2) / (2 * h**2))

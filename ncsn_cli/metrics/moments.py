@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from scipy.special import bdtrik
 from torch import Tensor
 
-from ncsn_cli.metrics.base import SampleMetric
+from ncsn_cli.metrics.base import Distance, SampleMetric
 from ncsn_cli.scores import STRICT, Dataset, random_stream
 
 
@@ -24,20 +23,16 @@ class ModeWeights(SampleMetric):
     q_k being P(nearest centre is k) under p_sigma itself: w_k plus what leaks between modes.
     """
 
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to the total variation."""
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """The total variation for ``num`` samples."""
         expected = _mode_shares(truth, sigma)
 
-        def distance(samples: Tensor) -> float:
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
             return float((_shares(samples, truth) - expected).abs().sum() / 2)
 
         return distance
 
-    def details(
-        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
-    ) -> dict[str, Any]:
+    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
         """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
         expected = _mode_shares(truth, sigma)
         n, q = len(samples), expected.numpy()
@@ -83,15 +78,13 @@ class Moments(SampleMetric):
     Source: Dowson & Landau (1982), doi:10.1016/0047-259X(82)90077-X; d = |m - m*| for a shift.
     """
 
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to d."""
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """D for ``num`` samples."""
         mean = truth.mean
         covariance = truth.perturbed_covariance(sigma)
         root = _matrix_root(covariance)
 
-        def distance(samples: Tensor) -> float:
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
             x = samples.double().cpu()
             offset = x.mean(0) - mean
             sample_covariance = x.T.cov(correction=0).reshape(covariance.shape)
@@ -101,9 +94,7 @@ class Moments(SampleMetric):
 
         return distance
 
-    def details(
-        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
-    ) -> dict[str, Any]:
+    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
         """Mean and covariance, and the true ones."""
         x = samples.double().cpu()
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ncsn_cli.metrics.base import SampleMetric
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.metrics.base import Distance, SampleMetric
+from ncsn_cli.scores import STRICT, Dataset, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,35 +31,31 @@ class Wasserstein(SampleMetric):
 
     max_points: PositiveInt
 
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to W1."""
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """W1 for ``num`` samples."""
         if truth.dim == 1:
             return _wasserstein_1d(truth, sigma, num)
         num = min(num, self.max_points)
 
-        def distance(samples: Tensor) -> float:
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
             exact = truth.sample(num, sigma=sigma, generator=generator)
             cost = torch.cdist(samples[:num].double(), exact.double()).cpu().numpy()
             return float(cost[linear_sum_assignment(cost)].mean())
 
         return distance
 
-    def details(
-        self, samples: Tensor, truth: Dataset, sigma: float, generator: torch.Generator
-    ) -> dict[str, Any]:
+    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
         """The number of points compared."""
         num = len(samples)
         return {"num_points": num if truth.dim == 1 else min(num, self.max_points)}
 
 
-def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Callable[[Tensor], float]:
+def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Distance:
     # Between sorted samples F_n is a constant c = i/num, and F - c changes sign at F^-1(c).
     levels = torch.arange(num + 1, dtype=torch.float64) / num  # (num + 1,)
     quantiles = _quantiles(truth, sigma, levels[1:-1])
 
-    def distance(samples: Tensor) -> float:
+    def distance(samples: Tensor, generator: torch.Generator) -> float:
         x = samples[:, 0].double().cpu().sort().values  # (num,)
         area = truth.integrated_cdf(x, sigma)  # integral of F up to x
         tails = area[0] + area[-1] - x[-1] + truth.mean[0]  # of F below, of 1 - F above
@@ -100,19 +95,17 @@ class SlicedWasserstein(SampleMetric):
 
     num_directions: PositiveInt
 
-    def distance(
-        self, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-    ) -> Callable[[Tensor], float]:
-        """The function from ``num`` samples (num, D) to the sliced distance."""
-        directions = torch.randn(
-            truth.dim, self.num_directions, generator=generator, device=generator.device
-        )
+    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+        """The sliced distance for ``num`` samples."""
+        stream = random_stream(0, "directions")
+        directions = torch.randn(truth.dim, self.num_directions, generator=stream)
         directions = directions / directions.norm(dim=0)  # (D, directions)
 
-        def distance(samples: Tensor) -> float:
-            exact = truth.sample(num, sigma=sigma, generator=generator)
-            projected = (samples @ directions.to(samples)).sort(0).values  # (num, directions)
-            expected = (exact @ directions).sort(0).values.to(samples)
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
+            exact = truth.sample(num, sigma=sigma, generator=generator).to(samples)
+            projected, expected = (  # (num, directions)
+                (points @ directions.to(samples)).sort(0).values for points in (samples, exact)
+            )
             return float((projected - expected).abs().double().mean())
 
         return distance

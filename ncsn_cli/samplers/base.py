@@ -16,6 +16,9 @@ from ncsn_cli.scores import STRICT, Score
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
 
+Step = Callable[[Score, Tensor, Tensor, Tensor, torch.Generator], Tensor]
+"""``step(score, x, sigma, next_sigma, generator)``: x (B, D) from p_sigma to p_next_sigma."""
+
 
 class Level(NamedTuple):
     """A noise level that a sampler visits.
@@ -91,7 +94,7 @@ class Sampler(ABC):
 
         ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``.
         """
-        plan = self.levels(sigmas)
+        plan, to_next = self.levels(sigmas), self._descent()
         noise_levels = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
         for i, level in enumerate(plan):
             moves = self._at_level(score, x, noise_levels[i], level, generator, log_prob)
@@ -99,7 +102,7 @@ class Sampler(ABC):
                 x = moved
                 yield State(i, level.sigma, x, acceptance)
             if self.descends and i + 1 < len(plan):
-                x = self._to_next(score, x, noise_levels[i], noise_levels[i + 1], generator)
+                x = to_next(score, x, noise_levels[i], noise_levels[i + 1], generator)
                 yield State(i + 1, plan[i + 1].sigma, x)
         if self.denoise:
             x = x + level.sigma**2 * score(x, noise_levels[-1])
@@ -119,6 +122,10 @@ class Sampler(ABC):
             z = standard_normal(x, generator)
             x = x + level.tau * score(x, sigma) + math.sqrt(2 * level.tau) * z
             yield x, None
+
+    def _descent(self) -> Step:
+        """The step to the next level for one run of the chain, in which it may remember."""
+        return self._to_next
 
     def _to_next(
         self,

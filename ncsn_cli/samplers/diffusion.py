@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -9,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.samplers.base import Level, Sampler, standard_normal
+from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
 from ncsn_cli.scores import STRICT, ConfigError, Score
 
 
@@ -83,17 +85,61 @@ class ProbabilityFlow(_Descent):
     """The ordinary differential equation dx/dsigma = -sigma score(x, sigma), from level to level.
 
     It carries p_sigma_max to p_sigma_min without noise. With ``denoise`` it goes on to sigma = 0
-    by an Euler step.
+    by an Euler step. For the posterior mean d = x + sigma^2 score the equation is
+    dx/dlog sigma = x - d, and so, without error in x,
+
+        x_{i+1} = r x_i + integral from 0 to h of exp(u - h) d(u) du,   h = -log r,
+
+    r = sigma_{i+1}/sigma_i, u = log(sigma_i/sigma); ``multistep`` puts for d(u) the parabola
+    through the last three posterior means (an exponential Adams-Bashforth method).
 
     Source: Song et al. (2021), arXiv:2011.13456, eq. 13; Karras et al. (2022), arXiv:2206.00364,
-    algorithm 1 (Heun).
+    algorithm 1 (Heun); Lu et al. (2022), arXiv:2211.01095, eq. 9 (the integral).
 
     Args:
         denoise: See ``Sampler``.
-        solver: ``euler``, order 1, one evaluation of the score a step; ``heun``, order 2, two.
+        solver: ``euler``, order 1, and ``multistep``, order 3, take one evaluation of the score a
+            step; ``heun``, order 2, takes two.
     """
 
-    solver: Literal["euler", "heun"]
+    solver: Literal["euler", "heun", "multistep"]
+
+    def _descent(self) -> Step:
+        if self.solver == "multistep":
+            return partial(self._multistep, [])
+        return self._to_next
+
+    def _multistep(
+        self,
+        past: list[tuple[float, Tensor]],
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One step; ``past``: (log sigma, posterior mean) of the last two, the newest first."""
+        log_sigma = math.log(sigma)
+        h = log_sigma - math.log(next_sigma)
+        r = math.exp(-h)
+        # Integrals of exp(u - h) u^j over the step, j = 0, 1, 2.
+        phi_0 = 1 - r
+        phi_1 = h - phi_0
+        phi_2 = h**2 - 2 * phi_1
+        mean = x + sigma**2 * score(x, sigma)  # (B, D)
+        step = r * x + phi_0 * mean
+        if past:  # Newton's form of the polynomial through u = 0, -a, -b
+            a = past[0][0] - log_sigma
+            slope = (mean - past[0][1]) / a
+            step = step + phi_1 * slope
+            if len(past) == 1:  # the first step knew no slope: make up for it
+                step = step + r * (a - (1 - math.exp(-a))) * slope
+            else:
+                b = past[1][0] - log_sigma
+                earlier_slope = (past[0][1] - past[1][1]) / (b - a)
+                step = step + (phi_2 + a * phi_1) * (slope - earlier_slope) / b
+        past[:] = [(log_sigma, mean), *past[:1]]
+        return step
 
     def _to_next(
         self,
