@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.runs import write_atomic
-from ncsn_cli.scores import BadCheckpointError, ConfigError, MissingInputError
 
 _MODULES = [
     f"ncsn_cli.{name}" for name in ("datasets", "schedules", "losses", "models", "samplers")

@@ -98,7 +98,7 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
 
 def _interrupt(number: int, frame: object) -> None:
     """SIGHUP and SIGTERM end a job as Ctrl-C does, so that its folder says so."""
-    from ncsn_cli.scores import InterruptedRun
+    from ncsn_cli.errors import InterruptedRun
 
     raise InterruptedRun("stopped by a signal", number)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from ncsn_cli.errors import ConfigError, MissingInputError
 from ncsn_cli.runs import flatten, to_png, write_atomic
-from ncsn_cli.scores import ConfigError, MissingInputError
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers import Level, Sampler, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,
@@ -19,7 +20,6 @@ from ncsn_cli.schedules import (
     technique_1,
     technique_2,
 )
-from ncsn_cli.scores import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ncsn_cli.errors import DivergedError
 from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, fisher_divergence, relative_curl
-from ncsn_cli.scores import Dataset, DivergedError, Scene, Score, random_stream
+from ncsn_cli.scene import Scene
+from ncsn_cli.scores import Dataset, Score, random_stream
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.runs import RunFolder, to_png
+from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import STRICT, ConfigError, Dataset, Scene, random_stream
+from ncsn_cli.scores import STRICT, Dataset, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +222,7 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     words = list(hydra_config.overrides.task) if in_sweep else sys.argv[1:]
     command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
     path = Path(hydra_config.runtime.output_dir)
+    facts = {"threads": torch.get_num_threads(), **facts}
     return RunFolder(path, OmegaConf.to_yaml(without_paths(config)), command, facts)
 
 

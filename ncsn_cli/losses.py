@@ -11,13 +11,8 @@ from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.scores import (
-    STRICT,
-    ConfigError,
-    Score,
-    derivative_along,
-    score_and_jacobian,
-)
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT, Score, derivative_along, score_and_jacobian
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 

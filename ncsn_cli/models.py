@@ -11,7 +11,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, validate_call
 from torch import Tensor, nn
 
-from ncsn_cli.scores import STRICT, ConfigError
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT
 
 __all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "PreconditionedMLP"]
 

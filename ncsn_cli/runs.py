@@ -18,9 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from ncsn_cli.scores import DivergedError, OutputExistsError
+from ncsn_cli.errors import DivergedError, OutputExistsError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,9 +60,9 @@ def to_json(value: Any) -> bytes:  # noqa: ANN401
 
 
 def to_png(figure: Any) -> bytes:  # noqa: ANN401
-    """A matplotlib ``Figure`` as PNG."""
+    """A ``Figure`` of ``ncsn_cli.plots`` as PNG."""
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.canvas.print_png(png)  # savefig would draw it twice
     return png.getvalue()
 
 
@@ -101,7 +99,6 @@ class RunFolder:
                 **{name: version(name) for name in ("ncsn_cli", "torch", "numpy", "hydra-core")},
             },
             "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
             **facts,
             "start": _now(),
             "end": None,

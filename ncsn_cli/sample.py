@@ -17,6 +17,7 @@ from torch import Tensor
 from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
+from ncsn_cli.errors import BadCheckpointError, ConfigError
 from ncsn_cli.evaluation import compose_scene, evaluate_samples
 from ncsn_cli.floors import FloorCache
 from ncsn_cli.jobs import (
@@ -38,13 +39,7 @@ from ncsn_cli.runs import to_json
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, run_chains
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import (
-    BadCheckpointError,
-    ConfigError,
-    Dataset,
-    Score,
-    random_stream,
-)
+from ncsn_cli.scores import Dataset, Score, random_stream
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ncsn_cli.errors import DivergedError
 from ncsn_cli.metrics import mode_commitment, nearest_mode
 from ncsn_cli.samplers import LogProb, Sampler, State
-from ncsn_cli.scores import Dataset, DivergedError, Score
+from ncsn_cli.scores import Dataset, Score
 
 _FRAMES = 200  # at most so many states of a kept chain
 

@@ -18,7 +18,8 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, ConfigError
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT
 
 __all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from ncsn_cli.doctor import examine
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.evaluation import compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     Config,
@@ -36,7 +37,7 @@ from ncsn_cli.jobs import (
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder, flatten, to_json
 from ncsn_cli.samplers import Sampler
-from ncsn_cli.scores import ConfigError, Dataset, random_stream
+from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
 
 log = logging.getLogger(__name__)

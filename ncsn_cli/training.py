@@ -15,17 +15,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Loss
 from ncsn_cli.runs import signals_as_requests
-from ncsn_cli.scores import (
-    STRICT,
-    ConfigError,
-    Dataset,
-    DivergedError,
-    InterruptedRun,
-    random_stream,
-)
+from ncsn_cli.scores import STRICT, Dataset, random_stream
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from ncsn_cli.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.models import MLP
-from ncsn_cli.scores import BadCheckpointError, ConfigError, MissingInputError
 
 RECORD = {"config": {"model": {"_target_": "ncsn_cli.models.MLP"}}, "step": 3}
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, grid, moons, ring, spiral
-from ncsn_cli.scores import ConfigError
+from ncsn_cli.errors import ConfigError
 
 from .conftest import (
     LIMIT,

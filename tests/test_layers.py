@@ -8,15 +8,18 @@ import pytest
 import ncsn_cli
 
 PACKAGE = Path(ncsn_cli.__file__).parent
+SHARED = ["errors", "scene", "scores"]
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
 ORCHESTRATION = ["runs", "checkpoints", "doctor", "evaluation", "floors", "sampling", "training"]
 CONSOLE = ["cli", "compare", "jobs", "train", "sample"]
 ALLOWED = {
     "__init__": set(),
-    "scores": set(),
-    **{leaf: {"scores", leaf} for leaf in LEAVES},
-    **{name: {"scores", *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
-    **{name: {"scores", *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},
+    "errors": set(),
+    "scene": set(),
+    "scores": {"errors"},
+    **{leaf: {*SHARED, leaf} for leaf in LEAVES},
+    **{name: {*SHARED, *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
+    **{name: {*SHARED, *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},
 }
 
 

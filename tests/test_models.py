@@ -2,8 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
-from ncsn_cli.scores import ConfigError
 
 from .conftest import correlated_2d, stream
 

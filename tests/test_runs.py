@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
+from ncsn_cli.errors import DivergedError, InterruptedRun, OutputExistsError
 from ncsn_cli.runs import RunFolder, signals_as_requests, to_json, write_atomic
-from ncsn_cli.scores import DivergedError, InterruptedRun, OutputExistsError
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):

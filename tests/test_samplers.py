@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,
@@ -22,7 +23,6 @@ from ncsn_cli.samplers import (
     technique_4,
 )
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.scores import ConfigError
 
 from .conftest import (
     LIMIT,

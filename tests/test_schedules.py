@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from scipy.integrate import quad
 from scipy.spatial.distance import pdist
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.schedules import (
     FromData,
     Geometric,
@@ -19,7 +20,6 @@ from ncsn_cli.schedules import (
     technique_1,
     technique_2,
 )
-from ncsn_cli.scores import ConfigError
 
 from .conftest import stream
 

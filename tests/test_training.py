@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.scores import ConfigError, DivergedError
 from ncsn_cli.training import Trainer, Training, fit
 
 from .conftest import two_modes_1d, two_modes_2d

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from ncsn_cli.datasets.quadrature import fisher_information
-from ncsn_cli.scores import STRICT, ConfigError, Dataset
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT, Dataset
 
 
 class Checkerboard(Dataset):

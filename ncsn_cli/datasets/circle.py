@@ -10,7 +10,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 from torch.special import i0e, i1e
 
-from ncsn_cli.scores import STRICT, ConfigError, Dataset
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT, Dataset
 
 
 class Circle(Dataset):

@@ -9,7 +9,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from ncsn_cli.datasets.quadrature import fisher_information
-from ncsn_cli.scores import STRICT, ConfigError, Dataset
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT, Dataset
 
 
 class GaussianMixture(Dataset):

@@ -9,7 +9,8 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
 
 from ncsn_cli.datasets.mixture import GaussianMixture
-from ncsn_cli.scores import STRICT, ConfigError
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.scores import STRICT
 
 
 @validate_call(config=STRICT)

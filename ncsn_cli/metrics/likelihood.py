@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, ConfigError, Dataset, Score, score_and_jacobian
+from ncsn_cli.scores import STRICT, Dataset, Score, score_and_jacobian
 
 
 def log_likelihood(

@@ -11,13 +11,14 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ncsn_cli.scores import Scene
+from ncsn_cli.scene import Scene
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 11,
     "lines.linewidth": 2,
-    "savefig.dpi": 130,
+    "figure.dpi": 130,
     "figure.facecolor": "white",
 }
 mpl.rcParams.update(_STYLE)
@@ -42,6 +43,7 @@ def new_figure(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of equal panels, ``width`` x ``height`` inches each, and the panels row by row."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)  # becomes figure.canvas
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -23,8 +23,8 @@ def metric_against(
         colour, marker = SERIES[i % len(SERIES)], _MARKERS[i % len(_MARKERS)]
         x = [place for place, _ in points]
         axes.plot(x, [np.mean(v) for _, v in points], color=colour, marker=marker, label=label)
-        for place, values in points:
-            axes.plot([place] * len(values), values, ".", color=colour, alpha=0.4)
+        runs = [(place, value) for place, values in points for value in values]
+        axes.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.4)
     places = [place for points in lines.values() for place, _ in points]
     if min(places) > 0 and max(places) >= 10 * min(places):
         axes.set_xscale("log")
@@ -60,7 +60,8 @@ def heat_map_of(
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             colour = "black" if shade[row, column] > middle else "white"
-            axes.annotate(f"{value:.3g}", (column, row), ha="center", va="center", color=colour)
+            text = axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=colour)
+            text.set_in_layout(False)  # inside the axes anyway, and the layout is slow
     axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
     axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
     axes.set(xlabel=keys[0], ylabel=keys[1], title=metric)

@@ -14,7 +14,7 @@ from ncsn_cli.plots.canvas import (
     new_figure,
     scatter,
 )
-from ncsn_cli.scores import Scene
+from ncsn_cli.scene import Scene
 
 
 def density(scene: Scene) -> Figure | None:

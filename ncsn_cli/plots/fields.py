@@ -20,7 +20,7 @@ from ncsn_cli.plots.canvas import (
     new_figure,
     square,
 )
-from ncsn_cli.scores import Scene
+from ncsn_cli.scene import Scene
 
 
 def score(scene: Scene) -> Figure | None:

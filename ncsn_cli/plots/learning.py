@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ncsn_cli.plots.canvas import MODEL, TRUTH, new_figure
-from ncsn_cli.scores import Scene
+from ncsn_cli.scene import Scene
 
 
 def loss(scene: Scene) -> Figure | None:

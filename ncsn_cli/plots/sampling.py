@@ -17,7 +17,7 @@ from ncsn_cli.plots.canvas import (
     scatter,
     square,
 )
-from ncsn_cli.scores import Scene
+from ncsn_cli.scene import Scene
 
 
 def samples(scene: Scene) -> Figure | None:

@@ -11,8 +11,9 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
-from ncsn_cli.scores import STRICT, ConfigError, Score
+from ncsn_cli.scores import STRICT, Score
 
 
 @dataclass(frozen=True, config=STRICT)

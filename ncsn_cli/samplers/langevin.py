@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers.base import Level, LogProb, Sampler, standard_normal
-from ncsn_cli.scores import STRICT, ConfigError, Score
+from ncsn_cli.scores import STRICT, Score
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,0 +1,52 @@
+"""What a command may refuse or break off, and its exit code."""
+
+from __future__ import annotations
+
+import signal
+
+
+class NcsnError(Exception):
+    """An error that a user can mend; ``exit_code`` is the command's."""
+
+    exit_code = 1
+
+
+class ConfigError(NcsnError):
+    """A wrong value in the configuration."""
+
+    exit_code = 2
+
+
+class DivergedError(NcsnError):
+    """A number that should be finite is not."""
+
+    exit_code = 3
+
+
+class BadCheckpointError(NcsnError):
+    """A file that is no checkpoint of this package, or a damaged one."""
+
+    exit_code = 65
+
+
+class MissingInputError(NcsnError):
+    """An input file or folder that is not there."""
+
+    exit_code = 66
+
+
+class OutputExistsError(NcsnError):
+    """The output folder holds another run, which is never overwritten."""
+
+    exit_code = 73
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """A signal ended the run; ``exit_code`` is 128 + its number, 85 for SIGUSR1 (start me again).
+
+    Not an ``Exception``, so that a sweep stops too instead of going on with its next job.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 85 if signal_number == signal.SIGUSR1 else 128 + signal_number

@@ -1,0 +1,60 @@
+"""What pictures show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The arrays that pictures show, all on one grid of G points, at M of the levels.
+
+    Args:
+        dim: D.
+        axes: The grid's axes, one of length G for D = 1, two for D = 2 (then G is their product,
+            the second axis the faster).
+        modes: Centres of the modes (K, D).
+        sigmas: The levels shown (M,), descending.
+        clean_density: p on the grid (G,); None where it does not exist.
+        densities: p_sigma on the grid (M, G).
+        true_scores: grad log p_sigma on the grid (M, G, D).
+        scores: The learned score on the grid (M, G, D); None where there is none.
+        score_name: What to call it.
+        data: Training points (N, D) or, if endless, as many draws; None in sampling.
+        history: Columns of ``history.csv`` by name; None in sampling.
+        loss_floor: The loss of the true score.
+        samples: Samples (N, D); None in training.
+        exact: As many exact draws from p_sigma_min (N, D).
+        paths: Chains over time (frames, chains, D), the first frame their start.
+        level_sigmas: The levels that the sampler visited (V,).
+        committed: Share of chains that never change mode after each of them (V,).
+        mode_shares: Share of chains in each mode after each of them (V, K); empty for many modes.
+        path_steps: The step of each frame (frames,).
+        path_sigmas: The level of each frame (frames,).
+        path_densities: p_sigma on the grid for each frame (frames, G).
+    """
+
+    dim: int
+    axes: tuple[NDArray[np.float64], ...]
+    modes: NDArray[np.float64]
+    sigmas: NDArray[np.float64]
+    clean_density: NDArray[np.float64] | None
+    densities: NDArray[np.float64]
+    true_scores: NDArray[np.float64]
+    scores: NDArray[np.float64] | None = None
+    score_name: str = "learned"
+    data: NDArray[np.float32] | None = None
+    history: dict[str, NDArray[np.float64]] | None = None
+    loss_floor: float | None = None
+    samples: NDArray[np.float32] | None = None
+    exact: NDArray[np.float32] | None = None
+    paths: NDArray[np.float32] | None = None
+    level_sigmas: NDArray[np.float64] | None = None
+    committed: NDArray[np.float64] | None = None
+    mode_shares: NDArray[np.float64] | None = None
+    path_steps: NDArray[np.int64] | None = None
+    path_sigmas: NDArray[np.float64] | None = None
+    path_densities: NDArray[np.float64] | None = None
