@@ -67,12 +67,16 @@ class SampleSettings(TrainSettings):
             of its training set smoothed by sigma, which a network that memorises would learn.
         num_samples: Chains run, one sample each.
         trajectories: Chains whose path is kept.
+        trajectory_metrics: Whether to measure the distance to p_sigma level by level, too.
+        log_density: Whether to write the log-density that the score implies, on a grid.
     """
 
     checkpoint: str | None
     score: Literal["checkpoint", "exact", "empirical"]
     num_samples: PositiveInt
     trajectories: NonNegativeInt
+    trajectory_metrics: bool
+    log_density: bool
 
 
 def read_config(cfg: DictConfig) -> Config:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -18,7 +19,12 @@ from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
 from ncsn_cli.errors import BadCheckpointError, ConfigError
-from ncsn_cli.evaluation import compose_scene, evaluate_samples
+from ncsn_cli.evaluation import (
+    compose_scene,
+    evaluate_log_density,
+    evaluate_samples,
+    evaluate_trajectory,
+)
 from ncsn_cli.floors import FloorCache
 from ncsn_cli.jobs import (
     Config,
@@ -34,7 +40,7 @@ from ncsn_cli.jobs import (
     read_config,
     settings,
 )
-from ncsn_cli.metrics import SampleMetric, ScoreMetric
+from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs import to_json
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, run_chains
@@ -70,6 +76,10 @@ def sample(cfg: DictConfig) -> None:
     sigmas = torch.tensor([level.sigma for level in plan], dtype=torch.float64)
     for metric in of_score.values():
         metric.check(sigmas)
+    if run.log_density:
+        check_flow(sigmas, "log_density")
+        if dataset.dim > 2:
+            raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
     score, log_prob = _score(run, config, trained, tensors, dataset, device)
     if sampler.needs_log_prob and log_prob is None:
@@ -95,10 +105,11 @@ def sample(cfg: DictConfig) -> None:
         stream = random_stream(run.seed, "chains", device)
         x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
         chains = run_chains(
-            sampler, score, log_prob, x, schedule.sigmas, dataset, run.trajectories, stream
-        )
+            sampler, score, log_prob, x, schedule.sigmas, dataset, run.trajectories,
+            run.trajectory_metrics, stream,
+        )  # fmt: skip
         seconds = round(time.monotonic() - start, 3)
-        folder.write("samples.npz", _npz(chains))
+        folder.write("samples.npz", _npz(_arrays(chains)))
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -108,14 +119,16 @@ def sample(cfg: DictConfig) -> None:
             report["acceptance_per_level"] = chains.acceptance
         if len(plan) > 1:
             report["mode_commitment"] = chains.mode_commitment
-        entries = {  # keyed by level: at sigma = 0 both targets are p itself
-            sigma: evaluate_samples(chains.samples, dataset, sigma, of_samples, floors, run.seed)
-            for sigma in dict.fromkeys([0.0, last_sigma])
-        }
-        report |= {"clean": entries[0.0], "perturbed": entries[last_sigma]}
+        report |= _against_truth(chains, dataset, last_sigma, of_samples, floors, run.seed)
         for name, metric in of_score.items():
             stream = random_stream(run.seed, name, device)
             report[name] = metric(score, dataset, sigmas, stream)
+        log_density: dict[str, NDArray[np.float64]] = {}
+        if run.log_density:
+            report["log_density"], log_density = evaluate_log_density(
+                score, dataset, sigmas, device
+            )
+            folder.write("log_density.npz", _npz(log_density))
         folder.write("metrics.json", to_json(report))
         exact = random_stream(run.seed, "exact draws shown")
         scene = compose_scene(
@@ -123,7 +136,7 @@ def sample(cfg: DictConfig) -> None:
             sigmas,
             device,
             score=None if run.score == "exact" else score,
-            score_name="empirical" if run.score == "empirical" else "learned",
+            score_name="learned" if run.score == "checkpoint" else run.score,
             samples=chains.samples.numpy(),
             exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
             paths=chains.paths,
@@ -132,9 +145,34 @@ def sample(cfg: DictConfig) -> None:
             level_sigmas=np.array(chains.mode_commitment["sigmas"]),
             committed=np.array(chains.mode_commitment["committed"]),
             mode_shares=np.array(chains.mode_commitment.get("shares", [])),
+            distances=report.get("trajectory"),
+            log_density=log_density.get("log_density"),
         )
         draw(folder, plots, scene)
         log.info("everything is in %s", folder.path)
+
+
+def _against_truth(
+    chains: Chains,
+    truth: Dataset,
+    last_sigma: float,
+    metrics: dict[str, SampleMetric],
+    floors: FloorCache,
+    seed: int,
+) -> dict[str, Any]:
+    """``clean``, ``perturbed`` and, where the chains were kept by level, ``trajectory``."""
+    entries = {}  # by level: at sigma = 0 both targets are p itself
+    for sigma in dict.fromkeys([0.0, last_sigma]):
+        entries[sigma] = evaluate_samples(chains.samples, truth, sigma, metrics, floors, seed)
+        for name, entry in entries[sigma].items():
+            log.info(
+                "%s at sigma = %g: %.4g, noise floor %.4g",
+                name, sigma, entry["value"], entry["floor"],
+            )  # fmt: skip
+    report: dict[str, Any] = {"clean": entries[0.0], "perturbed": entries[last_sigma]}
+    if chains.by_level:
+        report["trajectory"] = evaluate_trajectory(chains.by_level, truth, metrics, floors, seed)
+    return report
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[dict[str, Tensor], Config]:
@@ -225,7 +263,7 @@ def _network(
     return network.eval()
 
 
-def _npz(chains: Chains) -> bytes:
+def _arrays(chains: Chains) -> dict[str, Any]:
     arrays: dict[str, Any] = {"samples": chains.samples.numpy(), "init": chains.init.numpy()}
     if chains.paths is not None:
         arrays |= {
@@ -233,6 +271,10 @@ def _npz(chains: Chains) -> bytes:
             "sigmas": chains.path_sigmas,
             "steps": chains.path_steps,
         }
+    return arrays
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()

@@ -17,6 +17,7 @@ from ncsn_cli.samplers import LogProb, Sampler, State
 from ncsn_cli.scores import Dataset, Score
 
 _FRAMES = 200  # at most so many states of a kept chain
+_KEPT_LEVELS = 20  # at most so many at whose end all chains are kept
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Chains:
         paths: Some chains over time (frames, chains, D); None where none are kept.
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
+        by_level: All chains (N, D) when they leave a level, by its sigma, for at most 20 levels
+            evenly spread; empty unless asked for.
         score_evaluations: Evaluations of the score, each of all chains.
         acceptance: Mean share of accepted proposals at each level; empty where none are refused.
         mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.
@@ -39,6 +42,7 @@ class Chains:
     paths: NDArray[np.float32] | None
     path_steps: NDArray[np.int64]
     path_sigmas: NDArray[np.float64]
+    by_level: dict[float, Tensor]
     score_evaluations: int
     acceptance: list[float]
     mode_commitment: dict[str, Any]
@@ -52,11 +56,13 @@ def run_chains(
     sigmas: Tensor,
     truth: Dataset,
     num_paths: int,
+    keep_by_level: bool,
     generator: torch.Generator,
 ) -> Chains:
     """Run ``sampler`` from ``x`` (N, D) down the levels ``sigmas`` (L,) with a progress bar.
 
-    The paths of the first ``num_paths`` chains are kept; ``truth`` has the modes.
+    The paths of the first ``num_paths`` chains are kept, and with ``keep_by_level`` all chains at
+    the end of some levels; ``truth`` has the modes.
 
     Raises:
         DivergedError: If a chain is not finite.
@@ -64,6 +70,8 @@ def run_chains(
     plan, total = sampler.levels(sigmas), sampler.num_states(sigmas)
     init, stride = x, -(-total // _FRAMES)
     ends: dict[float, Tensor] = {}  # by level, the mode of each chain when it ends
+    kept = {len(plan) - 1, *np.linspace(0, len(plan) - 1, min(len(plan), _KEPT_LEVELS)).round()}
+    by_level: dict[float, Tensor] = {}
     frames = [(0, plan[0].sigma, x[:num_paths].cpu().clone())]
     accepted: list[list[float]] = [[] for _ in plan]
     evaluations = 0
@@ -73,6 +81,13 @@ def run_chains(
         evaluations += 1
         return score(x, sigma)
 
+    def leave(state: State) -> None:
+        ends[state.sigma] = nearest_mode(state.x, truth).to(torch.int16)
+        if keep_by_level and state.level in kept:
+            by_level[state.sigma] = state.x.cpu()
+
+    if plan[0].steps == 0:
+        leave(State(0, plan[0].sigma, x))
     progress = tqdm(
         sampler.chain(counted, x, sigmas, generator=generator, log_prob=log_prob),
         total=total, desc="sampling", unit="step", disable=None,
@@ -80,7 +95,7 @@ def run_chains(
     current: State | None = None
     for step, state in enumerate(progress, start=1):
         if current is not None and state.level != current.level:
-            ends[current.sigma] = nearest_mode(current.x, truth).to(torch.int16)
+            leave(current)
         current = state
         level, sigma, x, acceptance = state
         if acceptance is not None:
@@ -98,7 +113,8 @@ def run_chains(
                     f"a sample is not finite at step {step}, level {level + 1} (sigma ="
                     f" {sigma:g}); take smaller steps"
                 )
-    ends[sigma] = nearest_mode(x, truth).to(torch.int16)
+    assert current is not None
+    leave(current)
     labels = torch.stack(list(ends.values())).cpu()  # (V, N)
     path_steps, path_sigmas, paths = zip(*frames, strict=True)
     return Chains(
@@ -107,6 +123,7 @@ def run_chains(
         paths=torch.stack(paths).numpy() if num_paths else None,
         path_steps=np.array(path_steps),
         path_sigmas=np.array(path_sigmas),
+        by_level=by_level,
         score_evaluations=evaluations,
         acceptance=[float(np.mean(shares)) for shares in accepted if shares],
         mode_commitment={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ class Scene:
         true_scores: grad log p_sigma on the grid (M, G, D).
         scores: The learned score on the grid (M, G, D); None where there is none.
         score_name: What to call it.
+        recovered: The density that the learned score is of, at each level (M, G), for D = 1.
+        recovered_kl: KL(p_sigma || recovered) in nats, at each level (M,).
+        log_density: Log of the density that the learned score implies at the smallest level (G,).
+        distances: Each metric's ``value``, ``floor`` and ``ratio`` by level, with ``sigmas``.
         data: Training points (N, D) or, if endless, as many draws; None in sampling.
         history: Columns of ``history.csv`` by name; None in sampling.
         loss_floor: The loss of the true score.
@@ -46,6 +51,10 @@ class Scene:
     true_scores: NDArray[np.float64]
     scores: NDArray[np.float64] | None = None
     score_name: str = "learned"
+    recovered: NDArray[np.float64] | None = None
+    recovered_kl: NDArray[np.float64] | None = None
+    log_density: NDArray[np.float64] | None = None
+    distances: dict[str, Any] | None = None
     data: NDArray[np.float32] | None = None
     history: dict[str, NDArray[np.float64]] | None = None
     loss_floor: float | None = None

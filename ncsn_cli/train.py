@@ -44,12 +44,14 @@ log = logging.getLogger(__name__)
 
 _MAY_CHANGE_ON_RESUME = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
-    "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_last", "trainer.resume",
+    "trajectories", "trajectory_metrics", "log_density", "trainer.steps", "trainer.max_seconds",
+    "trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_last",
+    "trainer.resume",
 }  # fmt: skip
 
 _UNSET_SAMPLE_KEYS: Config = {
     "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
+    "trajectory_metrics": False, "log_density": False,
 }  # fmt: skip
 
 

@@ -154,6 +154,30 @@ def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
     }  # fmt: skip
 
 
+def test_distances_by_level_and_log_density_on_request(tmp_path):
+    out = succeed(
+        "ncsn-sample", "score=exact", "dataset=two_modes_1d", "schedule=geometric",
+        "schedule.num_levels=4", "schedule.sigma_max=50", "sampler=probability_flow",
+        "num_samples=200", "metric=[wasserstein,moments]", "log_density=true",
+        "trajectory_metrics=true", "plot=[distances,log_density]", folder=tmp_path,
+    )  # fmt: skip
+    report = read(out / "metrics.json")
+    assert len(report["trajectory"]["sigmas"]) == 4
+    for name in ("wasserstein", "moments"):
+        entry, last = report["trajectory"][name], report["perturbed"][name]
+        for key in ("value", "floor", "ratio"):
+            assert len(entry[key]) == 4
+            assert entry[key][-1] == last[key]
+    assert abs(report["log_density"]["kl"]) < 1e-3
+    with np.load(out / "log_density.npz") as arrays:
+        assert {k: v.shape for k, v in arrays.items()} == dict.fromkeys(
+            ["x1", "log_density", "true_log_density"], (801,)
+        )
+    assert {p.name for p in (out / "plots").iterdir()} == {"distances.png", "log_density.png"}
+    # p and each of the four levels, by two metrics.
+    assert len(list((tmp_path / "outputs" / "floors").iterdir())) == 10
+
+
 def test_a_mixture_from_the_command_line(tmp_path):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
@@ -371,7 +395,7 @@ def only_run(folder, command):
         ("consistent_annealed", 2),
         ("predictor_corrector", 2 + 3),
         ("reverse_diffusion", 2),
-        ("probability_flow", 2 * 2),
+        ("probability_flow", 2),
         ("annealed_mala", 3 * 101),
     ],
 )
@@ -592,6 +616,8 @@ BAD_INPUTS = [
     ("sample", ["score=exact", "dataset=checkerboard_2d", "sampler=langevin"], 2, "jumps"),
     ("sample", ["checkpoint=TRAINED", "schedule=single", "schedule.sigma=1", "metric=[kl]",
                 "sampler=langevin"], 2, "metric.kl"),
+    ("sample", ["checkpoint=TRAINED", "log_density=true", "sampler=langevin"], 2, "log_density"),
+    ("sample", ["checkpoint=TRAINED", "trajectory_metrics=often"], 2, "trajectory_metrics"),
     ("train", ["schedule=from_data", "schedule.sigma_min=100"], 2, "schedule.sigma_min"),
     ("train", ["schedule=single", "loss=implicit"], 2, "schedule"),
     ("train", ["schedule=single", "loss=implicit", "model=ncsnv2_mlp"], 2, "schedule"),

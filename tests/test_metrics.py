@@ -22,6 +22,7 @@ from ncsn_cli.metrics import (
     Wasserstein,
     fisher_divergence,
     mode_commitment,
+    recovered_density,
     relative_curl,
 )
 from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
@@ -131,6 +132,43 @@ def test_mode_shares_near_a_point_and_of_modes_in_one_place():
     details = ModeWeights().details(same.sample(100, generator=stream()), same, 0.0)
     assert details["expected"] == pytest.approx([1.0, 0.0], abs=0.01)
     assert np.isfinite(details["interval"]).all()
+
+
+def test_weights_that_are_wrong_by_a_tenth_are_found_at_that_size():
+    # Samples of (.2, .8) for the truth (.1, .9).
+    other = GaussianMixture(weights=[0.2, 0.8], means=[-3.0, 3.0], stds=1.0)
+    x = other.sample(100_000, generator=stream(33))
+    found = measure(ModeWeights(), two_modes_1d(), 0.0, x)
+    # Of each mode .00135 lies beyond 0: .1 * (1 - 2 * .00135).
+    assert found == pytest.approx(0.1 * (1 - 0.0027), abs=5 * math.sqrt(0.16 / 1e5))
+
+
+def test_moments_of_each_mode():
+    # Modes 14 standard deviations apart, each moved and stretched in its own way.
+    dataset, g = two_modes_2d(), stream(34)
+    far = torch.tensor([-5.0, -5.0]) + torch.tensor([1.0, 0.0])
+    near = torch.tensor([5.0, 5.0])
+    z = torch.randn(20_000, 2, generator=g)
+    x = torch.cat([far + z[:15_000] * torch.tensor([2.0, 1.0]), near + 0.5 * z[15_000:]])
+    first, second = Moments().details(x, dataset, 0.0)["modes"]
+    error = 5 / math.sqrt(15_000)
+    assert first["mean"] == pytest.approx([-4.0, -5.0], abs=2 * error)
+    assert first["covariance"][0][0] == pytest.approx(4, abs=4 * math.sqrt(2) * error)
+    assert first["covariance"][0][1] == pytest.approx(0, abs=2 * error)
+    assert second["covariance"][1][1] == pytest.approx(0.25, abs=0.25 * math.sqrt(6) * error)
+    for mode, centre, share in ((first, -5.0, 0.95), (second, 5.0, 0.05)):
+        error = 5 / math.sqrt(200_000 * share)
+        assert mode["expected_mean"] == pytest.approx([centre, centre], abs=error)
+        for i, row in enumerate(mode["expected_covariance"]):
+            for j, value in enumerate(row):
+                assert value == pytest.approx(float(i == j), abs=math.sqrt(2) * error)
+
+
+def test_a_mode_without_samples_has_no_moments():
+    x = torch.full((10, 1), 3.0)
+    empty, full = Moments().details(x, two_modes_1d(), 0.0)["modes"]
+    assert empty["mean"] is None and empty["covariance"] is None
+    assert full["mean"] == [3.0] and full["covariance"] == [[0.0]]
 
 
 def test_wasserstein_knows_a_rare_mode_far_away():
@@ -308,16 +346,34 @@ def test_kl_between_two_mixtures_equals_quadrature():
     # The score of q for the truth p: KL(p_sigma || q_sigma) by quadrature, the prior's part known.
     p = two_modes_1d()
     q = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
-    sigmas = torch.tensor([100.0, 10.0, 0.5])
+    sigmas = torch.tensor([1000.0, 10.0, 0.5])
     result = KL(num_points=4000, num_steps=60)(q.score, p, sigmas, stream(26))
     x = torch.linspace(-15, 15, 4001, dtype=torch.float64)[:, None]
     for name, sigma in (("perturbed", 0.5), ("clean", 0.0)):
         log_p, log_q = p.log_prob(x, sigma), q.log_prob(x, 0.5)
         expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
         found = result["clean"] if name == "clean" else result
-        # The terminal Gaussian has p's moments, not q's: (variances 1e4, means .4 apart) 1e-5.
+        # The terminal Gaussian has p's moments, not q's, of first order in 1/sigma_max: 3e-4.
         assert abs(found["value"] - expected) < 5 * found["standard_error"] + 1e-3
     assert abs(result["prior"]["value"]) < 5 * result["prior"]["standard_error"] + 1e-6
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
+def test_the_density_recovered_from_a_score(sigma):
+    # Of the exact score it is the truth; of another one it errs by the KL divergence.
+    p, level = two_modes_1d(), torch.tensor(sigma, dtype=torch.float64)
+    found = recovered_density(p.score, p, level)
+    exact = p.log_prob(found.x[:, None], sigma)
+    # Trapezoid rule with 20 points to a standard deviation w: about (w/20)^2/12 of log p's
+    # curvature, 1/w^2 at most in size, over a few standard deviations.
+    likely = exact > exact.max() - 9
+    torch.testing.assert_close(found.log_prob[likely], exact[likely], rtol=0, atol=2e-3)
+    assert abs(found.kl) < 1e-5
+    q = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
+    x = torch.linspace(-40, 40, 8001, dtype=torch.float64)[:, None]
+    log_p, log_q = p.log_prob(x, sigma), q.log_prob(x, sigma)
+    expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
+    assert recovered_density(q.score, p, level).kl == pytest.approx(expected, rel=2e-3)
 
 
 EVERY_METRIC = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import PositiveInt
@@ -80,6 +80,46 @@ def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
     return log_prob
 
 
+def check_flow(sigmas: Tensor, key: str) -> None:
+    """Raise ``ConfigError`` naming ``key`` where there is no flow from one level to another."""
+    if len(sigmas) < 2 or bool((sigmas == 0).any()):
+        raise ConfigError(f"{key}: it needs two levels or more, all above 0")
+
+
+class RecoveredDensity(NamedTuple):
+    """The density whose score is known, D = 1, at one level.
+
+    Args:
+        x: Points (G,), over all that pictures show and 4 sigma more on each side.
+        log_prob: log q there (G,), q having mass 1 on them.
+        kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too.
+    """
+
+    x: Tensor
+    log_prob: Tensor
+    kl: float
+
+
+def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredDensity:
+    """Integrate ``score`` at the level ``sigma`` (), on its device, for D = 1.
+
+        log q(x) = integral of s(u, sigma) du up to x, and a constant,
+
+    by the trapezoid rule, 20 points to the standard deviation of the narrowest component.
+    """
+    (low, high), level = truth.extent, float(sigma)
+    width = float(high - low) + 8 * level
+    narrow = math.hypot(truth.smallest_std, level)
+    num = max(2, min(200_000, math.ceil(20 * width / narrow))) if narrow > 0 else 2
+    x = float(low) - 4 * level + width * torch.linspace(0, 1, num, dtype=torch.float64)
+    s = score(x.to(sigma.dtype)[:, None].to(sigma.device), sigma)[:, 0].cpu().double()
+    log_q = torch.cat([torch.zeros(1).double(), torch.cumulative_trapezoid(s, x)])
+    log_p = truth.log_prob(x[:, None], level)
+    log_p, log_q = (log_f - log_f.max() for log_f in (log_p, log_q))  # exp cannot overflow
+    log_p, log_q = (f - torch.trapezoid(f.exp(), x).log() for f in (log_p, log_q))
+    return RecoveredDensity(x, log_q, float(torch.trapezoid(log_p.exp() * (log_p - log_q), x)))
+
+
 @dataclass(frozen=True, config=STRICT)
 class KL(ScoreMetric):
     """KL(p || q) in nats, q the law that the probability flow carries to sigma_min.
@@ -122,8 +162,7 @@ class KL(ScoreMetric):
 
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` where there is no flow from one level to another."""
-        if len(sigmas) < 2 or bool((sigmas == 0).any()):
-            raise ConfigError("metric.kl: it needs two levels or more, all above 0")
+        check_flow(sigmas, "metric.kl")
 
 
 def _mean(values: Tensor) -> dict[str, float]:

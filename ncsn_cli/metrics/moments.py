@@ -56,12 +56,16 @@ def _shares(samples: Tensor, truth: Dataset) -> Tensor:
     return counts.double() / len(samples)
 
 
+def _exact_draws(truth: Dataset, sigma: float) -> Tensor:
+    return truth.sample(200_000, sigma=sigma, generator=random_stream(0, "exact draws"))
+
+
 def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
     """P(nearest centre is k), (K,), float64, from draws that are the same at every call.
 
     E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs them for the leakage alone.
     """
-    x = truth.sample(200_000, sigma=sigma, generator=random_stream(0, "mode shares")).double()
+    x = _exact_draws(truth, sigma).double()
     nearest = torch.nn.functional.one_hot(nearest_mode(x, truth), len(truth.modes)).double()
     if not truth.has_density(sigma):
         return nearest.mean(0)
@@ -95,14 +99,44 @@ class Moments(SampleMetric):
         return distance
 
     def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
-        """Mean and covariance, and the true ones."""
-        x = samples.double().cpu()
-        return {
-            "mean": x.mean(0).tolist(),
+        """Mean and covariance and the true ones; with several modes, of each mode's points too.
+
+        A mode's points are those nearest to its centre. Their true moments are those of 200 000
+        exact draws; None for a mode without points.
+        """
+        mean, covariance = _moments(samples)
+        overall = {
+            "mean": mean,
             "expected_mean": truth.mean.tolist(),
-            "covariance": x.T.cov(correction=0).reshape(truth.covariance.shape).tolist(),
+            "covariance": covariance,
             "expected_covariance": truth.perturbed_covariance(sigma).tolist(),
         }
+        if len(truth.modes) < 2:
+            return overall
+        exact = _exact_draws(truth, sigma)
+        labels, exact_labels = nearest_mode(samples, truth), nearest_mode(exact, truth)
+        modes = []
+        for k in range(len(truth.modes)):
+            mean, covariance = _moments(samples[labels == k])
+            expected_mean, expected_covariance = _moments(exact[exact_labels == k])
+            modes.append(
+                {
+                    "mean": mean,
+                    "expected_mean": expected_mean,
+                    "covariance": covariance,
+                    "expected_covariance": expected_covariance,
+                }
+            )
+        return {**overall, "modes": modes}
+
+
+def _moments(x: Tensor) -> tuple[list[float] | None, list[list[float]] | None]:
+    """Mean and covariance of points (N, D)."""
+    if len(x) == 0:
+        return None, None
+    x = x.double().cpu()
+    covariance = x.T.cov(correction=0).reshape(x.shape[1], x.shape[1])
+    return x.mean(0).tolist(), covariance.tolist()
 
 
 def _matrix_root(matrix: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ blind readers), levels run through viridis from sigma_max (yellow) to sigma_min 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from ncsn_cli.scene import Scene
@@ -98,6 +100,18 @@ def scatter(
     alpha = float(np.clip(1500 / len(points), 0.15, 0.8))
     x, y = points.T
     axes.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, rasterized=True)
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -> None:
+    """Make an axis that shows ``values`` > 0 logarithmic, its numbers written out."""
+    axes.set(**{f"{which}scale": "log"})
+    axis, values = (axes.xaxis if which == "x" else axes.yaxis), list(values)
+    span = max(values) / min(values)
+    named = "123456789" if span < 3 else "235" if span < 30 else ""  # first digits between powers
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else "")
+    )
 
 
 def _level_norm(scene: Scene) -> Normalize:

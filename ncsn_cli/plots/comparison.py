@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ncsn_cli.plots.canvas import SERIES, new_figure
+from ncsn_cli.plots.canvas import SERIES, log_scale, new_figure
 
 _MARKERS = "osD^vPX"
 
@@ -27,13 +26,9 @@ def metric_against(
         axes.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.4)
     places = [place for points in lines.values() for place, _ in points]
     if min(places) > 0 and max(places) >= 10 * min(places):
-        axes.set_xscale("log")
+        log_scale(axes, "x", places)
     if min(everything) > 0:
-        axes.set_yscale("log")
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_major_formatter(plain)
-        narrow = max(everything) < 30 * min(everything)
-        axes.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
+        log_scale(axes, "y", everything)
     if metric.endswith(".ratio"):
         axes.axhline(1, color="0.5", linestyle="--", linewidth=1)
     axes.set(xlabel=key, ylabel=metric)

@@ -22,6 +22,8 @@ from ncsn_cli.plots.canvas import (
 )
 from ncsn_cli.scene import Scene
 
+_DEPTH = 12.0  # nats below the highest density that are shown
+
 
 def score(scene: Scene) -> Figure | None:
     """The true score and, beside it, the learned one, at every level shown."""
@@ -115,15 +117,11 @@ def score_error(scene: Scene) -> Figure | None:
 
 def recovered_density(scene: Scene) -> Figure | None:
     """The density whose score was learned, exp of its integral, beside p_sigma, D = 1."""
-    if scene.dim != 1 or scene.scores is None:
+    if scene.recovered is None or scene.recovered_kl is None:
         return None
     (x,) = scene.axes
     figure, panels = new_figure(1, 2, width=6.5)
-    recovered = [
-        _integrate(x, values[:, 0], mass=float(np.trapezoid(density, x)))
-        for values, density in zip(scene.scores, scene.densities, strict=True)
-    ]
-    for sigma, line in zip(scene.sigmas, recovered, strict=True):
+    for sigma, line in zip(scene.sigmas, scene.recovered, strict=True):
         panels[0].plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
     for values in scene.densities:
         panels[0].plot(x, values, color="black", linestyle=":", linewidth=1)
@@ -131,24 +129,56 @@ def recovered_density(scene: Scene) -> Figure | None:
     if scene.clean_density is not None:
         panels[1].plot(x, scene.clean_density, color=NEUTRAL, linestyle="--", label="$p$")
     panels[1].plot(x, scene.densities[-1], color=TRUTH, label=r"$p_\sigma$")
-    panels[1].plot(x, recovered[-1], color=MODEL, label="recovered from the score")
-    panels[1].set(xlabel="$x$", title=rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}")
+    panels[1].plot(x, scene.recovered[-1], color=MODEL, label="recovered from the score")
+    panels[1].set(
+        xlabel="$x$",
+        title=rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}: KL = "
+        f"{scene.recovered_kl[-1]:.2g} nats",
+    )
     panels[1].legend()
     level_bar(figure, [panels[0]], scene)
     return figure
 
 
-def _integrate(x: Array, derivative: Array, mass: float) -> Array:
-    """Exp of the integral of ``derivative`` by the trapezoid rule, scaled to hold ``mass``.
-
-    What the picture shows of p_sigma is less than 1 where much of it lies outside.
-    """
-    steps = (derivative[1:] + derivative[:-1]) / 2 * np.diff(x)
-    log_density = np.concatenate([[0.0], np.cumsum(steps)])
-    unnormalised = np.exp(log_density - log_density.max())
-    return np.asarray(mass * unnormalised / np.trapezoid(unnormalised, x))
-
-
 def _range(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
+
+
+def log_density(scene: Scene) -> Figure | None:
+    """The true log-density at the smallest level, the learned one, and their difference."""
+    if scene.log_density is None:
+        return None
+    density, sigma = scene.densities[-1], scene.sigmas[-1]
+    shown = density > density.max() * np.exp(-_DEPTH)  # beyond, no sample would ever be
+    true = np.log(density, where=shown, out=np.full_like(density, np.nan))
+    learned = np.where(shown, scene.log_density, np.nan)
+    name, level = f"from the {scene.score_name} score", rf"$\sigma$ = {sigma:.3g}"
+    if scene.dim == 1:
+        return _log_density_lines(scene, true, learned, name, level)
+    figure, panels = new_figure(1, 3, width=5)
+    top = float(np.nanmax(true))
+    for axes, values, title in zip(
+        panels, (true, learned), (f"true, {level}", name), strict=False
+    ):
+        heat_map(axes, values, scene, "nats", cmap="cividis", vmin=top - _DEPTH, vmax=top)
+        axes.set_title(rf"$\log p_\sigma$, {title}")
+    difference = learned - true
+    largest = max(0.01, float(np.nanquantile(np.abs(difference), 0.99)))
+    heat_map(panels[2], difference, scene, "nats", cmap="RdBu_r", vmin=-largest, vmax=largest)
+    contours(panels[2], density, scene, "0.4")
+    panels[2].set_title("difference")
+    return figure
+
+
+def _log_density_lines(scene: Scene, true: Array, learned: Array, name: str, level: str) -> Figure:
+    figure, panels = new_figure(1, 2, width=6.5)
+    (x,) = scene.axes
+    panels[0].plot(x, true, color=TRUTH, label="true")
+    panels[0].plot(x, learned, color=MODEL, linestyle="--", label=name)
+    panels[0].set(xlabel="$x$", ylabel="nats", title=rf"$\log p_\sigma$, {level}")
+    panels[0].legend()
+    panels[1].plot(x, learned - true, color=MODEL)
+    panels[1].axhline(0, color=NEUTRAL, linewidth=0.8)
+    panels[1].set(xlabel="$x$", ylabel="nats", title="difference")
+    return figure

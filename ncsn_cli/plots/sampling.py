@@ -13,6 +13,7 @@ from ncsn_cli.plots.canvas import (
     TRUTH,
     Array,
     contours,
+    log_scale,
     new_figure,
     scatter,
     square,
@@ -140,7 +141,31 @@ def commitment(scene: Scene) -> Figure | None:
         panels[1].set(title="nearest to each mode")
         panels[1].legend(fontsize=9, ncols=2)
     for axes in panels:
-        axes.set(xlabel=r"level $\sigma$", xscale="log", ylim=(-0.03, 1.03))
+        axes.set(xlabel=r"level $\sigma$", ylim=(-0.03, 1.03))
+        log_scale(axes, "x", scene.level_sigmas)
         axes.invert_xaxis()
         axes.grid(alpha=0.25)
+    return figure
+
+
+def distances(scene: Scene) -> Figure | None:
+    """The distance between the chains and p_sigma, level by level, a panel a metric."""
+    if scene.distances is None or len(scene.distances["sigmas"]) < 2:
+        return None
+    names = [name for name in scene.distances if name != "sigmas"]
+    if not names:
+        return None
+    figure, panels = new_figure(1, len(names), width=4.6)
+    for axes, name in zip(panels, names, strict=True):
+        found, sigmas = scene.distances[name], scene.distances["sigmas"]
+        axes.plot(sigmas, found["value"], color=MODEL, marker="o", markersize=4, label="chains")
+        axes.plot(sigmas, found["floor"], color=TRUTH, linestyle="--", label="noise floor")
+        axes.set(xlabel=r"level $\sigma$", title=name.replace("_", " "))
+        log_scale(axes, "x", sigmas)
+        if min(found["value"] + found["floor"]) > 0:
+            log_scale(axes, "y", found["value"] + found["floor"])
+        axes.invert_xaxis()
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel(r"distance to $p_\sigma$")
+    panels[0].legend()
     return figure

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.evaluation import evaluate_log_density, evaluate_trajectory
+from ncsn_cli.floors import noise_floor
+from ncsn_cli.metrics import Moments, Wasserstein
+
+from .conftest import correlated_2d, stream, two_modes_1d
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_log_density_of_the_exact_score_is_the_exact_one(dataset):
+    numbers, arrays = evaluate_log_density(dataset.score, dataset, torch.tensor([100.0, 0.5]), CPU)
+    axes = [arrays[f"x{i + 1}"] for i in range(dataset.dim)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, dataset.dim)
+    exact = dataset.log_prob(torch.from_numpy(points), 0.5).numpy()
+    np.testing.assert_allclose(arrays["true_log_density"], exact)
+    # Where 99.99 % of the mass is: the flow's own error, in float32.
+    likely = exact > exact.max() - 9
+    assert np.abs(arrays["log_density"] - exact)[likely].max() < 1e-2
+    assert numbers["mass"] == pytest.approx(1, abs=1e-3)
+    assert numbers["true_mass"] == pytest.approx(1, abs=1e-3)
+    assert abs(numbers["kl"]) < 1e-3
+    assert numbers["sigma"] == 0.5
+    assert ("recovered_kl" in numbers) == (dataset.dim == 1)
+
+
+def test_the_log_density_of_another_score_errs_by_its_size():
+    # By quadrature, both through the flow and by integrating the score.
+    p, q = two_modes_1d(), GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
+    # The flow starts from p's moments; q's mean is 1 away, of first order in 1/sigma_max.
+    numbers, _ = evaluate_log_density(q.score, p, torch.tensor([1000.0, 0.5]), CPU)
+    x = torch.linspace(-15, 15, 4001, dtype=torch.float64)[:, None]
+    log_p, log_q = p.log_prob(x, 0.5), q.log_prob(x, 0.5)
+    expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
+    assert numbers["kl"] == pytest.approx(expected, abs=1e-3)
+    assert numbers["recovered_kl"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_distances_along_the_way_find_the_level_that_is_wrong():
+    # Exact draws at every level, but moved by 2 at the second.
+    dataset, sigmas = two_modes_1d(), (4.0, 2.0, 1.0)
+    states = {s: dataset.sample(400, sigma=s, generator=stream(int(s))) for s in sigmas}
+    states[2.0] = states[2.0] + 2
+    metrics = {"wasserstein": Wasserstein(max_points=1), "moments": Moments()}
+    floors = {}
+
+    def floor_of(name, *inputs):
+        floors[name, inputs[2]] = noise_floor(*inputs)
+        return floors[name, inputs[2]]
+
+    found = evaluate_trajectory(states, dataset, metrics, floor_of, seed=0)
+    assert found["sigmas"] == list(sigmas)
+    for name in metrics:
+        entry = found[name]
+        # The samples' own mean errs by std/sqrt(400).
+        error = 5 * math.sqrt(4.24 + 4) / 20
+        assert entry["value"][1] == pytest.approx(2, abs=error)
+        for i in (0, 2):
+            low, high = floors[name, sigmas[i]]["floor_quantiles"]
+            assert 0.5 * low < entry["value"][i] < 2 * high
+            assert entry["floor"][i] == floors[name, sigmas[i]]["floor"]
+            assert entry["ratio"][i] == entry["value"][i] / entry["floor"][i]
