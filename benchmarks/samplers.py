@@ -146,12 +146,10 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> None:
     for i, (name, lines) in enumerate(panels.items()):
         for j, (label, points) in enumerate(lines.items()):
             budgets, means = zip(*((budget, np.mean(v)) for budget, v in points), strict=True)
-            style = "-" if j < len(SERIES) else "--"
-            axes[i].loglog(
-                budgets, means, style, color=SERIES[j % len(SERIES)], marker=".", label=label
-            )
+            look = {"color": SERIES[j % len(SERIES)], "ls": "-" if j < len(SERIES) else "--"}
+            axes[i].loglog(budgets, means, marker=".", label=label, **look)
         axes[i].axhline(1, color="0.5", linewidth=1)
-        axes[i].set_title(name)
+        axes[i].set(title=name, ylim=(0.3, 700))
         if i % columns == 0:
             axes[i].set_ylabel("distance / noise floor")
         if i >= len(panels) - columns:
@@ -165,9 +163,9 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> None:
 
 def flow(seeds: int, only: list[str]) -> None:
     """The table of the probability flow, with the errors of its means."""
-    budgets = [20, 30, 60]
+    budgets = [30, 60]
     print(f"| dataset | sigma_min | solver |{'|'.join(f' {budget} ' for budget in budgets)}|")
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|")
     for name in only:
         truth = dataset(name)
         for sigma_min in dict.fromkeys([truth.smallest_std / 2, 0.01]):

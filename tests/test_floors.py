@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 
@@ -43,9 +44,14 @@ def test_each_input_has_its_own_floor(change, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_another_code_has_its_own_floor(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["metrics.transport", "metrics.base", "datasets.mixture"])
+def test_another_code_has_its_own_floor(changed, tmp_path, monkeypatch):
     ask(tmp_path)
-    monkeypatch.setattr("inspect.getsource", lambda module: f"changed {module.__name__}")
+    source = inspect.getsource
+    monkeypatch.setattr(
+        "inspect.getsource",
+        lambda module: source(module) + "\n" * (module.__name__ == f"ncsn_cli.{changed}"),
+    )
     ask(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
