@@ -26,9 +26,11 @@ test: install  ## Run the tests (minutes)
 test-slow: install  ## Run the tests that take longer
 	$(BIN)/pytest -n 2 -m slow
 
-bench: install  ## Print what the default network reaches in a given time (an hour)
+bench: install  ## Print what the default network and every sampler reach (hours)
 	$(BIN)/python benchmarks/quality.py presets
 	$(BIN)/python benchmarks/quality.py small_mode
+	$(BIN)/python benchmarks/samplers.py evaluations
+	$(BIN)/python benchmarks/samplers.py flow
 
 lint: install  ## Check style and types
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def small_mode(seeds: int, extra: list[str]) -> None:
             samples = run(
                 "ncsn-sample", Path(folder, "samples"), f"checkpoint={trained}", "plot=[]",
                 "metric=[]", "num_samples=20000", "sampler=probability_flow",
-                "++schedule.num_levels=60",
+                "sampler.solver=heun", "++schedule.num_levels=60",
             )  # fmt: skip
             points = np.load(samples / "samples.npz")["samples"]
             metrics = read(trained / "metrics.json")

@@ -148,6 +148,7 @@ def evaluate_trajectory(
 ) -> dict[str, Any]:
     """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
 
+    Also their standard deviation, in root mean square over the axes, and the true one.
     ``states``: by level ``sigma``, the chains (N, D) when they leave it.
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
@@ -155,6 +156,12 @@ def evaluate_trajectory(
     keys = ("value", "floor", "ratio")
     return {
         "sigmas": list(states),
+        "std": {
+            "value": [float(x.double().var(0).mean().sqrt()) for x in states.values()],
+            "true": [
+                float(truth.perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
+            ],
+        },
         **{name: {key: [row[name][key] for row in rows] for key in keys} for name in metrics},
     }
 

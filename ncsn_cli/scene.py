@@ -27,7 +27,7 @@ class Scene:
         recovered: The density that the learned score is of, at each level (M, G), for D = 1.
         recovered_kl: KL(p_sigma || recovered) in nats, at each level (M,).
         log_density: Log of the density that the learned score implies at the smallest level (G,).
-        distances: Each metric's ``value``, ``floor`` and ``ratio`` by level, with ``sigmas``.
+        distances: See ``evaluation.evaluate_trajectory``.
         data: Training points (N, D) or, if endless, as many draws; None in sampling.
         history: Columns of ``history.csv`` by name; None in sampling.
         loss_floor: The loss of the true score.

@@ -57,6 +57,11 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
 
     found = evaluate_trajectory(states, dataset, metrics, floor_of, seed=0)
     assert found["sigmas"] == list(sigmas)
+    assert found["std"]["true"] == pytest.approx([math.sqrt(4.24 + s**2) for s in sigmas])
+    # The kurtosis of these laws is below 3 plus a rare mode's: three times a Gaussian's error.
+    assert found["std"]["value"] == pytest.approx(
+        found["std"]["true"], rel=3 * 5 / math.sqrt(2 * 400)
+    )
     for name in metrics:
         entry = found[name]
         # The samples' own mean errs by std/sqrt(400).

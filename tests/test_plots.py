@@ -45,6 +45,7 @@ def sampling_scene(dataset, sigmas=SIGMAS, score=None):
         committed=np.array([0.3, 0.8, 1.0]),
         distances={
             "sigmas": [2.0, 1.0, 0.5],
+            "std": {"value": [3.0, 2.0, 1.0], "true": [3.0, 2.0, 1.0]},
             "moments": {"value": [3.0, 2.0, 1.0], "floor": [0.1, 0.1, 0.1]},
             "mode_weights": {"value": [0.0, 0.1, 0.0], "floor": [0.0, 0.0, 0.0]},
         },

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
@@ -99,13 +101,15 @@ class SlicedWasserstein(SampleMetric):
         """The sliced distance for ``num`` samples."""
         stream = random_stream(0, "directions")
         directions = torch.randn(truth.dim, self.num_directions, generator=stream)
-        directions = directions / directions.norm(dim=0)  # (D, directions)
+        directions = (directions / directions.norm(dim=0)).T  # (directions, D)
+
+        def projected(points: Tensor) -> NDArray[np.float32]:
+            # (directions, num); numpy sorts ten times as fast as torch.
+            return np.sort((directions.to(points) @ points.T).cpu().numpy(), axis=-1)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
-            exact = truth.sample(num, sigma=sigma, generator=generator).to(samples)
-            projected, expected = (  # (num, directions)
-                (points @ directions.to(samples)).sort(0).values for points in (samples, exact)
-            )
-            return float((projected - expected).abs().double().mean())
+            exact = truth.sample(num, sigma=sigma, generator=generator)
+            difference = projected(samples) - projected(exact)
+            return float(np.abs(difference).mean(dtype=np.float64))
 
         return distance

@@ -149,23 +149,22 @@ def commitment(scene: Scene) -> Figure | None:
 
 
 def distances(scene: Scene) -> Figure | None:
-    """The distance between the chains and p_sigma, level by level, a panel a metric."""
+    """Level by level, standard deviation of the chains and their distance to p_sigma."""
     if scene.distances is None or len(scene.distances["sigmas"]) < 2:
         return None
     names = [name for name in scene.distances if name != "sigmas"]
-    if not names:
-        return None
     figure, panels = new_figure(1, len(names), width=4.6)
     for axes, name in zip(panels, names, strict=True):
         found, sigmas = scene.distances[name], scene.distances["sigmas"]
         axes.plot(sigmas, found["value"], color=MODEL, marker="o", markersize=4, label="chains")
-        axes.plot(sigmas, found["floor"], color=TRUTH, linestyle="--", label="noise floor")
-        axes.set(xlabel=r"level $\sigma$", title=name.replace("_", " "))
+        kind, label = ("true", "true") if "true" in found else ("floor", "noise floor")
+        axes.plot(sigmas, found[kind], color=TRUTH, linestyle="--", label=label)
+        title = name.replace("_", " ") + (" of the chains" if name == "std" else "")
+        axes.set(xlabel=r"level $\sigma$", title=title)
+        axes.legend()
         log_scale(axes, "x", sigmas)
-        if min(found["value"] + found["floor"]) > 0:
-            log_scale(axes, "y", found["value"] + found["floor"])
+        if min(found["value"] + found[kind]) > 0:
+            log_scale(axes, "y", found["value"] + found[kind])
         axes.invert_xaxis()
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel(r"distance to $p_\sigma$")
-    panels[0].legend()
     return figure

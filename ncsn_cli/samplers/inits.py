@@ -25,20 +25,22 @@ class Init(ABC):
 
 @dataclass(frozen=True, config=STRICT)
 class Normal(Init):
-    """N(0, std^2 I).
+    """N(mean (1, ..., 1), std^2 I).
 
     Args:
         std: > 0, data units.
+        mean: Of every coordinate, data units.
     """
 
     std: PositiveFloat
+    mean: float = 0.0
 
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
-        return self.std * z
+        return self.mean + self.std * z
 
 
 @dataclass(frozen=True, config=STRICT)
