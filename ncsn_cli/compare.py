@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ncsn_cli.errors import ConfigError, MissingInputError
-from ncsn_cli.runs import flatten, to_png, write_atomic
+from ncsn_cli.runs import flatten, write_atomic
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
@@ -321,6 +321,7 @@ def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[t
     works = {run.metrics.get("score_evaluations") for run in runs}
     if not swept and len(works) < 2:
         return
+    from ncsn_cli.plots.canvas import to_png
     from ncsn_cli.plots.comparison import heat_map_of, metric_against
 
     for metric in (name for name in metrics if name != "score_evaluations"):

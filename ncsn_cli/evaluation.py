@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,8 +27,10 @@ from ncsn_cli.metrics import (
 from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, Score, random_stream
 
-FloorOf = Callable[[str, SampleMetric, Dataset, float, int], Floor]
-"""``floor_of(name, metric, truth, sigma, N)``: the law of the distance of N exact draws."""
+log = logging.getLogger(__name__)
+
+FloorOf = Callable[[SampleMetric, Dataset, float, int], Floor]
+"""``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
 
 _POINTS_PER_LEVEL = 100_000
 _POINTS_FOR_CURL = 10_000
@@ -122,20 +125,31 @@ def evaluate_samples(
     """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
 
     The floor's quantiles show how far chance goes; ratio = value / floor is 1 for a perfect
-    sampler.
+    sampler, and None where exact draws have no distance but rounding.
     """
-    entries = {}
-    for name, metric in metrics.items():
-        distance = metric.distance(truth, sigma, len(samples))
-        value = distance(samples, random_stream(seed, f"{name} at {sigma}"))
-        floor = floor_of(name, metric, truth, sigma, len(samples))
-        entries[name] = {
-            "value": value,
-            **floor,
-            "ratio": value / floor["floor"] if floor["floor"] > 0 else None,
+    return {
+        name: {
+            **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
             **metric.details(samples, truth, sigma),
         }
-    return entries
+        for name, metric in metrics.items()
+    }
+
+
+def _against_floor(
+    name: str,
+    metric: SampleMetric,
+    samples: Tensor,
+    truth: Dataset,
+    sigma: float,
+    floor_of: FloorOf,
+    seed: int,
+) -> dict[str, Any]:
+    distance = metric.distance(truth, sigma, len(samples))
+    value = distance(samples, random_stream(seed, f"{name} at {sigma}"))
+    floor = floor_of(metric, truth, sigma, len(samples))
+    ratio = value / floor["floor"] if floor["floor"] > 1e-12 * value else None
+    return {"value": value, **floor, "ratio": ratio}
 
 
 @torch.no_grad()
@@ -152,7 +166,13 @@ def evaluate_trajectory(
     ``states``: by level ``sigma``, the chains (N, D) when they leave it.
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
-    rows = [evaluate_samples(x, truth, s, metrics, floor_of, seed) for s, x in levels]
+    rows = [
+        {
+            name: _against_floor(name, metric, x, truth, s, floor_of, seed)
+            for name, metric in metrics.items()
+        }
+        for s, x in levels
+    ]
     keys = ("value", "floor", "ratio")
     return {
         "sigmas": list(states),
@@ -169,13 +189,14 @@ def evaluate_trajectory(
 @torch.no_grad()
 def evaluate_log_density(
     score: Score, truth: Dataset, sigmas: Tensor, device: torch.device
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+) -> tuple[dict[str, float | None], dict[str, NDArray[np.float64]]]:
     """The density that ``score`` implies at the last of ``sigmas`` (L,), on the pictures' grid.
 
     Log q by the probability flow from the Gaussian of ``init=prior``, beside the true log p_sigma.
     Returns numbers (the ``mass`` of q on the grid and the true one; ``kl``, the integral of
-    p log(p/q) over the grid, nats; for D = 1 ``recovered_kl``, of the density recovered by
-    integrating the score) and arrays (axes, ``log_density``, ``true_log_density``, each (G,)).
+    p log(p/q) over the grid, nats, None where the grid is too coarse for p; for D = 1
+    ``recovered_kl``, of the density recovered by integrating the score) and arrays (axes,
+    ``log_density``, ``true_log_density``, each (G,)).
     """
     sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
     axes, points = _grid(truth)
@@ -189,12 +210,17 @@ def evaluate_log_density(
     )
     log_q, log_p = log_q.cpu().double(), truth.log_prob(points, sigma_min)
     cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    numbers = {
+    numbers: dict[str, float | None] = {
         "sigma": sigma_min,
         "mass": float(log_q.exp().sum() * cell),
         "true_mass": float(log_p.exp().sum() * cell),
         "kl": float((log_p.exp() * (log_p - log_q)).sum() * cell),
     }
+    if abs(float(log_p.exp().sum() * cell) - 1) > 0.01:
+        log.warning(
+            "log_density: the true density is narrower than the grid's cells; no KL divergence"
+        )
+        numbers["kl"] = None
     if truth.dim == 1:
         level = torch.tensor(sigma_min, device=device)
         numbers["recovered_kl"] = recovered_density(score, truth, level).kl
@@ -253,7 +279,7 @@ def compose_scene(
         arrays["recovered"] = np.stack(
             [np.interp(points[:, 0], density.x, density.log_prob.exp()) for density in found]
         )
-        arrays["recovered_kl"] = np.array([density.kl for density in found])
+        arrays["recovered_kl"] = np.array([density.kl for density in found], dtype=float)
     by_level = {} if path_sigmas is None else {s: density(s) for s in set(path_sigmas.tolist())}
     return Scene(
         dim=dataset.dim,

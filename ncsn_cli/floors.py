@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,70 +20,53 @@ log = logging.getLogger(__name__)
 REPEATS = 200
 """Sets of exact draws behind each noise floor."""
 
+_FIRST = 3  # repeats by which a floor is known again
+
 Floor = dict[str, Any]
 """``floor``, the mean distance of exact draws, and ``floor_quantiles``, .5 and 99.5 %."""
 
 
-def noise_floor(metric: SampleMetric, truth: Dataset, sigma: float, num: int) -> Floor:
+def noise_floor(
+    metric: SampleMetric, truth: Dataset, sigma: float, num: int, cache: Path | None = None
+) -> Floor:
     """The law of the distance between ``num`` exact draws and p_sigma, from 200 sets of them.
 
-    It depends on these inputs alone: the draws are the same at every call.
+    It depends on these inputs alone: every call draws the same sets. With a folder ``cache`` it is
+    kept there from run to run, under the digest of the first sets and their distances: whatever
+    changes the law or the metric changes these.
     """
     distance = metric.distance(truth, sigma, num)
-    stream = random_stream(0, "noise floor")
-    repeats = tqdm(range(REPEATS), desc="noise floor", disable=None, leave=False)
-    draws = [distance(truth.sample(num, sigma=sigma, generator=stream), stream) for _ in repeats]
-    return {
-        "floor": float(np.mean(draws)),
-        "floor_quantiles": np.quantile(draws, [0.005, 0.995]).tolist(),
+    stream, digest = random_stream(0, "noise floor"), hashlib.sha256()
+
+    def repeat() -> float:
+        draws = truth.sample(num, sigma=sigma, generator=stream)
+        digest.update(draws.numpy().tobytes())
+        return distance(draws, stream)
+
+    values = [repeat() for _ in range(_FIRST)]
+    digest.update(repr((metric, sigma, num, REPEATS, values)).encode())
+    path = None if cache is None else cache / f"{digest.hexdigest()}.json"
+    if path is not None and (kept := _read(path)) is not None:
+        return kept
+    repeats = range(REPEATS - _FIRST)
+    values += [repeat() for _ in tqdm(repeats, desc="noise floor", disable=None, leave=False)]
+    found: Floor = {
+        "floor": float(np.mean(values)),
+        "floor_quantiles": np.quantile(values, [0.005, 0.995]).tolist(),
     }
-
-
-@dataclass(frozen=True)
-class FloorCache:
-    """Noise floors kept in a folder from run to run, one JSON file each.
-
-    Args:
-        folder: The folder.
-        dataset: Settings of the truth.
-        metrics: Settings of each metric, by name.
-    """
-
-    folder: Path
-    dataset: dict[str, Any]
-    metrics: dict[str, dict[str, Any]]
-
-    def __call__(
-        self, name: str, metric: SampleMetric, truth: Dataset, sigma: float, num: int
-    ) -> Floor:
-        """The noise floor of the metric ``name``: read, or found and kept."""
-        law = {k: v for k, v in self.dataset.items() if k not in ("num_samples", "seed")}
-        inputs = {
-            "dataset": law,
-            "metric": self.metrics[name],
-            "sigma": sigma,
-            "num_samples": num,
-            "repeats": REPEATS,
-            "code": _digest(*sorted(_sources(type(metric)) | _sources(type(truth)))),
-        }
-        path = self.folder / f"{_digest(json.dumps(inputs, sort_keys=True))}.json"
+    if path is not None:
+        what = {"metric": repr(metric), "sigma": sigma, "num_samples": num, "repeats": REPEATS}
         try:
-            kept = json.loads(path.read_text())["result"]
-            return {name: kept[name] for name in ("floor", "floor_quantiles")}
-        except (OSError, ValueError, LookupError, TypeError):
-            found = noise_floor(metric, truth, sigma, num)
-        try:
-            write_atomic(path, to_json({"inputs": inputs, "result": found}))
+            write_atomic(path, to_json(what | found))
         except OSError as error:
             log.warning("%s: this noise floor is not kept for other runs (%s)", path, error)
-        return found
+    return found
 
 
-def _sources(kind: type) -> set[str]:
-    """The text of every module in which ``kind`` and its base classes are written."""
-    modules = (inspect.getmodule(base) for base in kind.__mro__ if base is not object)
-    return {inspect.getsource(module) for module in modules if module is not None}
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+def _read(path: Path) -> Floor | None:
+    """A floor that was kept; None if it is not there or damaged."""
+    try:
+        kept = json.loads(path.read_text())
+        return {name: kept[name] for name in ("floor", "floor_quantiles")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.runs import RunFolder, to_png
+from ncsn_cli.runs import RunFolder
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Dataset, random_stream
@@ -237,8 +237,10 @@ def without_paths(config: Config) -> Config:
 
 def draw(folder: RunFolder, plots: Plots, scene: Scene | None) -> None:
     """Write every picture that applies into ``plots/``."""
-    if scene is None:
+    if scene is None or not plots:
         return
+    from ncsn_cli.plots.canvas import to_png
+
     for name, plot in plots.items():
         figure = plot(scene)
         if figure is not None:

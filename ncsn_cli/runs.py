@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -57,13 +56,6 @@ _UMASK = _umask()
 def to_json(value: Any) -> bytes:  # noqa: ANN401
     """Indented JSON; a number that is not finite is an error, never a silent NaN."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def to_png(figure: Any) -> bytes:  # noqa: ANN401
-    """A ``Figure`` of ``ncsn_cli.plots`` as PNG."""
-    png = io.BytesIO()
-    figure.canvas.print_png(png)  # savefig would draw it twice
-    return png.getvalue()
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,12 +20,13 @@ from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
 from ncsn_cli.errors import BadCheckpointError, ConfigError
 from ncsn_cli.evaluation import (
+    FloorOf,
     compose_scene,
     evaluate_log_density,
     evaluate_samples,
     evaluate_trajectory,
 )
-from ncsn_cli.floors import FloorCache
+from ncsn_cli.floors import noise_floor
 from ncsn_cli.jobs import (
     Config,
     SampleSettings,
@@ -90,9 +91,7 @@ def sample(cfg: DictConfig) -> None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
-    floors = FloorCache(
-        Path(config["paths"]["outputs"], "floors"), config["dataset"], config.get("metric") or {}
-    )
+    floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts = {"device": str(device), "seed": run.seed}
     with open_folder(config, facts) as folder, torch.no_grad():
         log.info(
@@ -119,7 +118,12 @@ def sample(cfg: DictConfig) -> None:
             report["acceptance_per_level"] = chains.acceptance
         if len(plan) > 1:
             report["mode_commitment"] = chains.mode_commitment
-        report |= _against_truth(chains, dataset, last_sigma, of_samples, floors, run.seed)
+        report |= _against_truth(chains.samples, dataset, last_sigma, of_samples, floors, run.seed)
+        folder.write("metrics.json", to_json(report))  # what may take longer comes after
+        if run.trajectory_metrics:
+            report["trajectory"] = evaluate_trajectory(
+                chains.by_level, dataset, of_samples, floors, run.seed
+            )
         for name, metric in of_score.items():
             stream = random_stream(run.seed, name, device)
             report[name] = metric(score, dataset, sigmas, stream)
@@ -153,26 +157,23 @@ def sample(cfg: DictConfig) -> None:
 
 
 def _against_truth(
-    chains: Chains,
+    samples: Tensor,
     truth: Dataset,
     last_sigma: float,
     metrics: dict[str, SampleMetric],
-    floors: FloorCache,
+    floors: FloorOf,
     seed: int,
 ) -> dict[str, Any]:
-    """``clean``, ``perturbed`` and, where the chains were kept by level, ``trajectory``."""
+    """Every metric of the samples (N, D), against p (``clean``) and against ``perturbed`` p."""
     entries = {}  # by level: at sigma = 0 both targets are p itself
     for sigma in dict.fromkeys([0.0, last_sigma]):
-        entries[sigma] = evaluate_samples(chains.samples, truth, sigma, metrics, floors, seed)
+        entries[sigma] = evaluate_samples(samples, truth, sigma, metrics, floors, seed)
         for name, entry in entries[sigma].items():
             log.info(
                 "%s at sigma = %g: %.4g, noise floor %.4g",
                 name, sigma, entry["value"], entry["floor"],
             )  # fmt: skip
-    report: dict[str, Any] = {"clean": entries[0.0], "perturbed": entries[last_sigma]}
-    if chains.by_level:
-        report["trajectory"] = evaluate_trajectory(chains.by_level, truth, metrics, floors, seed)
-    return report
+    return {"clean": entries[0.0], "perturbed": entries[last_sigma]}
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[dict[str, Tensor], Config]:

@@ -31,7 +31,8 @@ class Chains:
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
         by_level: All chains (N, D) when they leave a level, by its sigma, for at most 20 levels
-            evenly spread; empty unless asked for.
+            evenly spread; empty unless asked for. The last are the samples, denoised if the
+            sampler denoises.
         score_evaluations: Evaluations of the score, each of all chains.
         acceptance: Mean share of accepted proposals at each level; empty where none are refused.
         mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.

@@ -14,6 +14,13 @@ from .conftest import correlated_2d, stream, two_modes_1d
 CPU = torch.device("cpu")
 
 
+def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
+    points = GaussianMixture(weights=[0.5, 0.5], means=[[-1.0, 0.0], [1.0, 0.0]], stds=0.0)
+    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.005]), CPU)
+    assert numbers["kl"] is None
+    assert "narrower than the grid" in caplog.text
+
+
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
 def test_the_log_density_of_the_exact_score_is_the_exact_one(dataset):
     numbers, arrays = evaluate_log_density(dataset.score, dataset, torch.tensor([100.0, 0.5]), CPU)
@@ -49,26 +56,20 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
     states = {s: dataset.sample(400, sigma=s, generator=stream(int(s))) for s in sigmas}
     states[2.0] = states[2.0] + 2
     metrics = {"wasserstein": Wasserstein(max_points=1), "moments": Moments()}
-    floors = {}
-
-    def floor_of(name, *inputs):
-        floors[name, inputs[2]] = noise_floor(*inputs)
-        return floors[name, inputs[2]]
-
-    found = evaluate_trajectory(states, dataset, metrics, floor_of, seed=0)
+    found = evaluate_trajectory(states, dataset, metrics, noise_floor, seed=0)
     assert found["sigmas"] == list(sigmas)
     assert found["std"]["true"] == pytest.approx([math.sqrt(4.24 + s**2) for s in sigmas])
     # The kurtosis of these laws is below 3 plus a rare mode's: three times a Gaussian's error.
     assert found["std"]["value"] == pytest.approx(
         found["std"]["true"], rel=3 * 5 / math.sqrt(2 * 400)
     )
-    for name in metrics:
+    for name, metric in metrics.items():
         entry = found[name]
         # The samples' own mean errs by std/sqrt(400).
         error = 5 * math.sqrt(4.24 + 4) / 20
         assert entry["value"][1] == pytest.approx(2, abs=error)
         for i in (0, 2):
-            low, high = floors[name, sigmas[i]]["floor_quantiles"]
-            assert 0.5 * low < entry["value"][i] < 2 * high
-            assert entry["floor"][i] == floors[name, sigmas[i]]["floor"]
+            distance = metric.distance(dataset, sigmas[i], 400)  # of these two no draws are needed
+            assert entry["value"][i] == distance(states[sigmas[i]], stream())
+            assert entry["floor"][i] == noise_floor(metric, dataset, sigmas[i], 400)["floor"]
             assert entry["ratio"][i] == entry["value"][i] / entry["floor"][i]

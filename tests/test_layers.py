@@ -16,7 +16,7 @@ ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "scene": set(),
-    "scores": {"errors"},
+    "scores": set(),
     **{leaf: {*SHARED, leaf} for leaf in LEAVES},
     **{name: {*SHARED, *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
     **{name: {*SHARED, *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},

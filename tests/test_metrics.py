@@ -314,6 +314,16 @@ def test_mmd_of_two_gaussians():
     assert value**2 == pytest.approx(expected, abs=5 * 2 / math.sqrt(num))
 
 
+@pytest.mark.parametrize("metric", ["mmd", "energy_distance"])
+def test_kernels_of_a_point(metric):
+    point = GaussianMixture(weights=[1.0], means=[0.0], stds=0.0)
+    x = torch.full((50, 1), 2.0)
+    # Both are ||x|| in their own units: k(0, 0) + k(x, x) - 2 k(0, x).
+    expected = {"mmd": math.sqrt(2 - 2 * math.exp(-2)), "energy_distance": 2.0}[metric]
+    metric = {**EVERY_METRIC, "energy_distance": EnergyDistance(max_points=200)}[metric]
+    assert measure(metric, point, 0.0, x) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_bandwidth_is_the_median_distance_unless_given():
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
     x = dataset.sample(200, generator=stream(22)) + 1
@@ -376,6 +386,19 @@ def test_the_density_recovered_from_a_score(sigma):
     assert recovered_density(q.score, p, level).kl == pytest.approx(expected, rel=2e-3)
 
 
+def test_narrow_modes_far_apart_are_recovered_or_nothing_is_claimed():
+    # The score turns over w^2/d = 7e-5 and, for points at sigma = .002, over 7e-7.
+    narrow = GaussianMixture(weights=[0.1, 0.9], means=[-3.0, 3.0], stds=0.02)
+    level = torch.tensor(0.0, dtype=torch.float64)
+    found = recovered_density(narrow.score, narrow, level)
+    left = found.log_prob.exp()[found.x < 0].sum() / found.log_prob.exp().sum()
+    assert float(left) == pytest.approx(0.1, abs=1e-4)
+    assert abs(found.kl) < 1e-6
+    points = GaussianMixture(weights=[0.3, 0.7], means=[-3.0, 3.0], stds=0.0)
+    level = torch.tensor(0.002, dtype=torch.float64)
+    assert recovered_density(points.score, points, level).kl is None
+
+
 EVERY_METRIC = {
     "wasserstein": Wasserstein(max_points=60),
     "sliced_wasserstein": SlicedWasserstein(num_directions=20),
@@ -390,7 +413,7 @@ EVERY_METRIC = {
 def test_exact_draws_have_ratio_one_and_lie_in_the_band(dataset):
     # One floor for 100 sets of exact draws: their mean ratio is 1 within 3 standard errors, of
     # the 100 values and of the floor's 200 together (p = .003 a metric).
-    floor_of = functools.cache(lambda name, *inputs: noise_floor(*inputs))
+    floor_of = functools.cache(noise_floor)
     sets = dataset.sample(100 * 200, sigma=0.5, generator=stream(27)).reshape(100, 200, -1)
     for name, metric in EVERY_METRIC.items():
         entries = [

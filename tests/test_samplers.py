@@ -22,7 +22,7 @@ from ncsn_cli.samplers import (
     Uniform,
     technique_4,
 )
-from ncsn_cli.schedules import Geometric
+from ncsn_cli.schedules import Geometric, Linear
 
 from .conftest import (
     LIMIT,
@@ -133,18 +133,31 @@ def law_of(move, score, x):
 
 def test_multistep_is_exact_where_the_posterior_mean_is_a_parabola():
     # dx/dlog sigma = x - d, d = 1 + 2 t + 3 t^2 with t = log sigma, is solved by
-    # x = d + d' + d'' + c sigma. The second step, which has a line only, is made tiny.
+    # x = d + d' + d'' + c sigma. Steps grow from .001, as the first two have a line only.
     def d(t):
         return 1 + 2 * t + 3 * t**2, 2 + 6 * t, 6.0
 
     def score(x, sigma):
         return (d(torch.log(sigma))[0] - x) / sigma**2
 
-    t = torch.tensor([1.0, 1 - 1e-4, 1 - 2e-4, 0.3, -1.0, -1.5], dtype=torch.float64)
+    t = 1 - 0.001 * torch.cumsum(1.2 ** torch.arange(-1, 35, dtype=torch.float64), 0)
     x = torch.tensor([[0.7], [4.0]], dtype=torch.float64)
     c = (x - sum(d(t[0]))) / t[0].exp()
     end = ProbabilityFlow(solver="multistep", denoise=False)(score, x, t.exp(), generator=stream())
     torch.testing.assert_close(end, sum(d(t[-1])) + c * t[-1].exp(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_levels", [10, 20, 50, 100])
+def test_multistep_on_uneven_levels_is_no_worse_than_euler(num_levels):
+    # Linear levels: in log sigma each step is longer than the one before, the last one many times.
+    dataset, sigmas = two_modes_1d(), Linear(20.0, 0.1, num_levels).sigmas
+    start = torch.linspace(-30, 30, 201, dtype=torch.float64)[:, None]
+    errors = []
+    for solver in ("euler", "multistep"):
+        sampler = ProbabilityFlow(solver=solver, denoise=False)
+        end = sampler(dataset.score, start, sigmas, generator=stream())
+        errors.append(float((dataset.cdf(end, 0.1) - dataset.cdf(start, 20.0)).abs().max()))
+    assert errors[1] < errors[0]
 
 
 def test_multistep_forgets_between_runs():

@@ -68,11 +68,14 @@ class MMD(_Kernel):
 
     Args:
         max_points: Points used, the first of the samples; time grows with their square.
-        bandwidth: h > 0, data units; null: the median distance of 1000 exact draws.
+        bandwidth: h > 0, data units; null: the median of the distances above 0 between 1000 exact
+            draws, and 1 if there are none.
     """
 
     bandwidth: PositiveFloat | None
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        h = self.bandwidth or float(torch.pdist(exact).median())
+        distances = torch.pdist(exact)
+        positive = distances[distances > 0]
+        h = self.bandwidth or (float(positive.median()) if len(positive) else 1.0)
         return lambda x, y: torch.exp(-(torch.cdist(x, y) ** 2) / (2 * h**2))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.metrics.base import ScoreMetric
 from ncsn_cli.scores import STRICT, Dataset, Score, score_and_jacobian
+
+_MOST_POINTS = 1_000_000
 
 
 def log_likelihood(
@@ -83,7 +85,7 @@ def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
 def check_flow(sigmas: Tensor, key: str) -> None:
     """Raise ``ConfigError`` naming ``key`` where there is no flow from one level to another."""
     if len(sigmas) < 2 or bool((sigmas == 0).any()):
-        raise ConfigError(f"{key}: it needs two levels or more, all above 0")
+        raise ConfigError(f"{key}: the sampler should visit two levels or more, all above 0")
 
 
 class RecoveredDensity(NamedTuple):
@@ -92,12 +94,13 @@ class RecoveredDensity(NamedTuple):
     Args:
         x: Points (G,), over all that pictures show and 4 sigma more on each side.
         log_prob: log q there (G,), q having mass 1 on them.
-        kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too.
+        kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too; None where the score
+            changes over less than a million points resolve.
     """
 
     x: Tensor
     log_prob: Tensor
-    kl: float
+    kl: float | None
 
 
 def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredDensity:
@@ -105,19 +108,26 @@ def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredD
 
         log q(x) = integral of s(u, sigma) du up to x, and a constant,
 
-    by the trapezoid rule, 20 points to the standard deviation of the narrowest component.
+    by the trapezoid rule. On the way from a mode of standard deviation w to one at the distance d
+    the score turns over a length of w^2/d: four points to that at least, and 20 to w.
     """
     (low, high), level = truth.extent, float(sigma)
     width = float(high - low) + 8 * level
     narrow = math.hypot(truth.smallest_std, level)
-    num = max(2, min(200_000, math.ceil(20 * width / narrow))) if narrow > 0 else 2
-    x = float(low) - 4 * level + width * torch.linspace(0, 1, num, dtype=torch.float64)
-    s = score(x.to(sigma.dtype)[:, None].to(sigma.device), sigma)[:, 0].cpu().double()
+    num = math.ceil(max(20 * width / narrow, 4 * width * float(high - low) / narrow**2))
+    x = (
+        float(low)
+        - 4 * level
+        + width * torch.linspace(0, 1, min(num, _MOST_POINTS), dtype=torch.float64)
+    )
+    parts = x[:, None].to(sigma.dtype).split(100_000)
+    s = torch.cat([score(part.to(sigma.device), sigma).cpu() for part in parts])[:, 0].double()
     log_q = torch.cat([torch.zeros(1).double(), torch.cumulative_trapezoid(s, x)])
-    log_p = truth.log_prob(x[:, None], level)
+    log_p = torch.cat([truth.log_prob(part, level) for part in x[:, None].split(100_000)])
     log_p, log_q = (log_f - log_f.max() for log_f in (log_p, log_q))  # exp cannot overflow
     log_p, log_q = (f - torch.trapezoid(f.exp(), x).log() for f in (log_p, log_q))
-    return RecoveredDensity(x, log_q, float(torch.trapezoid(log_p.exp() * (log_p - log_q), x)))
+    kl = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x))
+    return RecoveredDensity(x, log_q, kl if num <= _MOST_POINTS else None)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,7 +146,7 @@ class KL(ScoreMetric):
         num_steps: Steps of the flow.
     """
 
-    num_points: PositiveInt
+    num_points: Annotated[int, Field(ge=2)]
     num_steps: PositiveInt
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def _exact_draws(truth: Dataset, sigma: float) -> Tensor:
     return truth.sample(200_000, sigma=sigma, generator=random_stream(0, "exact draws"))
 
 
+@functools.lru_cache(maxsize=4)
 def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
     """P(nearest centre is k), (K,), float64, from draws that are the same at every call.
 

@@ -6,6 +6,7 @@ blind readers), levels run through viridis from sigma_max (yellow) to sigma_min 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -45,8 +46,14 @@ def new_figure(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of equal panels, ``width`` x ``height`` inches each, and the panels row by row."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)  # becomes figure.canvas
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The picture as a file; drawn once, where ``Figure.savefig`` draws twice."""
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
+    return png.getvalue()
 
 
 def field_figure(num_fields: int, scene: Scene, height: float = 4.3) -> tuple[Figure, list[Axes]]:

@@ -119,7 +119,7 @@ def recovered_density(scene: Scene) -> Figure | None:
     """The density whose score was learned, exp of its integral, beside p_sigma, D = 1."""
     if scene.recovered is None or scene.recovered_kl is None:
         return None
-    (x,) = scene.axes
+    (x,), kl = scene.axes, scene.recovered_kl[-1]
     figure, panels = new_figure(1, 2, width=6.5)
     for sigma, line in zip(scene.sigmas, scene.recovered, strict=True):
         panels[0].plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
@@ -132,8 +132,8 @@ def recovered_density(scene: Scene) -> Figure | None:
     panels[1].plot(x, scene.recovered[-1], color=MODEL, label="recovered from the score")
     panels[1].set(
         xlabel="$x$",
-        title=rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}: KL = "
-        f"{scene.recovered_kl[-1]:.2g} nats",
+        title=rf"smallest level, $\sigma$ = {scene.sigmas[-1]:.3g}"
+        + ("" if np.isnan(kl) else f": KL = {kl:.2g} nats"),
     )
     panels[1].legend()
     level_bar(figure, [panels[0]], scene)

@@ -15,6 +15,8 @@ from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
 from ncsn_cli.scores import STRICT, Score
 
+_LONGEST = 1.25  # times the step before, up to which a parabola is followed beyond its points
+
 
 @dataclass(frozen=True, config=STRICT)
 class _Descent(Sampler):
@@ -92,7 +94,9 @@ class ProbabilityFlow(_Descent):
         x_{i+1} = r x_i + integral from 0 to h of exp(u - h) d(u) du,   h = -log r,
 
     r = sigma_{i+1}/sigma_i, u = log(sigma_i/sigma); ``multistep`` puts for d(u) the parabola
-    through the last three posterior means (an exponential Adams-Bashforth method).
+    through the last three posterior means (an exponential Adams-Bashforth method), and a constant
+    for a step more than 1.25 times as long, in log sigma, as the one before: give it geometric or
+    Karras's levels.
 
     Source: Song et al. (2021), arXiv:2011.13456, eq. 13; Karras et al. (2022), arXiv:2206.00364,
     algorithm 1 (Heun); Lu et al. (2022), arXiv:2211.01095, eq. 9 (the integral).
@@ -119,7 +123,10 @@ class ProbabilityFlow(_Descent):
         next_sigma: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """One step; ``past``: (log sigma, posterior mean) of the last two, the newest first."""
+        """One step; ``past``: log sigma and posterior mean of steps before, the newest first.
+
+        One of them where the last step knew no slope, which this one makes up for; else two.
+        """
         log_sigma = math.log(sigma)
         h = log_sigma - math.log(next_sigma)
         r = math.exp(-h)
@@ -128,18 +135,24 @@ class ProbabilityFlow(_Descent):
         phi_1 = h - phi_0
         phi_2 = h**2 - 2 * phi_1
         mean = x + sigma**2 * score(x, sigma)  # (B, D)
+        if not past:
+            past.append((log_sigma, mean))
+            return r * x + phi_0 * mean
+        # Newton's form of the polynomial through u = 0, -a, -b.
+        a = past[0][0] - log_sigma
+        slope = (mean - past[0][1]) / a
+        if len(past) == 1:
+            x = x + (a - (1 - math.exp(-a))) * slope
         step = r * x + phi_0 * mean
-        if past:  # Newton's form of the polynomial through u = 0, -a, -b
-            a = past[0][0] - log_sigma
-            slope = (mean - past[0][1]) / a
-            step = step + phi_1 * slope
-            if len(past) == 1:  # the first step knew no slope: make up for it
-                step = step + r * (a - (1 - math.exp(-a))) * slope
-            else:
-                b = past[1][0] - log_sigma
-                earlier_slope = (past[0][1] - past[1][1]) / (b - a)
-                step = step + (phi_2 + a * phi_1) * (slope - earlier_slope) / b
-        past[:] = [(log_sigma, mean), *past[:1]]
+        if h > _LONGEST * a:
+            past[:] = [(log_sigma, mean)]
+            return step
+        step = step + phi_1 * slope
+        if len(past) == 2:
+            b = past[1][0] - log_sigma
+            earlier_slope = (past[0][1] - past[1][1]) / (b - a)
+            step = step + (phi_2 + a * phi_1) * (slope - earlier_slope) / b
+        past[:] = [(log_sigma, mean), past[0]]
         return step
 
     def _to_next(
