@@ -32,20 +32,19 @@ def noise_floor(
     """The law of the distance between ``num`` exact draws and p_sigma, from 200 sets of them.
 
     It depends on these inputs alone: every call draws the same sets. With a folder ``cache`` it is
-    kept there from run to run, under the digest of the first sets and their distances: whatever
-    changes the law or the metric changes these.
+    kept there from run to run, under a digest of the first distances: whatever changes the law or
+    the metric, code included, changes these.
     """
     distance = metric.distance(truth, sigma, num)
-    stream, digest = random_stream(0, "noise floor"), hashlib.sha256()
+    stream = random_stream(0, "noise floor")
 
     def repeat() -> float:
-        draws = truth.sample(num, sigma=sigma, generator=stream)
-        digest.update(draws.numpy().tobytes())
-        return distance(draws, stream)
+        return distance(truth.sample(num, sigma=sigma, generator=stream), stream)
 
     values = [repeat() for _ in range(_FIRST)]
-    digest.update(repr((metric, sigma, num, REPEATS, values)).encode())
-    path = None if cache is None else cache / f"{digest.hexdigest()}.json"
+    inputs = repr((metric, sigma, num, REPEATS, values))
+    name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
+    path = None if cache is None else cache / name
     if path is not None and (kept := _read(path)) is not None:
         return kept
     repeats = range(REPEATS - _FIRST)

@@ -5,13 +5,21 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.evaluation import evaluate_log_density, evaluate_trajectory
+from ncsn_cli.evaluation import evaluate_log_density, evaluate_samples, evaluate_trajectory
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import Moments, Wasserstein
 
 from .conftest import correlated_2d, stream, two_modes_1d
 
 CPU = torch.device("cpu")
+
+
+def test_no_ratio_where_exact_draws_have_no_distance():
+    point = GaussianMixture(weights=[1.0], means=[1.0], stds=0.0)
+    metrics = {"wasserstein": Wasserstein(max_points=1)}
+    entry = evaluate_samples(torch.zeros(5, 1), point, 0.0, metrics, noise_floor, 0)["wasserstein"]
+    assert entry["value"] == pytest.approx(1)
+    assert entry["ratio"] is None
 
 
 def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
