@@ -24,7 +24,8 @@ from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.runs import write_atomic
 
 _MODULES = [
-    f"ncsn_cli.{name}" for name in ("datasets", "schedules", "losses", "models", "samplers")
+    f"ncsn_cli.{name}"
+    for name in ("bugs", "datasets", "schedules", "losses", "models", "samplers")
 ]
 
 

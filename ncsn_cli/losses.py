@@ -17,7 +17,7 @@ from ncsn_cli.scores import STRICT, Score, derivative_along, score_and_jacobian
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 
 
-class _Perturbed(NamedTuple):
+class Perturbed(NamedTuple):
     """Points x = data + sigma z (P, D), their sigma (P,) and z (P, D), and what a term needs."""
 
     x: Tensor
@@ -76,11 +76,11 @@ class Loss(ABC):
             else:
                 z = noise[torch.arange(batch, device=x.device), level]
             x_noisy = x + sigma[:, None] * z
-        perturbed = _Perturbed(x_noisy, sigma, z, generator, true_score)
+        perturbed = Perturbed(x_noisy, sigma, z, generator, true_score)
         return self._terms(score, perturbed).mean()
 
     @abstractmethod
-    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         """The weighted term (P,) of each perturbed point."""
 
     def weight(self, sigma: float) -> float:
@@ -129,7 +129,7 @@ class Denoising(Loss):
 
     noise: Literal["fresh", "fixed"]
 
-    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, z, *_ = perturbed
         residual = sigma[:, None] * score(x, sigma) + z  # sigma (s + z/sigma)
         return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
@@ -159,7 +159,7 @@ class Explicit(Loss):
     Its floor is 0. Source: Hyvarinen (2005), JMLR 6:695-709, eq. 2.
     """
 
-    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, *_, true_score = perturbed
         assert true_score is not None
         error = score(x, sigma) - true_score(x, sigma)
@@ -177,7 +177,7 @@ class Implicit(Loss):
     Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
     """
 
-    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, *_ = perturbed
         s, jacobian = score_and_jacobian(score, x, sigma)
         diagonal = jacobian.diagonal(dim1=1, dim2=2)  # (P, D)
@@ -240,7 +240,7 @@ class Sliced(Loss):
     directions: Literal["gaussian", "rademacher"]
     variance_reduced: bool
 
-    def _terms(self, score: Score, perturbed: _Perturbed) -> Tensor:
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, _, generator, _ = perturbed
         v = _normal(tuple(x.shape), x, generator)
         if self.directions == "rademacher":

@@ -7,6 +7,8 @@ import torch
 
 from ncsn_cli.datasets import GaussianMixture
 
+from .forked import Server
+
 torch.set_num_threads(1)  # pytest-xdist runs the files side by side
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -15,6 +17,13 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def forked():
+    server = Server()
+    yield server
+    server.close()
 
 
 def stream(seed=0, device="cpu"):

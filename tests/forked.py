@@ -35,6 +35,17 @@ class Server:
         self._process.wait(timeout=30)
 
 
+def only_run(folder, command):
+    """The folder of the only run that ``command`` has made below ``folder``."""
+    (out,) = folder.glob(f"outputs/{command}/runs/*")
+    return out
+
+
+def read(path):
+    """A file of JSON."""
+    return json.loads(path.read_text())
+
+
 def _child(request, streams):
     os.chdir(request["folder"])
     for number, stream in zip((1, 2), streams, strict=True):

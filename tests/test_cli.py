@@ -1,7 +1,6 @@
 """The real commands, from an empty folder."""
 
 import csv
-import json
 import math
 import os
 import signal
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
 
 from .conftest import two_modes_1d, two_modes_2d
-from .forked import Server
+from .forked import only_run, read
 
 BIN = Path(sys.executable).parent
 QUICK = [
@@ -48,21 +47,10 @@ def succeed(command, *arguments, folder):
     return written
 
 
-def read(path):
-    return json.loads(path.read_text())
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     return succeed("ncsn-train", *QUICK, "plot=[score,loss]", folder=folder)
-
-
-@pytest.fixture(scope="module")
-def forked():
-    server = Server()
-    yield server
-    server.close()
 
 
 def test_a_training_run_writes_its_folder(trained):
@@ -379,11 +367,6 @@ def test_implicit_matching_overfits_1024_points(tmp_path):
 
 
 QUICK_SAMPLE = ["num_samples=200", "metric=[]", "plot=[]", "trajectories=0"]
-
-
-def only_run(folder, command):
-    (out,) = folder.glob(f"outputs/{command}/runs/*")
-    return out
 
 
 @pytest.mark.parametrize(

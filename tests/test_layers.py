@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "scene": set(),
     "scores": set(),
+    "bugs": {*SHARED, "datasets", "losses", "samplers"},
     **{leaf: {*SHARED, leaf} for leaf in LEAVES},
     **{name: {*SHARED, *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},
     **{name: {*SHARED, *LEAVES, *ORCHESTRATION, *CONSOLE} for name in CONSOLE},

@@ -149,22 +149,30 @@ def commitment(scene: Scene) -> Figure | None:
 
 
 def distances(scene: Scene) -> Figure | None:
-    """Level by level, standard deviation of the chains and their distance to p_sigma."""
+    """Level by level, how wide the chains are and how far from p_sigma, a panel a metric."""
     if scene.distances is None or len(scene.distances["sigmas"]) < 2:
         return None
-    names = [name for name in scene.distances if name != "sigmas"]
-    figure, panels = new_figure(1, len(names), width=4.6)
-    for axes, name in zip(panels, names, strict=True):
-        found, sigmas = scene.distances[name], scene.distances["sigmas"]
-        axes.plot(sigmas, found["value"], color=MODEL, marker="o", markersize=4, label="chains")
-        kind, label = ("true", "true") if "true" in found else ("floor", "noise floor")
-        axes.plot(sigmas, found[kind], color=TRUTH, linestyle="--", label=label)
-        title = name.replace("_", " ") + (" of the chains" if name == "std" else "")
-        axes.set(xlabel=r"level $\sigma$", title=title)
+    sigmas, std = scene.distances["sigmas"], scene.distances["std"]
+    names = [
+        name
+        for name, found in scene.distances.items()
+        if name not in ("sigmas", "std") and max(found["value"]) > 0
+    ]
+    figure, panels = new_figure(1, 1 + len(names), width=4.6)
+    panels[0].plot(sigmas, np.divide(std["value"], std["true"]), ".-", color=MODEL, markersize=9)
+    panels[0].axhline(1, color=TRUTH, linestyle="--")
+    panels[0].set_title("standard deviation / true")
+    for axes, name in zip(panels[1:], names, strict=True):
+        value, floor = scene.distances[name]["value"], scene.distances[name]["floor"]
+        axes.plot(sigmas, value, ".-", color=MODEL, markersize=9, label="chains")
+        axes.plot(sigmas, floor, color=TRUTH, linestyle="--", label="noise floor")
+        axes.set_title(name.replace("_", " "))
         axes.legend()
+        if min(value + floor) > 0:
+            log_scale(axes, "y", value + floor)
+    for axes in panels:
+        axes.set_xlabel(r"level $\sigma$")
         log_scale(axes, "x", sigmas)
-        if min(found["value"] + found[kind]) > 0:
-            log_scale(axes, "y", found["value"] + found[kind])
         axes.invert_xaxis()
         axes.grid(alpha=0.25)
     return figure

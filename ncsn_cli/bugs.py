@@ -1,0 +1,98 @@
+"""Mistakes that real implementations made, each a class that differs by its mistake alone.
+
+``experiment=bug_...`` runs them; the README says where each was seen and which number exposes it.
+Not to be used for anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from pydantic import PositiveFloat
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.losses import Denoising, Implicit, Perturbed
+from ncsn_cli.samplers import AnnealedLangevin, Level, LogProb
+from ncsn_cli.scores import STRICT, Score
+
+__all__ = [
+    "LevelsReversed",
+    "LinearSteps",
+    "NoiseNotAnnealed",
+    "SigmaReplaced",
+    "SignFlipped",
+    "TraceOverDim",
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoiseNotAnnealed(AnnealedLangevin):
+    """x + tau_i score + sqrt(2 tau_L) z: the drift grows with the level, the noise does not.
+
+    The first levels are then a descent almost without temperature, and all chains end in the mode
+    with the highest density.
+    """
+
+    step_size: PositiveFloat
+
+    def _at_level(
+        self,
+        score: Score,
+        x: Tensor,
+        sigma: Tensor,
+        level: Level,
+        generator: torch.Generator,
+        log_prob: LogProb | None,
+    ) -> Iterator[tuple[Tensor, float | None]]:
+        for _ in range(level.steps):
+            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + level.tau * score(x, sigma) + math.sqrt(2 * self.step_size) * z
+            yield x, None
+
+
+@dataclass(frozen=True, config=STRICT)
+class LinearSteps(AnnealedLangevin):
+    """tau_i = step_size sigma_i/sigma_min, without the square: early levels hardly move."""
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, tau_i, T) for every level."""
+        levels = super().levels(sigmas)
+        return [level._replace(tau=level.tau * levels[-1].sigma / level.sigma) for level in levels]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LevelsReversed(AnnealedLangevin):
+    """From sigma_min up to sigma_max: chains end as wide as the widest level."""
+
+    def levels(self, sigmas: Tensor) -> list[Level]:
+        """(sigma_i, tau_i, T) for every level, ascending."""
+        return super().levels(sigmas)[::-1]
+
+
+class SigmaReplaced(GaussianMixture):
+    """Its score takes sigma for the modes' whole width, instead of adding variances."""
+
+    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Grad log of sum_k w_k N(x; mu_k, sigma^2 I), (B, D)."""
+        points = GaussianMixture(self.weights.tolist(), self.modes.tolist(), stds=0.0)
+        return points.score(x, sigma)
+
+
+@dataclass(frozen=True, config=STRICT)
+class SignFlipped(Denoising):
+    """||s - z/sigma||^2 instead of ||s + z/sigma||^2: it learns -grad log p_sigma."""
+
+    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
+        return super()._terms(score, perturbed._replace(z=-perturbed.z))
+
+
+@dataclass(frozen=True, config=STRICT)
+class TraceOverDim(Implicit):
+    """||s||^2/2 + tr(grad s)/D: it learns the score over D."""
+
+    def _divergence(self, diagonal: Tensor) -> Tensor:
+        return super()._divergence(diagonal) / diagonal.shape[-1]
