@@ -48,7 +48,7 @@ def heat_map_of(
     """The mean of ``metric`` over two swept keys, ``table[y][x]``, each cell with its number."""
     values = np.array(table)
     values[np.isinf(values)] = np.nan  # no such run
-    figure, (axes,) = new_figure(1, 1, width=2.5 + 1.1 * len(xs), height=2 + 0.7 * len(ys))
+    figure, (axes,) = new_figure(1, 1, width=2.5 + 0.8 * len(xs), height=2 + 0.5 * len(ys))
     shade = np.log10(values) if np.nanmin(values) > 0 else values
     axes.imshow(shade, cmap="cividis", origin="lower", aspect="auto")
     middle = (np.nanmin(shade) + np.nanmax(shade)) / 2
