@@ -55,12 +55,17 @@ def dataset(name: str) -> Dataset:
     return made
 
 
+def dataset_presets() -> list[str]:
+    """The dataset options, without those that set values of another one for an experiment."""
+    paths = sorted(config_dir().glob("dataset/*.yaml"))
+    return [path.stem for path in paths if not path.read_text().startswith("defaults:")]
+
+
 def presets(seconds: float, only: list[str], extra: list[str]) -> None:
     """The table of all dataset presets."""
     print("| dataset | sigmas | steps | s | score error | excess loss | floor |")
     print("|---|---|---|---|---|---|---|")
-    names = only or sorted(path.stem for path in config_dir().glob("dataset/*.yaml"))
-    for name in names:
+    for name in only or dataset_presets():
         truth = dataset(name)
         sigma_min = truth.smallest_std / 2
         sigma_max = technique_1(truth.sample(10_000, generator=random_stream(0, "benchmark")))

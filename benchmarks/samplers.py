@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from quality import dataset
+from quality import dataset, dataset_presets
 
-from ncsn_cli.cli import config_dir
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import SlicedWasserstein
 from ncsn_cli.plots.canvas import SERIES, new_figure
@@ -186,7 +185,7 @@ def flow(seeds: int, only: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    presets = sorted(path.stem for path in config_dir().glob("dataset/*.yaml"))
+    presets = dataset_presets()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

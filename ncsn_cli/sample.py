@@ -265,7 +265,11 @@ def _network(
 
 
 def _arrays(chains: Chains) -> dict[str, Any]:
-    arrays: dict[str, Any] = {"samples": chains.samples.numpy(), "init": chains.init.numpy()}
+    arrays: dict[str, Any] = {
+        "samples": chains.samples.numpy(),
+        "init": chains.init.numpy(),
+        "settled_sigma": chains.settled_sigma,
+    }
     if chains.paths is not None:
         arrays |= {
             "trajectories": chains.paths,

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.errors import DivergedError
-from ncsn_cli.metrics import mode_commitment, nearest_mode
+from ncsn_cli.metrics import mode_commitment, nearest_mode, settled_from
 from ncsn_cli.samplers import LogProb, Sampler, State
 from ncsn_cli.scores import Dataset, Score
 
@@ -30,6 +30,8 @@ class Chains:
         paths: Some chains over time (frames, chains, D); None where none are kept.
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
+        settled_sigma: The level from which each chain keeps its mode (N,), the first if it never
+            changes.
         by_level: All chains (N, D) when they leave a level, by its sigma, for at most 20 levels
             evenly spread; empty unless asked for. The last are the samples, denoised if the
             sampler denoises.
@@ -43,6 +45,7 @@ class Chains:
     paths: NDArray[np.float32] | None
     path_steps: NDArray[np.int64]
     path_sigmas: NDArray[np.float64]
+    settled_sigma: NDArray[np.float64]
     by_level: dict[float, Tensor]
     score_evaluations: int
     acceptance: list[float]
@@ -124,6 +127,7 @@ def run_chains(
         paths=torch.stack(paths).numpy() if num_paths else None,
         path_steps=np.array(path_steps),
         path_sigmas=np.array(path_sigmas),
+        settled_sigma=np.array(list(ends))[settled_from(labels).numpy()],
         by_level=by_level,
         score_evaluations=evaluations,
         acceptance=[float(np.mean(shares)) for shares in accepted if shares],

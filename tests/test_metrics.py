@@ -24,6 +24,7 @@ from ncsn_cli.metrics import (
     mode_commitment,
     recovered_density,
     relative_curl,
+    settled_from,
 )
 from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
 from ncsn_cli.scores import random_stream
@@ -434,6 +435,8 @@ def test_mode_commitment_of_chains_that_are_known():
     # Four chains over three levels: one stays in 0, one moves 0 to 1 at once, one 1 to 0 at the
     # end, one moves twice.
     labels = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]])
+    assert settled_from(labels).tolist() == [0, 1, 2, 2]
+    assert settled_from(labels[:1]).tolist() == [0, 0, 0, 0]
     found = mode_commitment(labels, num_modes=3)
     assert found["committed"] == [0.25, 0.5, 1.0]
     assert found["shares"] == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]

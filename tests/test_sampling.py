@@ -41,6 +41,17 @@ def test_of_many_levels_twenty_are_kept_evenly():
     assert steps == pytest.approx([math.log(100) * 4 / 76] * 19)  # every fourth of 76 steps
 
 
+def test_the_level_from_which_a_chain_keeps_its_mode():
+    # Modes meet at 0; from that level on the chain's sign is its end's, and before it was not.
+    chains, sigmas = run(ANNEALED, 12, num=200)
+    signs = torch.stack([x[:, 0] > 0 for x in chains.by_level.values()])  # (12, 200)
+    assert len(set(chains.settled_sigma.tolist())) > 2
+    for i, settled in enumerate(chains.settled_sigma.tolist()):
+        level = min(range(12), key=lambda j: abs(sigmas[j] - settled))
+        assert bool((signs[level:, i] == signs[-1, i]).all())
+        assert level == 0 or signs[level - 1, i] != signs[-1, i]
+
+
 def test_nothing_is_kept_unless_asked_for():
     assert run(ANNEALED, 5, keep_by_level=False)[0].by_level == {}
     chains, _ = run(Langevin(step_size=0.01, steps=4, denoise=False), 5)

@@ -11,6 +11,17 @@ from torch import Tensor
 _MOST_MODES = 10  # for which shares and transitions are kept
 
 
+def settled_from(labels: Tensor) -> Tensor:
+    """The first level (N,), as an index, from which each chain keeps its mode, from ``labels``.
+
+    ``labels`` (L, N): the mode of each chain after each level; 0 where it never changes.
+    """
+    changed = labels[1:] != labels[:-1]  # (L - 1, N)
+    level = torch.arange(1, len(labels), device=labels.device)[:, None]
+    last = (changed * level).amax(0) if len(labels) > 1 else torch.zeros(labels.shape[1])
+    return last.long()
+
+
 def mode_commitment(labels: Tensor, num_modes: int) -> dict[str, Any]:
     """At which level chains settle, from the mode of each chain after each level (L, N).
 
@@ -18,10 +29,8 @@ def mode_commitment(labels: Tensor, num_modes: int) -> dict[str, Any]:
     also ``shares`` (L, K) of chains in each, and ``transitions`` (L - 1, K, K): the share of the
     chains in mode a after level i that are in mode b after level i + 1; None where there is none.
     """
-    settled, committed = labels[-1] == labels[-1], [1.0]
-    for before, after in zip(labels[:-1].flip(0), labels[1:].flip(0), strict=True):
-        settled = settled & (before == after)
-        committed.insert(0, float(settled.double().mean()))
+    levels = torch.arange(len(labels), device=labels.device)[:, None]
+    committed = (settled_from(labels) <= levels).double().mean(1).tolist()
     if num_modes > _MOST_MODES:
         return {"committed": committed}
     pairs = [
