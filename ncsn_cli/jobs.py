@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.runs import RunFolder
+from ncsn_cli.report import html_report
+from ncsn_cli.runs import RunFolder, flatten
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Dataset, random_stream
@@ -235,13 +236,28 @@ def without_paths(config: Config) -> Config:
     return {key: value for key, value in config.items() if key != "paths"}
 
 
-def draw(folder: RunFolder, plots: Plots, scene: Scene | None) -> None:
-    """Write every picture that applies into ``plots/``."""
-    if scene is None or not plots:
-        return
-    from ncsn_cli.plots.canvas import to_png
+def present(
+    folder: RunFolder, plots: Plots, scene: Scene | None, config: Config, metrics: dict[str, Any]
+) -> None:
+    """Write every picture that applies into ``plots/``, and ``report.html``."""
+    if scene is not None and plots:
+        from ncsn_cli.plots.canvas import to_png
 
-    for name, plot in plots.items():
-        figure = plot(scene)
-        if figure is not None:
-            folder.write(f"plots/{name}.png", to_png(figure))
+        for name, plot in plots.items():
+            figure = plot(scene)
+            if figure is not None:
+                folder.write(f"plots/{name}.png", to_png(figure))
+    job = HydraConfig.get().job
+    defaults = OmegaConf.to_container(hydra.compose(job.config_name), resolve=True)
+    before, now = (flatten(without_paths(cast("Config", c))) for c in (defaults, config))
+    record = folder.record
+    page = html_report(
+        folder.path,
+        title=f"ncsn-{job.name} {' '.join(HydraConfig.get().overrides.task)}",
+        facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
+        f"{metrics['seconds']:g} s",
+        command=record["command"],
+        changed={key: value for key, value in now.items() if before.get(key) != value},
+        metrics=metrics,
+    )
+    folder.write("report.html", page)

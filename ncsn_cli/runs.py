@@ -77,6 +77,8 @@ class RunFolder:
         config: The effective configuration, as YAML.
         command: The command that repeats the run.
         facts: What else ``run.json`` records (device, seed, ...).
+
+    ``record`` is what ``run.json`` holds.
     """
 
     def __init__(self, path: Path, config: str, command: str, facts: dict[str, Any]) -> None:
@@ -84,7 +86,7 @@ class RunFolder:
         self.step = 0
         self._config = config
         self._started = time.monotonic()
-        self._record: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "command": command,
             "versions": {
                 "python": platform.python_version(),
@@ -106,7 +108,7 @@ class RunFolder:
         if (self.path / "run.json").exists():
             raise OutputExistsError(f"{self.path}: this folder holds a run; choose another one")
         self.write("config.yaml", self._config.encode())
-        self.write("run.json", to_json(self._record))
+        self.write("run.json", to_json(self.record))
         self.set_status("running")
         return self
 
@@ -117,8 +119,8 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         """Say how the run ended."""
-        self._record |= {"end": _now(), "seconds": round(time.monotonic() - self._started, 3)}
-        self.write("run.json", to_json(self._record))
+        self.record |= {"end": _now(), "seconds": round(time.monotonic() - self._started, 3)}
+        self.write("run.json", to_json(self.record))
         if error is None:
             self.set_status("done")
         elif isinstance(error, DivergedError):

@@ -32,12 +32,12 @@ from ncsn_cli.jobs import (
     SampleSettings,
     build_from_checkpoint,
     choose_device,
-    draw,
     fit_schedule,
     instantiate,
     instantiate_list,
     known_points,
     open_folder,
+    present,
     read_config,
     settings,
 )
@@ -152,7 +152,7 @@ def sample(cfg: DictConfig) -> None:
             distances=report.get("trajectory"),
             log_density=log_density.get("log_density"),
         )
-        draw(folder, plots, scene)
+        present(folder, plots, scene, config, report)
         log.info("everything is in %s", folder.path)
 
 

@@ -24,12 +24,12 @@ from ncsn_cli.jobs import (
     SampleSettings,
     TrainSettings,
     choose_device,
-    draw,
     fit_schedule,
     instantiate,
     instantiate_list,
     known_points,
     open_folder,
+    present,
     read_config,
     settings,
     without_paths,
@@ -95,7 +95,8 @@ def train(cfg: DictConfig) -> None:
             folder.write("history.csv", _history_csv(history))
         seconds = round(time.monotonic() - start, 3)
         metrics = evaluate_training(training.score, dataset, sigmas, loss, run.seed, device)
-        folder.write("metrics.json", to_json({**metrics, "seconds": seconds}))
+        metrics["seconds"] = seconds
+        folder.write("metrics.json", to_json(metrics))
         log.info(
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
             *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
@@ -109,7 +110,7 @@ def train(cfg: DictConfig) -> None:
             history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
             loss_floor=metrics["loss_floor"],
         )
-        draw(folder, plots, scene)
+        present(folder, plots, scene, config, metrics)
         log.info("everything is in %s", folder.path)
 
 

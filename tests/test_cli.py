@@ -1,6 +1,7 @@
 """The real commands, from an empty folder."""
 
 import csv
+import html
 import math
 import os
 import signal
@@ -58,7 +59,7 @@ def test_a_training_run_writes_its_folder(trained):
     metrics = read(trained / "metrics.json")
     assert list(metrics) == [
         "loss", "loss_floor", "excess_loss", "score_error", "sigmas", "score_error_per_level",
-        "fisher_divergence_per_level", "best_scale_per_level", "seconds",
+        "fisher_divergence_per_level", "best_scale_per_level", "recovered_kl_per_level", "seconds",
     ]  # fmt: skip
     # The widest level dominates: 100 000 draws for each side, of standard deviation 3 loss.
     difference = metrics["loss"] - metrics["loss_floor"] - metrics["excess_loss"]
@@ -75,9 +76,14 @@ def test_a_training_run_writes_its_folder(trained):
     assert "paths" not in (trained / "config.yaml").read_text()
     left = {p.name for p in trained.iterdir()} - {
         ".hydra", "train.log", "config.yaml", "run.json", "status.json", "history.csv",
-        "checkpoints", "metrics.json", "plots",
+        "checkpoints", "metrics.json", "plots", "report.html",
     }  # fmt: skip
     assert not left
+    report = (trained / "report.html").read_text()
+    assert record["command"] in html.unescape(report)
+    assert "<th>trainer.steps</th><td>30</td>" in report
+    assert "<th>trainer.grad_clip</th>" not in report  # as by default
+    assert report.count("data:image/png") == 2
 
 
 def test_samples_from_a_checkpoint(trained, tmp_path):
@@ -122,7 +128,7 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
     )  # fmt: skip
     assert read(replaced / "metrics.json")["score_evaluations"] == 5
     with np.load(replaced / "samples.npz") as arrays:
-        assert set(arrays) == {"samples", "init"}
+        assert set(arrays) == {"samples", "init", "settled_sigma"}
 
 
 def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
@@ -505,7 +511,7 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
     if arguments == ["--help"]:
         for text in (
             "ncsn-train experiment=mdsm_1d",
-            "dataset: checkerboard_2d",
+            "checkerboard_2d, circle_2d",
             "sampler: annealed",
         ):
             assert text in result.stdout

@@ -10,7 +10,16 @@ import ncsn_cli
 PACKAGE = Path(ncsn_cli.__file__).parent
 SHARED = ["errors", "scene", "scores"]
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
-ORCHESTRATION = ["runs", "checkpoints", "doctor", "evaluation", "floors", "sampling", "training"]
+ORCHESTRATION = [
+    "runs",
+    "checkpoints",
+    "doctor",
+    "evaluation",
+    "floors",
+    "report",
+    "sampling",
+    "training",
+]
 CONSOLE = ["cli", "compare", "jobs", "train", "sample"]
 ALLOWED = {
     "__init__": set(),

@@ -1,0 +1,127 @@
+"""The report of a run: one HTML file that needs nothing else, for a phone, the dark, and paper."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --line: #8886; --faint: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: auto; padding: 1rem; }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin-top: 2rem; }
+pre { background: var(--faint); padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th + th, td + td { text-align: right; }
+table.settings td { text-align: left; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; break-inside: avoid; }
+img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+figcaption { color: #888; }
+@media print { body { max-width: none; } details { display: none; } }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>{{ facts }}</p>
+<h2>Run it again</h2>
+<pre>{{ command }}</pre>
+{% for name, rows in tables.items() %}
+<h2>{{ name }}</h2>
+<div class="wide"><table>
+{% for row in rows %}
+<tr>{% for cell in row %}<{{ "th" if loop.first or rows[0] is sameas row else "td" }}>
+{{- cell -}}
+</{{ "th" if loop.first or rows[0] is sameas row else "td" }}>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+{% if changed %}
+<h2>What differs from the defaults</h2>
+<div class="wide"><table class="settings">
+{% for key, value in changed.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</table></div>
+{% endif %}
+{% for name, picture in pictures.items() %}
+<figure><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def html_report(
+    folder: Path,
+    *,
+    title: str,
+    facts: str,
+    command: str,
+    changed: dict[str, Any],
+    metrics: dict[str, Any],
+) -> bytes:
+    """The report of the run in ``folder``, with the pictures in its ``plots/``.
+
+    Args:
+        folder: The run's folder.
+        title: What was run.
+        facts: Device, seconds and so on, one line.
+        command: The command that repeats it.
+        changed: The configuration that differs from the defaults, nested keys joined by dots.
+        metrics: What ``metrics.json`` holds.
+    """
+    pictures = {
+        path.stem.replace("_", " "): base64.b64encode(path.read_bytes()).decode()
+        for path in sorted((folder / "plots").glob("*.png"))
+    }
+    page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    return page.render(
+        title=title,
+        facts=facts,
+        command=command,
+        changed=changed,
+        tables=_tables(metrics),
+        pictures=pictures,
+    ).encode()
+
+
+def _tables(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """The numbers: single ones, those with a noise floor, and those by level."""
+    numbers = [
+        ["number", "value"],
+        *([name, _show(v)] for name, v in metrics.items() if isinstance(v, int | float)),
+    ]
+    tables = {"Numbers": numbers}
+    for target, against in (("clean", "p"), ("perturbed", "p at the smallest level")):
+        rows = [
+            [name, *(_show(entry[key]) for key in ("value", "floor", "ratio"))]
+            for name, entry in (metrics.get(target) or {}).items()
+        ]
+        if rows:
+            header = ["metric", "value", "noise floor", "ratio (1 is perfect)"]
+            tables[f"Samples against {against}"] = [header, *rows]
+    columns = {
+        name.removesuffix("_per_level").replace("_", " "): values
+        for name, values in metrics.items()
+        if name == "sigmas" or name.endswith("_per_level")
+    }
+    if "sigmas" in columns:
+        rows = [[_show(v) for v in row] for row in zip(*columns.values(), strict=True)]
+        tables["By level"] = [list(columns), *rows]
+    return tables
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
