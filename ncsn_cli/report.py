@@ -24,12 +24,12 @@ pre { background: var(--faint); padding: .7rem; white-space: pre-wrap; overflow-
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th + th, td + td { text-align: right; }
+tr > * + * { text-align: right; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 figcaption { color: #888; }
-@media print { body { max-width: none; } details { display: none; } }
+@media print { body { max-width: none; } }
 </style>
 </head>
 <body>
@@ -47,6 +47,10 @@ figcaption { color: #888; }
 {% endfor %}
 </table></div>
 {% endfor %}
+{% for name, picture in pictures.items() %}
+<figure><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
 {% if changed %}
 <h2>What differs from the defaults</h2>
 <div class="wide"><table class="settings">
@@ -54,10 +58,6 @@ figcaption { color: #888; }
 {% endfor %}
 </table></div>
 {% endif %}
-{% for name, picture in pictures.items() %}
-<figure><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">
-<figcaption>{{ name }}</figcaption></figure>
-{% endfor %}
 </body>
 </html>
 """

@@ -23,8 +23,8 @@ def test_no_ratio_where_exact_draws_have_no_distance():
 
 
 def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
-    points = GaussianMixture(weights=[0.5, 0.5], means=[[-1.0, 0.0], [1.0, 0.0]], stds=0.0)
-    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.005]), CPU)
+    points = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
+    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.001]), CPU)
     assert numbers["kl"] is None
     assert "narrower than the grid" in caplog.text
 
