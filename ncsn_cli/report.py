@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment
 
+from ncsn_cli.runs import flatten
+
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -99,11 +101,10 @@ def html_report(
 
 def _tables(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The numbers: single ones, those with a noise floor, and those by level."""
-    numbers = [
-        ["number", "value"],
-        *([name, _show(v)] for name, v in metrics.items() if isinstance(v, int | float)),
-    ]
-    tables = {"Numbers": numbers}
+    elsewhere = ("clean", "perturbed", "trajectory", "mode_commitment")
+    single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
+    numbers = [[name, _show(v)] for name, v in single.items() if isinstance(v, int | float)]
+    tables = {"Numbers": [["number", "value"], *numbers]}
     for target, against in (("clean", "p"), ("perturbed", "p at the smallest level")):
         rows = [
             [name, *(_show(entry[key]) for key in ("value", "floor", "ratio"))]

@@ -7,6 +7,7 @@ from ncsn_cli.report import html_report
 METRICS = {
     "seconds": 12.5,
     "excess_loss": 0.00123456,
+    "kl": {"value": 0.25, "standard_error": 0.01},
     "clean": {"wasserstein": {"value": 0.2, "floor": 0.1, "ratio": 2.0}},
     "perturbed": {"mode_weights": {"value": 0.0, "floor": 0.0, "ratio": None}},
     "sigmas": [2.0, 0.5],
@@ -68,6 +69,7 @@ def test_the_report_shows_every_number_beside_its_floor(tmp_path):
     at = cells.index("mode_weights")
     assert cells[at : at + 4] == ["mode_weights", "0", "0", "-"]
     assert cells[cells.index("excess_loss") + 1] == "0.001235"
+    assert cells[cells.index("kl.value") + 1] == "0.25"
     at = cells.index("sigmas")
     assert cells[at : at + 6] == ["sigmas", "score error", "2", "0.01", "0.5", "0.02"]
     assert cells[cells.index("dataset.weights") + 1] == "[0.3, 0.7]"
