@@ -6,7 +6,6 @@ Not to be used for anything else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -48,10 +47,11 @@ class NoiseNotAnnealed(AnnealedLangevin):
         generator: torch.Generator,
         log_prob: LogProb | None,
     ) -> Iterator[tuple[Tensor, float | None]]:
-        for _ in range(level.steps):
-            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = x + level.tau * score(x, sigma) + math.sqrt(2 * self.step_size) * z
-            yield x, None
+        def drift(x: Tensor, sigma: Tensor) -> Tensor:
+            return level.tau / self.step_size * score(x, sigma)
+
+        coldest = level._replace(tau=self.step_size)
+        return super()._at_level(drift, x, sigma, coldest, generator, log_prob)
 
 
 @dataclass(frozen=True, config=STRICT)

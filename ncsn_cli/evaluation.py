@@ -210,17 +210,19 @@ def evaluate_log_density(
     )
     log_q, log_p = log_q.cpu().double(), truth.log_prob(points, sigma_min)
     cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    numbers: dict[str, float | None] = {
-        "sigma": sigma_min,
-        "mass": float(log_q.exp().sum() * cell),
-        "true_mass": float(log_p.exp().sum() * cell),
-        "kl": float((log_p.exp() * (log_p - log_q)).sum() * cell),
-    }
-    if abs(float(log_p.exp().sum() * cell) - 1) > 0.01:
+    true_mass = float(log_p.exp().sum() * cell)
+    kl: float | None = float((log_p.exp() * (log_p - log_q)).sum() * cell)
+    if abs(true_mass - 1) > 0.01:
         log.warning(
             "log_density: the true density is narrower than the grid's cells; no KL divergence"
         )
-        numbers["kl"] = None
+        kl = None
+    numbers = {
+        "sigma": sigma_min,
+        "mass": float(log_q.exp().sum() * cell),
+        "true_mass": true_mass,
+        "kl": kl,
+    }
     if truth.dim == 1:
         level = torch.tensor(sigma_min, device=device)
         numbers["recovered_kl"] = recovered_density(score, truth, level).kl

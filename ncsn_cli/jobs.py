@@ -240,7 +240,7 @@ def present(
     folder: RunFolder, plots: Plots, scene: Scene | None, config: Config, metrics: dict[str, Any]
 ) -> None:
     """Write every picture that applies into ``plots/``, and ``report.html``."""
-    if scene is not None and plots:
+    if scene is not None:
         from ncsn_cli.plots.canvas import to_png
 
         for name, plot in plots.items():

@@ -134,24 +134,26 @@ def sample(cfg: DictConfig) -> None:
             )
             folder.write("log_density.npz", _npz(log_density))
         folder.write("metrics.json", to_json(report))
-        exact = random_stream(run.seed, "exact draws shown")
-        scene = compose_scene(
-            dataset,
-            sigmas,
-            device,
-            score=None if run.score == "exact" else score,
-            score_name="learned" if run.score == "checkpoint" else run.score,
-            samples=chains.samples.numpy(),
-            exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
-            paths=chains.paths,
-            path_steps=chains.path_steps,
-            path_sigmas=None if chains.paths is None else chains.path_sigmas,
-            level_sigmas=np.array(chains.mode_commitment["sigmas"]),
-            committed=np.array(chains.mode_commitment["committed"]),
-            mode_shares=np.array(chains.mode_commitment.get("shares", [])),
-            distances=report.get("trajectory"),
-            log_density=log_density.get("log_density"),
-        )
+        scene = None
+        if plots:  # on the pictures' grid truth and score take their time
+            exact = random_stream(run.seed, "exact draws shown")
+            scene = compose_scene(
+                dataset,
+                sigmas,
+                device,
+                score=None if run.score == "exact" else score,
+                score_name="learned" if run.score == "checkpoint" else run.score,
+                samples=chains.samples.numpy(),
+                exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
+                paths=chains.paths,
+                path_steps=chains.path_steps,
+                path_sigmas=None if chains.paths is None else chains.path_sigmas,
+                level_sigmas=np.array(chains.mode_commitment["sigmas"]),
+                committed=np.array(chains.mode_commitment["committed"]),
+                mode_shares=np.array(chains.mode_commitment.get("shares", [])),
+                distances=report.get("trajectory"),
+                log_density=log_density.get("log_density"),
+            )
         present(folder, plots, scene, config, report)
         log.info("everything is in %s", folder.path)
 

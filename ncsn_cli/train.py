@@ -101,15 +101,17 @@ def train(cfg: DictConfig) -> None:
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
             *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
         )
-        scene = compose_scene(
-            dataset,
-            sigmas,
-            device,
-            score=training.score,
-            data=data.numpy(),
-            history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
-            loss_floor=metrics["loss_floor"],
-        )
+        scene = None
+        if plots:  # on the pictures' grid truth and score take their time
+            scene = compose_scene(
+                dataset,
+                sigmas,
+                device,
+                score=training.score,
+                data=data.numpy(),
+                history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
+                loss_floor=metrics["loss_floor"],
+            )
         present(folder, plots, scene, config, metrics)
         log.info("everything is in %s", folder.path)
 
