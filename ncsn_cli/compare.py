@@ -6,6 +6,8 @@ import argparse
 import csv
 import io
 import json
+import math
+import shlex
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from ncsn_cli.errors import ConfigError, MissingInputError
+from ncsn_cli.report import html_report, link
 from ncsn_cli.runs import flatten, write_atomic
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
 _MOST_LINES = 12  # that a picture tells apart
-_IGNORED = ("paths", "plot", "metric", "trainer.resume")
+_IGNORED = ("paths", "plot", "animation", "metric", "trainer.resume", "trainer.snapshots")
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ def compare(arguments: list[str]) -> None:
             raise ConfigError(
                 f"--group-by: {key} is the same in all runs; {', '.join(keys)} differ"
             )
-    print(_table(_group(done, by), by, metrics, sort))
-    for part in _error_split(done):
-        print(f"\n{part}")
+    groups = _ordered(_group(done, by), by, sort)
+    table, splits = _rows(groups, by, metrics), _error_split(done)
+    print("\n\n".join(map(_aligned, [table, *splits])) if done else "no finished run")
     missing = [run for run in runs if run.state != "done"]
     if missing:
         print(f"\n{len(missing)} of {len(runs)} runs have no result:")
@@ -72,6 +76,20 @@ def compare(arguments: list[str]) -> None:
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     for name, png in _pictures(done, by, metrics):
         write_atomic(folder / "plots" / f"{name}.png", png)
+    failed = [[link(str(r.folder), r.folder, folder), r.state, r.error] for r in missing]
+    tables = {
+        f"{len(done)} finished runs": _with_links(table, len(by), groups.values(), folder),
+        **{f"Error split {i}": rows for i, rows in enumerate(splits, start=1)},
+        f"{len(missing)} runs without a result": [["folder", "state", "reason"], *failed],
+    }
+    page = html_report(
+        folder,
+        title=f"ncsn-compare {' '.join(options.folders)}",
+        facts="Mean ± standard deviation over runs that differ in the seed alone; * the best.",
+        command=shlex.join(["ncsn-compare", *arguments]),
+        tables={title: rows for title, rows in tables.items() if len(rows) > 1},
+    )
+    write_atomic(folder / "report.html", page)
     print(f"\neverything is in {folder}")
 
 
@@ -210,36 +228,46 @@ def _values(runs: list[_Run], metric: str) -> list[float]:
 
 def _mean(runs: list[_Run], metric: str) -> float:
     values = _values(runs, metric)
-    return statistics.fmean(values) if values else float("inf")
+    return statistics.fmean(values) if values else math.inf
 
 
-def _table(
-    groups: dict[Key, list[_Run]], by: list[str], metrics: list[str], sort: str | None
-) -> str:
-    """Aligned text, a row a group; the smallest mean of each metric has a star."""
-    if not groups:
-        return "no finished run"
-
+def _ordered(groups: dict[Key, list[_Run]], by: list[str], sort: str | None) -> dict[Key, Any]:
     def order(group: Key) -> Any:  # noqa: ANN401
         if sort in by:
             value = groups[group][0].config.get(str(sort))
             return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
         return _mean(groups[group], str(sort))
 
-    rows = [[*(_title(key) for key in by), "runs", *metrics]]
+    return {group: groups[group] for group in (sorted(groups, key=order) if sort else groups)}
+
+
+def _rows(groups: dict[Key, list[_Run]], by: list[str], metrics: list[str]) -> list[list[str]]:
+    """A row a group below their titles; the smallest mean of each metric has a star."""
     best = {
-        metric: min(_mean(runs, metric) for runs in groups.values())
+        metric: min((_mean(runs, metric) for runs in groups.values()), default=math.inf)
         for metric in metrics
         if metric != "score_evaluations"  # work, no merit
     }
-    for group in sorted(groups, key=order) if sort else groups:
-        runs = groups[group]
+    rows = [[*(_title(key) for key in by), "runs", *metrics]]
+    for group, runs in groups.items():
         cells = [
             _cell(_values(runs, m), len(groups) > 1 and _mean(runs, m) == best.get(m))
             for m in metrics
         ]
         rows.append([*group, str(len(runs)), *cells])
-    return _aligned(rows)
+    return rows
+
+
+def _with_links(
+    rows: list[list[str]], column: int, groups: Iterable[list[_Run]], folder: Path
+) -> list[list[str]]:
+    """The table with, for the number of runs, a number each that leads to the run's own report."""
+    table = [rows[0]]
+    for row, runs in zip(rows[1:], groups, strict=True):
+        numbered = enumerate(runs, start=1)
+        links = (link(str(i), run.folder / "report.html", folder) for i, run in numbered)
+        table.append([*row[:column], Markup(" ").join(links), *row[column + 1 :]])
+    return table
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -265,8 +293,8 @@ def _cell(values: list[float], is_best: bool) -> str:
     return f"{text} *" if is_best else text
 
 
-def _error_split(runs: list[_Run]) -> list[str]:
-    """Where the error comes from, for runs that differ in ``score`` alone.
+def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
+    """Where the error comes from, for runs that differ in ``score`` alone, a table each.
 
     metric(checkpoint) = [checkpoint - empirical] + [empirical - exact] + [exact - floor] + floor:
     the network, the finite training set, the sampler with its schedule, and chance.
@@ -277,7 +305,7 @@ def _error_split(runs: list[_Run]) -> list[str]:
         if "score" in run.config:
             rest = {k: v for k, v in run.config.items() if not k.startswith(apart)}
             groups.setdefault(json.dumps(rest, sort_keys=True), {})[str(run.config["score"])] = run
-    parts = []
+    tables = []
     for group in groups.values():
         if not {"checkpoint", "empirical", "exact"} <= group.keys():
             continue
@@ -298,8 +326,8 @@ def _error_split(runs: list[_Run]) -> list[str]:
             floor = exact[f"{name}.floor"]
             numbers = (total - middle, middle - ideal, ideal - floor, floor, total)
             rows.append([name.removeprefix("perturbed."), *(f"{n:.3g}" for n in numbers)])
-        parts.append(_aligned(rows))
-    return parts
+        tables.append(rows)
+    return tables
 
 
 def _csv(runs: list[_Run], keys: list[str]) -> bytes:

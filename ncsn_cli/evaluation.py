@@ -24,7 +24,7 @@ from ncsn_cli.metrics import (
     recovered_density,
     relative_curl,
 )
-from ncsn_cli.scene import Scene
+from ncsn_cli.scene import GRID, Scene
 from ncsn_cli.scores import Dataset, Score, random_stream
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ _POINTS_PER_LEVEL = 100_000
 _POINTS_FOR_CURL = 10_000
 _LEVELS_IN_2D = 3
 _FLOW_STEPS = 50  # an error of .002 nats in root mean square on grid_2d, less on the others
-_GRID = {1: 801, 2: 121}  # points per axis
 
 
 @torch.no_grad()
@@ -199,7 +198,7 @@ def evaluate_log_density(
     ``log_density``, ``true_log_density``, each (G,)).
     """
     sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
-    axes, points = _grid(truth)
+    axes, points = grid_of(truth)
     log_q = log_likelihood(
         score,
         points.float().to(device),
@@ -234,14 +233,22 @@ def evaluate_log_density(
     }
 
 
-def _grid(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
+def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
     """The axes that pictures show and all points on them (G, D), the last axis the fastest."""
     low, high = dataset.extent
     axes = [
-        torch.linspace(a, b, _GRID[dataset.dim], dtype=torch.float64)
+        torch.linspace(a, b, GRID[dataset.dim], dtype=torch.float64)
         for a, b in zip(low.tolist(), high.tolist(), strict=True)
     ]
     return axes, torch.cartesian_prod(*axes).reshape(-1, dataset.dim)
+
+
+def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
+    """Those of ``sigmas`` (L,) that pictures show (M,): all for D = 1, three for D = 2."""
+    shown = sigmas.double().cpu()
+    if dim == 2 and len(shown) > _LEVELS_IN_2D:
+        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS_IN_2D).round().long()]
+    return shown
 
 
 @torch.no_grad()
@@ -261,10 +268,8 @@ def compose_scene(
     """
     if dataset.dim > 2:
         return None
-    axes, points = _grid(dataset)
-    shown = sigmas.double().cpu()
-    if dataset.dim == 2 and len(shown) > _LEVELS_IN_2D:
-        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS_IN_2D).round().long()]
+    axes, points = grid_of(dataset)
+    shown = levels_shown(dataset.dim, sigmas)
     levels = shown.tolist()
 
     def density(sigma: float) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.report import html_report
+from ncsn_cli.report import html_report, tables_of
 from ncsn_cli.runs import RunFolder, flatten
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
@@ -34,11 +34,9 @@ from ncsn_cli.scores import STRICT, Dataset, random_stream
 log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
-Plots = dict[str, Callable[[Scene], Any]]  # to a matplotlib Figure, or None
-
 GROUPS = [
     "dataset", "schedule", "loss", "model", "optimizer", "trainer", "sampler", "init", "metric",
-    "plot", "paths",
+    "plot", "animation", "paths",
 ]  # fmt: skip
 
 
@@ -236,17 +234,40 @@ def without_paths(config: Config) -> Config:
     return {key: value for key, value in config.items() if key != "paths"}
 
 
-def present(
-    folder: RunFolder, plots: Plots, scene: Scene | None, config: Config, metrics: dict[str, Any]
-) -> None:
-    """Write every picture that applies into ``plots/``, and ``report.html``."""
-    if scene is not None:
-        from ncsn_cli.plots.canvas import to_png
+class Pictures:
+    """What is to be drawn, by name: functions of a ``Scene`` that give None where not applicable.
 
-        for name, plot in plots.items():
+    ``plots`` give a matplotlib ``Figure``, ``animations`` a ``Film``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.plots: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "plot")
+        self.animations: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "animation")
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.plots or self.animations)
+
+
+def present(
+    folder: RunFolder,
+    pictures: Pictures,
+    scene: Scene | None,
+    config: Config,
+    metrics: dict[str, Any],
+) -> None:
+    """Write every picture that applies into ``plots/`` and ``animations/``, and the report."""
+    if scene is not None:
+        from ncsn_cli.plots.canvas import to_gif, to_png
+
+        for name, plot in pictures.plots.items():
             figure = plot(scene)
             if figure is not None:
                 folder.write(f"plots/{name}.png", to_png(figure))
+        for name, animation in pictures.animations.items():
+            film = animation(scene)
+            if film is not None:
+                folder.write(f"animations/{name}.gif", to_gif(film, name))
     job = HydraConfig.get().job
     defaults = OmegaConf.to_container(hydra.compose(job.config_name), resolve=True)
     before, now = (flatten(without_paths(cast("Config", c))) for c in (defaults, config))
@@ -258,6 +279,6 @@ def present(
         f"{metrics['seconds']:g} s",
         command=record["command"],
         changed={key: value for key, value in now.items() if before.get(key) != value},
-        metrics=metrics,
+        tables=tables_of(metrics),
     )
     folder.write("report.html", page)

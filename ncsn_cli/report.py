@@ -1,12 +1,15 @@
-"""The report of a run: one HTML file that needs nothing else, for a phone, the dark, and paper."""
+"""Reports: one HTML file each that needs nothing else, for a phone, the dark, and paper."""
 
 from __future__ import annotations
 
 import base64
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from ncsn_cli.runs import flatten
 
@@ -16,6 +19,8 @@ _PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; --line: #8886; --faint: #8882; }
@@ -27,6 +32,7 @@ pre { background: var(--faint); padding: .7rem; white-space: pre-wrap; overflow-
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 tr > * + * { text-align: right; }
+td:has(a) { max-width: 16rem; overflow-wrap: anywhere; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
@@ -50,7 +56,7 @@ figcaption { color: #888; }
 </table></div>
 {% endfor %}
 {% for name, picture in pictures.items() %}
-<figure><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">
+<figure><img alt="{{ name }}" src="{{ picture }}">
 <figcaption>{{ name }}</figcaption></figure>
 {% endfor %}
 {% if changed %}
@@ -71,36 +77,44 @@ def html_report(
     title: str,
     facts: str,
     command: str,
-    changed: dict[str, Any],
-    metrics: dict[str, Any],
+    tables: Mapping[str, Sequence[Sequence[str]]],
+    changed: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The report of the run in ``folder``, with the pictures in its ``plots/``.
+    """The report of what is in ``folder``, with its ``animations/`` and ``plots/``.
 
     Args:
-        folder: The run's folder.
+        folder: A run's folder, or that of a comparison of runs.
         title: What was run.
         facts: Device, seconds and so on, one line.
         command: The command that repeats it.
+        tables: By title, rows of cells, the first their names.
         changed: The configuration that differs from the defaults, nested keys joined by dots.
-        metrics: What ``metrics.json`` holds.
     """
-    pictures = {
-        path.stem.replace("_", " "): base64.b64encode(path.read_bytes()).decode()
-        for path in sorted((folder / "plots").glob("*.png"))
-    }
+    files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
+    pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     return page.render(
         title=title,
         facts=facts,
         command=command,
         changed=changed,
-        tables=_tables(metrics),
+        tables=tables,
         pictures=pictures,
     ).encode()
 
 
-def _tables(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """The numbers: single ones, those with a noise floor, and those by level."""
+def _inline(picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f"data:image/{picture.suffix[1:]};base64,{data}"
+
+
+def link(text: str, to: Path, folder: Path) -> Markup:
+    """A cell that leads to the file ``to`` from the report in ``folder``."""
+    return Markup('<a href="{}">{}</a>').format(os.path.relpath(to, folder), text)
+
+
+def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """What ``metrics.json`` holds: single numbers, those with a noise floor, those by level."""
     elsewhere = ("clean", "perturbed", "trajectory", "mode_commitment")
     single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
     numbers = [[name, _show(v)] for name, v in single.items() if isinstance(v, int | float)]

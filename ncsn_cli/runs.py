@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -9,13 +10,16 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ncsn_cli.errors import DivergedError, OutputExistsError
 
@@ -56,6 +60,13 @@ _UMASK = _umask()
 def to_json(value: Any) -> bytes:  # noqa: ANN401
     """Indented JSON; a number that is not finite is an error, never a silent NaN."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def to_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays by name, as ``numpy.load`` reads them."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from functools import partial
@@ -29,6 +28,7 @@ from ncsn_cli.evaluation import (
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.jobs import (
     Config,
+    Pictures,
     SampleSettings,
     build_from_checkpoint,
     choose_device,
@@ -42,7 +42,7 @@ from ncsn_cli.jobs import (
     settings,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
-from ncsn_cli.runs import to_json
+from ncsn_cli.runs import to_json, to_npz
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, run_chains
 from ncsn_cli.schedules import FromData, Schedule
@@ -71,7 +71,7 @@ def sample(cfg: DictConfig) -> None:
     of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
     for name in metrics.keys() - of_samples.keys() - of_score.keys():
         raise ConfigError(f"metric.{name}: it should be one of ncsn_cli.metrics")
-    plots = instantiate_list(config, "plot")
+    pictures = Pictures(config)
     plan = sampler.levels(schedule.sigmas)
     last_sigma = plan[-1].sigma
     sigmas = torch.tensor([level.sigma for level in plan], dtype=torch.float64)
@@ -108,7 +108,7 @@ def sample(cfg: DictConfig) -> None:
             run.trajectory_metrics, stream,
         )  # fmt: skip
         seconds = round(time.monotonic() - start, 3)
-        folder.write("samples.npz", _npz(_arrays(chains)))
+        folder.write("samples.npz", to_npz(_arrays(chains)))
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -132,10 +132,10 @@ def sample(cfg: DictConfig) -> None:
             report["log_density"], log_density = evaluate_log_density(
                 score, dataset, sigmas, device
             )
-            folder.write("log_density.npz", _npz(log_density))
+            folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
         scene = None
-        if plots:  # on the pictures' grid truth and score take their time
+        if pictures:  # on their grid truth and score take their time
             exact = random_stream(run.seed, "exact draws shown")
             scene = compose_scene(
                 dataset,
@@ -154,7 +154,7 @@ def sample(cfg: DictConfig) -> None:
                 distances=report.get("trajectory"),
                 log_density=log_density.get("log_density"),
             )
-        present(folder, plots, scene, config, report)
+        present(folder, pictures, scene, config, report)
         log.info("everything is in %s", folder.path)
 
 
@@ -266,8 +266,8 @@ def _network(
     return network.eval()
 
 
-def _arrays(chains: Chains) -> dict[str, Any]:
-    arrays: dict[str, Any] = {
+def _arrays(chains: Chains) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
         "samples": chains.samples.numpy(),
         "init": chains.init.numpy(),
         "settled_sigma": chains.settled_sigma,
@@ -279,9 +279,3 @@ def _arrays(chains: Chains) -> dict[str, Any]:
             "steps": chains.path_steps,
         }
     return arrays
-
-
-def _npz(arrays: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+GRID = {1: 801, 2: 121}
+"""Points per axis of the grid that pictures show, for D = 1 and 2."""
+
+ARROWS = slice(3, None, 6)
+"""Of the points on each axis of D = 2, those that get an arrow: A of them in all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -31,6 +37,7 @@ class Scene:
         data: Training points (N, D) or, if endless, as many draws; None in sampling.
         history: Columns of ``history.csv`` by name; None in sampling.
         loss_floor: The loss of the true score.
+        snapshots: See ``snapshots.Snapshots.arrays``.
         samples: Samples (N, D); None in training.
         exact: As many exact draws from p_sigma_min (N, D).
         paths: Chains over time (frames, chains, D), the first frame their start.
@@ -58,6 +65,7 @@ class Scene:
     data: NDArray[np.float32] | None = None
     history: dict[str, NDArray[np.float64]] | None = None
     loss_floor: float | None = None
+    snapshots: dict[str, NDArray[Any]] | None = None
     samples: NDArray[np.float32] | None = None
     exact: NDArray[np.float32] | None = None
     paths: NDArray[np.float32] | None = None

@@ -21,6 +21,7 @@ from ncsn_cli.errors import ConfigError
 from ncsn_cli.evaluation import compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     Config,
+    Pictures,
     SampleSettings,
     TrainSettings,
     choose_device,
@@ -35,18 +36,19 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder, flatten, to_json
+from ncsn_cli.runs import RunFolder, flatten, to_json, to_npz
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
+from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
 
 log = logging.getLogger(__name__)
 
 _MAY_CHANGE_ON_RESUME = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trajectory_metrics", "log_density", "trainer.steps", "trainer.max_seconds",
-    "trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_last",
-    "trainer.resume",
+    "trajectories", "trajectory_metrics", "log_density", "animation", "trainer.steps",
+    "trainer.max_seconds", "trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every",
+    "trainer.keep_last", "trainer.snapshots", "trainer.resume",
 }  # fmt: skip
 
 _UNSET_SAMPLE_KEYS: Config = {
@@ -80,16 +82,23 @@ def train(cfg: DictConfig) -> None:
     instantiate(config, "init")  # ncsn-sample will take both from the checkpoint
     if instantiate_list(config, "metric"):
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
-    plots = instantiate_list(config, "plot")
+    pictures = Pictures(config)
     training = Training(trainer, model, optimizer, loss, dataset, sigmas, run.seed)
-    history = [] if trainer.resume is None else _resume(training, config, Path(trainer.resume))
+    snapshots = None
+    if pictures.animations and dataset.dim <= 2:
+        snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
+    history = [] if trainer.resume is None else _resume(training, config, snapshots)
 
     facts = {"device": str(device), "seed": run.seed}
     facts["schedule"] = examine(sigmas, sampler, data, dataset.smallest_std)
     with open_folder(config, facts) as folder:
+
+        def save() -> None:
+            _save(folder, training, config, history, snapshots)
+
         start = time.monotonic()
         try:
-            fit(training, history, lambda: _save(folder, training, config, history))
+            fit(training, history, snapshots, save)
         finally:
             folder.step = training.step
             folder.write("history.csv", _history_csv(history))
@@ -102,7 +111,7 @@ def train(cfg: DictConfig) -> None:
             *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
         )
         scene = None
-        if plots:  # on the pictures' grid truth and score take their time
+        if pictures:  # on their grid truth and score take their time
             scene = compose_scene(
                 dataset,
                 sigmas,
@@ -111,8 +120,9 @@ def train(cfg: DictConfig) -> None:
                 data=data.numpy(),
                 history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
                 loss_floor=metrics["loss_floor"],
+                snapshots=None if snapshots is None else snapshots.arrays(),
             )
-        present(folder, plots, scene, config, metrics)
+        present(folder, pictures, scene, config, metrics)
         log.info("everything is in %s", folder.path)
 
 
@@ -146,10 +156,18 @@ def _check_learning_rate(config: Config) -> None:
         raise ConfigError(f"optimizer.lr: it should be a finite number above 0, got {lr!r}")
 
 
-def _save(folder: RunFolder, training: Training, config: Config, history: list[Row]) -> None:
+def _save(
+    folder: RunFolder,
+    training: Training,
+    config: Config,
+    history: list[Row],
+    snapshots: Snapshots | None,
+) -> None:
     tensors, record = training.state()
     record = {"config": without_paths(config), **record}
     folder.write("history.csv", _history_csv(history))  # first: resuming drops what is too new
+    if snapshots is not None:
+        folder.write("snapshots.npz", to_npz(snapshots.arrays()))
     save_checkpoint(checkpoint_path(folder.path, training.step), tensors, record)
     folder.step = training.step
     folder.set_status("running")
@@ -166,9 +184,10 @@ def _history_csv(history: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _resume(training: Training, config: Config, path: Path) -> list[Row]:
-    """Put ``training`` where the run at ``path`` was; returns that run's history."""
-    checkpoint = find_checkpoint(path)
+def _resume(training: Training, config: Config, snapshots: Snapshots | None) -> list[Row]:
+    """Put ``training`` where the run to resume was; returns that run's history."""
+    path = training.trainer.resume
+    checkpoint = find_checkpoint(Path(path or ""))
     tensors, record = load_checkpoint(checkpoint)
     before, now = flatten(without_paths(record["config"])), flatten(without_paths(config))
     changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
@@ -180,6 +199,9 @@ def _resume(training: Training, config: Config, path: Path) -> list[Row]:
     if record["step"] > training.trainer.steps:
         raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
     training.restore(tensors, record)
+    kept = checkpoint.parent.parent / "snapshots.npz"
+    if snapshots is not None and kept.is_file():
+        snapshots.restore(kept, training.step)
     rows = checkpoint.parent.parent / "history.csv"
     if not rows.is_file():
         return []

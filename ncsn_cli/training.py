@@ -20,6 +20,7 @@ from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Loss
 from ncsn_cli.runs import signals_as_requests
 from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Trainer:
             serves best, as it is written with a row.
         checkpoint_every: Steps between checkpoints; the last step always has one.
         keep_last: Number of checkpoints kept.
+        snapshots: States of the score kept for animations, where any is chosen.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
@@ -62,6 +64,7 @@ class Trainer:
     eval_every: PositiveInt
     checkpoint_every: PositiveInt
     keep_last: PositiveInt
+    snapshots: PositiveInt
     threads: PositiveInt
     resume: str | None
 
@@ -270,8 +273,13 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
     return average
 
 
-def fit(training: Training, history: list[Row], save: Callable[[], None]) -> None:
-    """Advance ``training`` to its last step, appending to ``history`` and calling ``save``.
+def fit(
+    training: Training,
+    history: list[Row],
+    snapshots: Snapshots | None,
+    save: Callable[[], None],
+) -> None:
+    """Advance ``training`` to its last step, with ``history`` and ``snapshots``, and ``save`` it.
 
     Raises:
         DivergedError: If a number is not finite.
@@ -280,6 +288,8 @@ def fit(training: Training, history: list[Row], save: Callable[[], None]) -> Non
     trainer = training.trainer
     start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
     late, saved = False, -1
+    if snapshots is not None and training.step == 0:
+        snapshots.take(0, training.score)
     with (
         signals_as_requests() as requests,
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
@@ -289,6 +299,8 @@ def fit(training: Training, history: list[Row], save: Callable[[], None]) -> Non
             step, seconds = training.step, time.monotonic() - start
             late = trainer.max_seconds is not None and seconds > trainer.max_seconds
             progress.update()
+            if snapshots is not None and (late or step in snapshots.due):
+                snapshots.take(step, training.score)
             if late or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))

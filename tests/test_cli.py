@@ -198,10 +198,19 @@ def assert_same_run(first, second):
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
-    arguments = [*QUICK, "plot=[score,loss]"]
+    arguments = [*QUICK, "plot=[score,loss]", "animation=[score]", "trainer.snapshots=3"]
     part = succeed("ncsn-train", *arguments, "trainer.steps=20", folder=tmp_path)
     whole = succeed("ncsn-train", *arguments, f"trainer.resume={part}", folder=tmp_path)
     assert_same_run(whole, trained)
+    with np.load(part / "snapshots.npz") as before, np.load(whole / "snapshots.npz") as now:
+        assert before["steps"].tolist() == [0, 2, 9, 20]
+        assert now["steps"].tolist() == [0, 2, 9, 20, 30]
+        for name, values in before.items():
+            assert np.array_equal(now[name][:4], values)
+    for folder in (part, whole):
+        assert [path.name for path in (folder / "animations").iterdir()] == ["score.gif"]
+    page = (whole / "report.html").read_text()
+    assert page.index("data:image/gif") < page.index("data:image/png")
     changed = run(
         "ncsn-train", *arguments, "optimizer.lr=0.5", f"trainer.resume={part}", folder=tmp_path
     )
@@ -323,7 +332,8 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
     "experiment", ["ism_1d", "ism_1d_regularized", "dsm_1d", "dsm_continuous_2d", "manifold_2d"]
 )
 def test_experiments_train_and_sample(experiment, forked, tmp_path):
-    quick = [f"experiment={experiment}", "trainer.steps=30", "trainer.eval_every=10", "plot=[]"]
+    steps = ["trainer.steps=30", "trainer.eval_every=10"]
+    quick = [f"experiment={experiment}", *steps, "plot=[]", "animation=[]"]
     result = forked.call("train", quick, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "may not serve" not in result.stdout

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import yaml
@@ -53,6 +54,18 @@ def test_seeds_are_averaged_and_the_best_is_marked(sweep, capsys):
     assert [line.split()[0] for line in out[2:5]] == ["0.01", "0.001", "0.1"]  # best first
     assert out[2].split() == ["0.01", "3", "0.21", "±", "0.01", "*", "0.42", "±", "0.02", "*"]
     assert "*" not in out[3] + out[4]
+
+
+def test_the_report_has_the_table_with_links_to_the_runs(sweep):
+    compare(["sweep", "--output", "out"])
+    page = (sweep / "out" / "report.html").read_text()
+    links = re.findall(r'<a href="(.*?)">', page)
+    # Best first, seed by seed; then the folders of those without a result.
+    runs = [f"../sweep/{job}/report.html" for job in (3, 4, 5, 6, 7, 8, 0, 1, 2)]
+    assert links == [*runs, "../sweep/9", "../sweep/10"]
+    assert "0.21 ± 0.01 *" in page
+    assert "the loss is nan at step 7" in page
+    assert page.count("data:image/png") == 2
 
 
 def test_unfinished_and_failed_runs_are_named_with_their_reason(sweep, capsys):

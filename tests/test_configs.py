@@ -27,7 +27,7 @@ def composed(name, *overrides):
 
 def option(path):
     group, name = path.split("/")
-    several = group in ("metric", "plot")
+    several = group in ("metric", "plot", "animation")
     config = composed("train", f"{group}=[{name}]" if several else f"{group}={name}")
     return config[group][name] if several else config[group]
 

@@ -18,6 +18,7 @@ ORCHESTRATION = [
     "floors",
     "report",
     "sampling",
+    "snapshots",
     "training",
 ]
 CONSOLE = ["cli", "compare", "jobs", "train", "sample"]

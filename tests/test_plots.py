@@ -3,12 +3,15 @@ import io
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ncsn_cli import plots
 from ncsn_cli.datasets import GaussianMixture, grid
 from ncsn_cli.evaluation import compose_scene
-from ncsn_cli.plots.canvas import as_image
+from ncsn_cli.plots import animations
+from ncsn_cli.plots.canvas import as_image, to_gif
 from ncsn_cli.schedules import Geometric, Single
+from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.training import COLUMNS
 
 from .conftest import correlated_2d, stream, two_modes_1d
@@ -29,7 +32,16 @@ def training_scene(dataset, sigmas=SIGMAS):
         data=dataset.sample(300, generator=stream()).numpy(),
         history=history,
         loss_floor=0.2,
+        snapshots=snapshots_of(dataset, sigmas),
     )
+
+
+def snapshots_of(dataset, sigmas, factors=(0.0, 0.5, 1.0)):
+    """Of a network that learns factor times the score."""
+    snapshots = Snapshots(len(factors), 100, dataset, sigmas, CPU)
+    for i, factor in enumerate(factors):
+        snapshots.take(10 * i, lambda x, s, factor=factor: factor * dataset.score(x, s))
+    return snapshots.arrays()
 
 
 def sampling_scene(dataset, sigmas=SIGMAS, score=None):
@@ -120,3 +132,70 @@ def test_the_grid_runs_the_way_the_pictures_say():
     row, column = np.unravel_index(image.argmax(), image.shape)
     assert scene.axes[0][column] == pytest.approx(1, abs=0.2)
     assert scene.axes[1][row] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d()])
+@pytest.mark.parametrize(
+    "name, dims, kind",
+    [
+        ("score", {1, 2}, "train"),
+        ("recovered_density", {1}, "train"),
+        ("chains", {1, 2}, "sample"),
+    ],
+)
+def test_films_are_made_where_they_apply(name, dims, kind, dataset):
+    for other, scene in (("train", training_scene(dataset)), ("sample", sampling_scene(dataset))):
+        film = getattr(animations, name)(scene)
+        if dataset.dim not in dims or other != kind:
+            assert film is None
+            continue
+        gif = Image.open(io.BytesIO(to_gif(film, name)))
+        assert gif.n_frames == len(film.frames) == (3 if kind == "train" else 9)
+        gif.seek(gif.n_frames - 1)
+        assert gif.info["duration"] > 1000
+        assert gif.info["loop"] == 0
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS, Single(sigma=0.3).sigmas])
+def test_the_film_of_a_score_moves_from_what_was_first_to_the_truth(sigmas):
+    scene = training_scene(two_modes_1d(), sigmas)
+    film = animations.score(scene)
+    true, learned = film.figure.axes[0].lines[::2], film.figure.axes[0].lines[1::2]
+    for frame, factor in enumerate((0.0, 0.5, 1.0)):
+        film.update(frame)
+        for line, truth in zip(learned, true, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), factor * truth.get_ydata(), atol=1e-4)
+
+
+def test_the_film_of_a_field_moves_its_arrows():
+    scene = training_scene(correlated_2d())
+    film = animations.score(scene)
+    quivers = [c for a in film.figure.axes for c in a.collections if hasattr(c, "set_UVC")]
+    true, learned = quivers[:3], quivers[3:]
+    for frame, factor in enumerate((0.0, 0.5, 1.0)):
+        film.update(frame)
+        for arrows, truth in zip(learned, true, strict=True):
+            np.testing.assert_allclose(arrows.U, factor * truth.U, atol=1e-4)
+            np.testing.assert_allclose(arrows.V, factor * truth.V, atol=1e-4)
+
+
+def test_dots_of_exact_draws_fill_the_area_under_the_density():
+    # In the film of chains a dot lies at u p(x) with u uniform; under a curve so filled the
+    # share of dots below c max(p) is the share of the area below it.
+    dataset, num = two_modes_1d(), 4000
+    x = dataset.sample(num, sigma=0.5, generator=stream())
+    scene = compose_scene(
+        dataset,
+        SIGMAS,
+        CPU,
+        paths=x[None].numpy(),
+        path_steps=np.arange(1),
+        path_sigmas=np.array([0.5]),
+    )
+    film = animations.chains(scene)
+    film.update(0)
+    curve, dots = film.figure.axes[0].lines
+    for height in (0.1, 0.4, 0.8):
+        area = np.minimum(curve.get_ydata(), height).sum() / curve.get_ydata().sum()
+        share = np.mean(np.array(dots.get_ydata()) < height)
+        assert abs(share - area) < 4 * np.sqrt(area * (1 - area) / num)  # wrong once in 16 000

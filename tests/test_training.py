@@ -17,7 +17,7 @@ SIGMAS = Geometric(2.0, 0.5, 3).sigmas
 DEFAULTS = {
     "steps": 20, "max_seconds": None, "batch_size": 16, "lr_decay": "none", "grad_clip": None,
     "ema_decay": None, "log_every": 5, "eval_every": 10, "checkpoint_every": 100, "keep_last": 2,
-    "threads": 1, "resume": None,
+    "snapshots": 4,    "threads": 1, "resume": None,
 }  # fmt: skip
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
@@ -188,7 +188,7 @@ def test_clipped_gradients():
 
 def test_fit_keeps_a_history_and_saves_at_the_end():
     training, history, saved = start(checkpoint_every=8), [], []
-    fit(training, history, lambda: saved.append(training.step))
+    fit(training, history, None, lambda: saved.append(training.step))
     assert [row["step"] for row in history] == [1, 5, 10, 15, 20]
     assert [row["excess_loss"] is not None for row in history] == [False, False, True, False, True]
     assert saved == [8, 16, 20]
@@ -197,13 +197,13 @@ def test_fit_keeps_a_history_and_saves_at_the_end():
 def test_a_finished_run_is_saved_again_when_resumed():
     training, saved = start(steps=20), []
     advance(training, 20)
-    fit(training, [], lambda: saved.append(training.step))
+    fit(training, [], None, lambda: saved.append(training.step))
     assert saved == [20]
 
 
 def test_fit_stops_when_its_time_is_over():
     training, history, saved = start(max_seconds=1e-9), [], []
-    fit(training, history, lambda: saved.append(training.step))
+    fit(training, history, None, lambda: saved.append(training.step))
     assert saved == [1]
     assert history[-1]["excess_loss"] is not None
 

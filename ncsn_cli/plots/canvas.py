@@ -7,7 +7,8 @@ blind readers), levels run through viridis from sigma_max (yellow) to sigma_min 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -20,6 +21,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
 
 from ncsn_cli.scene import Scene
 
@@ -40,6 +43,9 @@ _STYLE: dict[Any, Any] = {
 }
 mpl.rcParams.update(_STYLE)
 
+_DPI_OF_FILMS, _COLOURS_OF_FILMS = 80, 128
+_FRAME_MS, _LAST_FRAME_MS = 80, 1500
+
 
 def new_figure(
     rows: int, columns: int, width: float = 4.6, height: float = 4.3
@@ -54,6 +60,35 @@ def to_png(figure: Figure) -> bytes:
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
     return png.getvalue()
+
+
+@dataclass(frozen=True)
+class Film:
+    """A figure that changes: ``update`` makes it show one of ``frames``."""
+
+    figure: Figure
+    update: Callable[[int], None]
+    frames: Sequence[int]
+
+
+def to_gif(film: Film, name: str) -> bytes:
+    """The film as a file, drawn under a progress bar; it stays at its last frame for a while."""
+    film.figure.set_dpi(_DPI_OF_FILMS)
+    canvas = FigureCanvasAgg(film.figure)
+    pictures = []
+    for frame in tqdm(film.frames, desc=f"film {name}", unit="frame", disable=None, leave=False):
+        film.update(int(frame))
+        canvas.draw()  # type: ignore[no-untyped-call]
+        film.figure.set_layout_engine("none")  # laid out once: nothing moves, and it is slow
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+        pictures.append(image.convert("RGB"))
+    some = [np.asarray(picture) for picture in pictures[:: max(1, len(pictures) // 4)]]
+    palette = Image.fromarray(np.concatenate(some)).quantize(_COLOURS_OF_FILMS)
+    first, *others = (p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
+    gif = io.BytesIO()
+    times = [*[_FRAME_MS] * len(others), _LAST_FRAME_MS]
+    first.save(gif, "GIF", save_all=True, append_images=others, duration=times, loop=0)
+    return gif.getvalue()
 
 
 def field_figure(num_fields: int, scene: Scene, height: float = 4.3) -> tuple[Figure, list[Axes]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.quiver import Quiver
 
 from ncsn_cli.plots.canvas import (
     MODEL,
     NEUTRAL,
     TRUTH,
     Array,
-    as_image,
     contours,
     field_figure,
     heat_map,
@@ -20,7 +21,7 @@ from ncsn_cli.plots.canvas import (
     new_figure,
     square,
 )
-from ncsn_cli.scene import Scene
+from ncsn_cli.scene import ARROWS, Scene
 
 _DEPTH = 12.0  # nats below the highest density that are shown
 
@@ -49,31 +50,48 @@ def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
     panels[3].legend()
     for axes in panels:
         axes.axhline(0, color=NEUTRAL, linewidth=0.8)
-        axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=_range(true))
+        axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=with_margin(true))
     level_bar(figure, panels, scene)
     return figure
 
 
 def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
     figure, panels = field_figure(2, scene)
-    stride = max(1, len(scene.axes[0]) // 20)
-    every = slice(stride // 2, None, stride)
-    x, y = (axis[every] for axis in scene.axes)
     rows = [("true", true, TRUTH), (scene.score_name, learned, MODEL)]
     cells = [(row, level) for row in rows for level in range(len(scene.sigmas))]
     for axes, ((name, field, colour), level) in zip(panels, cells, strict=True):
-        longest = np.linalg.norm(true[level], axis=-1).max()
-        lengths = np.linalg.norm(field[level], axis=-1)  # (G,)
-        cut = longest / np.maximum(lengths, longest)  # no arrow is drawn longer than a true one
-        u, v = (as_image(cut * part, scene)[every, every] for part in field[level].T)
-        contours(axes, scene.densities[level], scene, "0.75")
-        axes.quiver(
-            x, y, u, v, color=colour, width=0.005,
-            angles="xy", scale_units="xy", scale=0.8 * longest / (x[1] - x[0]),
-        )  # fmt: skip
+        arrows(axes, at_arrows(field[level], scene), level, scene, colour)
         axes.set_title(rf"{name}, $\sigma$ = {scene.sigmas[level]:.3g}")
-        square(axes, scene)
     return figure
+
+
+def at_arrows(field: Array, scene: Scene) -> Array:
+    """Of a field on the grid (G, 2) what gets an arrow (A, 2)."""
+    x, y = scene.axes
+    return field.reshape(len(x), len(y), 2)[ARROWS, ARROWS].reshape(-1, 2)
+
+
+def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Quiver:
+    """A field (A, 2) as arrows, on contours of the density of its level."""
+    contours(axes, scene.densities[level], scene, "0.75")
+    x, y = (axis[ARROWS] for axis in scene.axes)
+    longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+    quiver = axes.quiver(
+        *(grid.ravel() for grid in np.meshgrid(x, y, indexing="ij")),
+        *shortened(field, level, scene),
+        color=colour, width=0.005,
+        angles="xy", scale_units="xy", scale=0.8 * longest / (x[1] - x[0]),
+    )  # fmt: skip
+    square(axes, scene)
+    return quiver
+
+
+def shortened(field: Array, level: int, scene: Scene) -> Array:
+    """The components (2, A) of a field (A, 2), no arrow longer than the longest true one."""
+    longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+    lengths = np.linalg.norm(field, axis=-1, keepdims=True)  # (A, 1)
+    shown: Array = (field * (longest / np.maximum(lengths, longest))).T
+    return shown
 
 
 def score_norm(scene: Scene) -> Figure | None:
@@ -140,7 +158,8 @@ def recovered_density(scene: Scene) -> Figure | None:
     return figure
 
 
-def _range(values: Array) -> tuple[float, float]:
+def with_margin(values: Array) -> tuple[float, float]:
+    """Limits of an axis that shows all ``values``."""
     low, high = float(values.min()), float(values.max())
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 

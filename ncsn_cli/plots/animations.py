@@ -1,0 +1,147 @@
+"""Moving pictures: a ``Scene`` in, a ``Film`` out, or None where it does not apply."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncsn_cli.plots.canvas import (
+    MODEL,
+    TRUTH,
+    Array,
+    Film,
+    as_image,
+    field_figure,
+    heat_map,
+    level_bar,
+    level_colour,
+    new_figure,
+)
+from ncsn_cli.plots.fields import arrows, at_arrows, shortened, with_margin
+from ncsn_cli.scene import Scene
+
+_MOST_FRAMES = 80  # of chains
+
+
+def score(scene: Scene) -> Film | None:
+    """The learned score while it is trained, beside the true one, at every level shown."""
+    if scene.snapshots is None:
+        return None
+    if scene.dim == 1:
+        return _score_lines(scene, scene.snapshots["scores"][..., 0], scene.snapshots["steps"])
+    return _score_arrows(scene, scene.snapshots["scores"], scene.snapshots["steps"])
+
+
+def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film:
+    figure, (axes,) = new_figure(1, 1, width=8)
+    (x,), true, lines = scene.axes, scene.true_scores[..., 0], []
+    for sigma, values, start in zip(scene.sigmas, true, scores[0], strict=True):
+        axes.plot(x, values, color="black", linestyle=":", linewidth=1)
+        lines += axes.plot(x, start, color=level_colour(sigma, scene), linewidth=1.5)
+    axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=with_margin(true))
+    level_bar(figure, [axes], scene)
+
+    def update(frame: int) -> None:
+        for line, values in zip(lines, scores[frame], strict=True):
+            line.set_ydata(values)
+        axes.set_title(f"learned score (dotted: true), {_step(steps, frame)}")
+
+    return Film(figure, update, range(len(steps)))
+
+
+def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film:
+    figure, panels = field_figure(2, scene)
+    levels = range(len(scene.sigmas))
+    for axes, level in zip(panels, levels, strict=False):
+        arrows(axes, at_arrows(scene.true_scores[level], scene), level, scene, TRUTH)
+        axes.set_title(rf"true, $\sigma$ = {scene.sigmas[level]:.3g}")
+    learned = [
+        arrows(axes, scores[0, level], level, scene, MODEL)
+        for axes, level in zip(panels[len(levels) :], levels, strict=True)
+    ]
+    title = figure.suptitle(" ")
+
+    def update(frame: int) -> None:
+        for level in levels:
+            learned[level].set_UVC(*shortened(scores[frame, level], level, scene))
+        title.set_text(f"true (blue) and learned score, {_step(steps, frame)}")
+
+    return Film(figure, update, range(len(steps)))
+
+
+def recovered_density(scene: Scene) -> Film | None:
+    """The density that the learned score is of, in training, at the smallest level, D = 1."""
+    if scene.snapshots is None or scene.dim != 1:
+        return None
+    (x,), true, sigma = scene.axes, scene.densities[-1], scene.sigmas[-1]
+    steps, recovered, kl = (scene.snapshots[name] for name in ("steps", "recovered", "kl"))
+    figure, (axes,) = new_figure(1, 1, width=8)
+    axes.fill_between(
+        x, true, color=TRUTH, alpha=0.3, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
+    )
+    (line,) = axes.plot(x, recovered[0], color=MODEL, label="recovered from the score")
+    axes.set(xlabel="$x$", ylabel="density", ylim=(0, 1.25 * true.max()))
+    axes.legend(loc="upper left")
+
+    def update(frame: int) -> None:
+        line.set_ydata(recovered[frame])
+        known = "" if np.isnan(kl[frame]) else f": KL = {kl[frame]:.2g} nats"
+        axes.set_title(f"{_step(steps, frame)}{known}")
+
+    return Film(figure, update, range(len(steps)))
+
+
+def chains(scene: Scene) -> Film | None:
+    """Chains over time, on the density of the level that they are at."""
+    if scene.paths is None or scene.path_densities is None:
+        return None
+    num = len(scene.paths)
+    frames = np.unique(np.linspace(0, num - 1, min(num, _MOST_FRAMES)).round().astype(int))
+    draw = _chains_on_line if scene.dim == 1 else _chains_in_plane
+    return draw(scene, scene.paths, scene.path_densities, frames)
+
+
+def _chains_on_line(
+    scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
+) -> Film:
+    figure, (axes,) = new_figure(1, 1, width=8)
+    (x,), heights = scene.axes, densities / densities.max(axis=1, keepdims=True)
+    # At (x, u p(x)), u ~ U(0, 1), dots fill the area under p evenly if x ~ p.
+    shares = np.random.default_rng(0).uniform(size=paths.shape[1])
+    (curve,) = axes.plot(x, heights[0], color=TRUTH)
+    (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
+    axes.set(xlabel="$x$", ylabel=r"$p_\sigma$ / its maximum", xlim=(x[0], x[-1]))
+
+    def update(frame: int) -> None:
+        place = paths[frame, :, 0]
+        curve.set_ydata(heights[frame])
+        dots.set_data(place, shares * np.interp(place, x, heights[frame]))
+        axes.set_title(f"chains, at random heights under $p_\\sigma$; {_moment(scene, frame)}")
+
+    return Film(figure, update, frames.tolist())
+
+
+def _chains_in_plane(
+    scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
+) -> Film:
+    figure, (axes,) = new_figure(1, 1, width=6, height=6)
+    mesh = heat_map(axes, densities[0], scene, cmap="Blues")
+    (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
+
+    def update(frame: int) -> None:
+        mesh.set_array(as_image(densities[frame], scene))
+        mesh.set_clim(0, 1.6 * densities[frame].max())
+        dots.set_data(*paths[frame].T)
+        axes.set_title(_moment(scene, frame))
+
+    return Film(figure, update, frames.tolist())
+
+
+def _moment(scene: Scene, frame: int) -> str:
+    assert scene.path_steps is not None and scene.path_sigmas is not None
+    steps, sigma = scene.path_steps, scene.path_sigmas[frame]
+    return rf"{_step(steps, frame)}, $\sigma$ = {sigma:.3g}"
+
+
+def _step(steps: NDArray[np.int64], frame: int) -> str:
+    return f"step {steps[frame]:,} of {steps[-1]:,}"

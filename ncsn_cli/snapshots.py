@@ -1,0 +1,74 @@
+"""States of the score along the training, on the pictures' grid, for animations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ncsn_cli.evaluation import grid_of, levels_shown
+from ncsn_cli.metrics import recovered_density
+from ncsn_cli.scene import ARROWS
+from ncsn_cli.scores import Dataset, Score
+
+
+class Snapshots:
+    """The learned score at some steps of its training, the first and the last among them.
+
+    They lie at steps * (i/num)^2, i = 0, ..., num: most is learned early.
+
+    Args:
+        num: How many after the first.
+        steps: Steps of the training.
+        dataset: The distribution to learn.
+        sigmas: Noise levels (L,), descending.
+        device: Where the score is computed.
+    """
+
+    def __init__(
+        self, num: int, steps: int, dataset: Dataset, sigmas: Tensor, device: torch.device
+    ) -> None:
+        self.due = {round(steps * (i / num) ** 2) for i in range(num + 1)}
+        self._dataset = dataset
+        self._sigmas = levels_shown(dataset.dim, sigmas).float().to(device)  # (M,)
+        axes, self._points = grid_of(dataset)
+        if dataset.dim == 2:
+            self._points = torch.cartesian_prod(*(axis[ARROWS] for axis in axes))
+        self._taken: dict[int, dict[str, Any]] = {}
+
+    @torch.no_grad()
+    def take(self, step: int, score: Score) -> None:
+        """Keep ``score`` as it is after ``step`` steps."""
+        x = self._points.float().to(self._sigmas.device)
+        scores = torch.stack([score(x, sigma) for sigma in self._sigmas])
+        entry: dict[str, Any] = {"scores": scores.cpu().numpy()}
+        if self._dataset.dim == 1:
+            found = recovered_density(score, self._dataset, self._sigmas[-1])
+            density = np.interp(self._points[:, 0], found.x, found.log_prob.exp())
+            kl = np.float64(np.nan if found.kl is None else found.kl)
+            entry |= {"recovered": density.astype(np.float32), "kl": kl}
+        self._taken[step] = entry
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was kept, F times.
+
+        ``steps`` (F,), ``scores`` (F, M, A, D) at the arrows for D = 2 and (F, M, G, 1) for D = 1,
+        for which also the density recovered at the smallest level, ``recovered`` (F, G), and
+        ``kl`` = KL(p_sigma || recovered) in nats, (F,).
+        """
+        steps = sorted(self._taken)
+        names = self._taken[steps[0]] if steps else ()
+        stacked = {name: np.stack([self._taken[step][name] for step in steps]) for name in names}
+        return {"steps": np.array(steps), **stacked}
+
+    def restore(self, path: Path, step: int) -> None:
+        """Take up what ``arrays`` returned, from a file, up to ``step``."""
+        with np.load(path) as file:
+            arrays = dict(file)
+        for i, kept in enumerate(arrays.pop("steps").tolist()):
+            if kept <= step:
+                self._taken[kept] = {name: values[i] for name, values in arrays.items()}
