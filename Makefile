@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench lint format clean
+.PHONY: help install demo test test-slow bench gallery lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ bench: install  ## Print what the default network and every sampler reach (hours
 	$(BIN)/python benchmarks/quality.py small_mode
 	$(BIN)/python benchmarks/samplers.py evaluations
 	$(BIN)/python benchmarks/samplers.py flow
+	$(BIN)/python benchmarks/presets.py
+
+gallery: install  ## Make the pictures of README and docs/ anew (minutes)
+	$(BIN)/python docs/gallery.py
 
 lint: install  ## Check style and types
 	$(BIN)/ruff check .

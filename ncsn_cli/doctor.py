@@ -23,7 +23,7 @@ from ncsn_cli.schedules import (
 
 log = logging.getLogger(__name__)
 
-_TOO_WIDE = 1.1
+_TOO_WIDE = 1.12  # half the smallest standard deviation, a usual sigma_min, widens by 1.118
 
 
 def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float) -> dict[str, Any]:

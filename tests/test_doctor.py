@@ -86,7 +86,7 @@ def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
 @pytest.mark.parametrize(
     ("fine", "bad"),
     [
-        (Geometric(20.0, 0.45, 20), Geometric(20.0, 0.465, 20)),  # T0: 1.1 at .458
+        (Geometric(20.0, 0.5, 20), Geometric(20.0, 0.51, 20)),  # T0: 1.12 at .504
         (Geometric(1.01, 0.1, 20), Geometric(0.99, 0.1, 20)),  # T1: half of 2, see the data
         (Geometric(2.0978**7, 1.0, 8), Geometric(2.0978**7 * 1.03, 1.0, 8)),  # T2
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ncsn_cli.plots.canvas import MODEL, TRUTH, new_figure
+from ncsn_cli.plots.canvas import MODEL, TRUTH, log_scale, new_figure
 from ncsn_cli.scene import Scene
 
 
@@ -28,13 +28,10 @@ def loss(scene: Scene) -> Figure | None:
     left.set(xlabel="step", ylabel="loss", title="loss", ylim=(None, top))
     left.legend()
     known = np.isfinite(history["excess_loss"])
-    right.semilogy(
-        history["step"][known],
-        history["excess_loss"][known],
-        color=MODEL,
-        marker="o",
-        markersize=4,
-    )
+    steps, excess = history["step"][known], history["excess_loss"][known]
+    right.plot(steps, excess, color=MODEL, marker="o", markersize=4)
+    if excess.min(initial=np.inf) > 0:
+        log_scale(right, "y", excess)
     right.set(
         xlabel="step", title="excess loss: " + r"$\frac{\lambda}{2}\,E\|s-\nabla\log p_\sigma\|^2$"
     )
