@@ -18,6 +18,8 @@ from typing import NamedTuple
 from PIL import Image, ImageSequence
 from tqdm import tqdm
 
+from ncsn_cli.plots.canvas import with_one_palette
+
 DOCS = Path(__file__).parent
 WIDTH = 1000  # pixels at most, of a film half as many
 COLOURS = 96
@@ -162,8 +164,7 @@ def shrink(source: Path, target: Path) -> None:
         for frame in ImageSequence.Iterator(image)
     ]
     frames = [*frames[:-1:2], frames[-1]]
-    palette = frames[len(frames) // 2].quantize(COLOURS)
-    first, *others = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
+    first, *others = with_one_palette(frames, COLOURS)
     if is_film:
         times = [160] * len(others) + [2000]
         first.save(target, save_all=True, append_images=others, duration=times, loop=0)

@@ -345,26 +345,27 @@ def _csv(runs: list[_Run], keys: list[str]) -> bytes:
 
 def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[tuple[str, bytes]]:
     """Each metric against each number that was swept, a map over two, quality against work."""
-    swept = [key for key in by if len(_numbers(runs, key)) > 1]
-    works = {run.metrics.get("score_evaluations") for run in runs}
-    if not swept and len(works) < 2:
-        return
-    from ncsn_cli.plots.canvas import to_png
-    from ncsn_cli.plots.comparison import heat_map_of, metric_against
-
     for metric in (name for name in metrics if name != "score_evaluations"):
+        having = [run for run in runs if metric in run.metrics]
+        swept = [key for key in by if len(_numbers(having, key)) > 1]
+        works = {run.metrics.get("score_evaluations") for run in having}
+        if not swept and len(works) < 2:
+            continue
+        from ncsn_cli.plots.canvas import to_png
+        from ncsn_cli.plots.comparison import heat_map_of, metric_against
+
         for key in swept:
-            lines = _lines(runs, key, [k for k in by if k != key], metric)
+            lines = _lines(having, key, [k for k in by if k != key], metric)
             if len(lines) > _MOST_LINES:
-                lines = _lines(runs, key, [], metric)
+                lines = _lines(having, key, [], metric)
             yield f"{metric}_{key}", to_png(metric_against(key, metric, lines))
         if len(swept) == 2:
-            xs, ys = (_numbers(runs, key) for key in swept)
-            cells = _group(runs, swept)
+            xs, ys = (_numbers(having, key) for key in swept)
+            cells = _group(having, swept)
             table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
             yield f"{metric}_map", to_png(heat_map_of(swept, metric, xs, ys, table))
         if len(works) > 1:
-            lines = _lines(runs, "score_evaluations", ["sampler._target_"], metric)
+            lines = _lines(having, "score_evaluations", ["sampler._target_"], metric)
             figure = metric_against("score_evaluations", metric, lines)
             yield f"{metric}_evaluations", to_png(figure)
 

@@ -278,7 +278,11 @@ def present(
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],
-        changed={key: value for key, value in now.items() if before.get(key) != value},
+        changed={
+            key: value
+            for key, value in now.items()
+            if before.get(key) != value and not key.endswith("._partial_")
+        },
         tables=tables_of(metrics),
     )
     folder.write("report.html", page)

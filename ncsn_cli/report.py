@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -36,7 +37,7 @@ td:has(a) { max-width: 16rem; overflow-wrap: anywhere; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
-figcaption { color: #888; }
+figcaption { color: #888; overflow-wrap: anywhere; }
 @media print { body { max-width: none; } }
 </style>
 </head>
@@ -110,7 +111,7 @@ def _inline(picture: Path) -> str:
 
 def link(text: str, to: Path, folder: Path) -> Markup:
     """A cell that leads to the file ``to`` from the report in ``folder``."""
-    return Markup('<a href="{}">{}</a>').format(os.path.relpath(to, folder), text)
+    return Markup('<a href="{}">{}</a>').format(quote(os.path.relpath(to, folder)), text)
 
 
 def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
@@ -139,4 +140,6 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def _show(value: float | None) -> str:
+    if isinstance(value, int):
+        return str(value)
     return "-" if value is None else f"{value:.4g}"

@@ -15,11 +15,14 @@ from ncsn_cli.metrics import recovered_density
 from ncsn_cli.scene import ARROWS
 from ncsn_cli.scores import Dataset, Score
 
+_MOST_POINTS = 20_000  # on which a density is recovered: training waits for it
+
 
 class Snapshots:
     """The learned score at some steps of its training, the first and the last among them.
 
-    They lie at steps * (i/num)^2, i = 0, ..., num: most is learned early.
+    They lie at steps * (i/num)^2, i = 0, ..., num, as far as the training comes: most is learned
+    early.
 
     Args:
         num: How many after the first.
@@ -40,6 +43,10 @@ class Snapshots:
             self._points = torch.cartesian_prod(*(axis[ARROWS] for axis in axes))
         self._taken: dict[int, dict[str, Any]] = {}
 
+    def __len__(self) -> int:
+        """How many have been taken."""
+        return len(self._taken)
+
     @torch.no_grad()
     def take(self, step: int, score: Score) -> None:
         """Keep ``score`` as it is after ``step`` steps."""
@@ -47,7 +54,8 @@ class Snapshots:
         scores = torch.stack([score(x, sigma) for sigma in self._sigmas])
         entry: dict[str, Any] = {"scores": scores.cpu().numpy()}
         if self._dataset.dim == 1:
-            found = recovered_density(score, self._dataset, self._sigmas[-1])
+            sigma = self._sigmas[-1]
+            found = recovered_density(score, self._dataset, sigma, _MOST_POINTS)
             density = np.interp(self._points[:, 0], found.x, found.log_prob.exp())
             kl = np.float64(np.nan if found.kl is None else found.kl)
             entry |= {"recovered": density.astype(np.float32), "kl": kl}

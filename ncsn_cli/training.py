@@ -49,7 +49,8 @@ class Trainer:
             serves best, as it is written with a row.
         checkpoint_every: Steps between checkpoints; the last step always has one.
         keep_last: Number of checkpoints kept.
-        snapshots: States of the score kept for animations, where any is chosen.
+        snapshots: States of the score kept for animations, where any is chosen, after the first;
+            denser towards the beginning of ``steps``.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
@@ -288,8 +289,8 @@ def fit(
     trainer = training.trainer
     start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
     late, saved = False, -1
-    if snapshots is not None and training.step == 0:
-        snapshots.take(0, training.score)
+    if snapshots is not None and len(snapshots) == 0:
+        snapshots.take(training.step, training.score)
     with (
         signals_as_requests() as requests,
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,

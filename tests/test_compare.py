@@ -177,3 +177,19 @@ def test_a_damaged_run_is_listed(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "no finished run" in out
     assert "damaged: metrics.json" in out
+
+
+def test_trainings_and_samplings_together_have_a_table_and_no_wrong_picture(sweep, capsys):
+    config = {"seed": 0, "sampler": {"step_size": 0.1}, "score": "checkpoint"}
+    write(
+        sweep / "sample",
+        config,
+        {"perturbed": {"moments": {"ratio": 2.0}}, "score_evaluations": 7},
+    )
+    compare(["sweep", "sample", "--output", "out"])
+    out = capsys.readouterr().out
+    assert "perturbed.moments.ratio" in out and "excess_loss" in out
+    assert {path.stem for path in (sweep / "out" / "plots").iterdir()} == {
+        "excess_loss_optimizer.lr", "score_error_optimizer.lr"
+    }  # fmt: skip
+    assert (sweep / "out" / "report.html").is_file()

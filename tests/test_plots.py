@@ -194,8 +194,45 @@ def test_dots_of_exact_draws_fill_the_area_under_the_density():
     )
     film = animations.chains(scene)
     film.update(0)
-    curve, dots = film.figure.axes[0].lines
+    (axes,) = film.figure.axes
+    curve, dots = axes.lines
+    np.testing.assert_allclose(curve.get_ydata() * scene.densities[-1].max(), scene.densities[-1])
+    np.testing.assert_array_equal(dots.get_xdata(), x[:, 0])
+    assert axes.get_ylim()[0] < 0 and axes.get_ylim()[1] > 1
     for height in (0.1, 0.4, 0.8):
         area = np.minimum(curve.get_ydata(), height).sum() / curve.get_ydata().sum()
         share = np.mean(np.array(dots.get_ydata()) < height)
         assert abs(share - area) < 4 * np.sqrt(area * (1 - area) / num)  # wrong once in 16 000
+
+
+def test_the_film_of_a_recovered_density_shows_density_and_divergence_of_its_step():
+    scene = training_scene(two_modes_1d())
+    film = animations.recovered_density(scene)
+    (axes,) = film.figure.axes
+    for frame in range(3):
+        film.update(frame)
+        np.testing.assert_array_equal(
+            axes.lines[0].get_ydata(), scene.snapshots["recovered"][frame]
+        )
+        kl = scene.snapshots["kl"][frame]
+        assert axes.get_title() == f"step {10 * frame} of 20: KL = {kl:.2g} nats"
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), scene.densities[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_film_of_chains_shows_places_density_and_level_of_its_frame(dataset):
+    scene = sampling_scene(dataset)
+    film = animations.chains(scene)
+    axes = film.figure.axes[0]
+    for frame in film.frames:
+        film.update(frame)
+        dots = axes.lines[-1]
+        np.testing.assert_array_equal(dots.get_xdata(), scene.paths[frame, :, 0])
+        density = scene.path_densities[frame]
+        if dataset.dim == 1:
+            shown = axes.lines[0].get_ydata() * density.max()
+        else:
+            np.testing.assert_array_equal(dots.get_ydata(), scene.paths[frame, :, 1])
+            shown = axes.collections[0].get_array().T.ravel()
+        np.testing.assert_allclose(shown, density)
+        assert f"step {frame} of 8, $\\sigma$ = {scene.path_sigmas[frame]:.3g}" in axes.get_title()

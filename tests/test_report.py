@@ -16,6 +16,7 @@ from ncsn_cli.report import html_report, link, tables_of
 
 METRICS = {
     "seconds": 12.5,
+    "num_samples": 10000,
     "excess_loss": 0.00123456,
     "kl": {"value": 0.25, "standard_error": 0.01},
     "clean": {"wasserstein": {"value": 0.2, "floor": 0.1, "ratio": 2.0}},
@@ -79,6 +80,7 @@ def test_the_report_shows_every_number_beside_its_floor(tmp_path):
     at = cells.index("mode_weights")
     assert cells[at : at + 4] == ["mode_weights", "0", "0", "-"]
     assert cells[cells.index("excess_loss") + 1] == "0.001235"
+    assert cells[cells.index("num_samples") + 1] == "10000"
     assert cells[cells.index("kl.value") + 1] == "0.25"
     at = cells.index("sigmas")
     assert cells[at : at + 6] == ["sigmas", "score error", "2", "0.01", "0.5", "0.02"]
@@ -92,12 +94,14 @@ def test_a_report_of_next_to_nothing(tmp_path):
 
 
 def test_a_link_leads_from_one_folder_to_the_other(tmp_path):
-    cell = link("1 & 2", tmp_path / "sweep" / "0" / "report.html", tmp_path / "compare" / "runs")
-    assert cell == '<a href="../../sweep/0/report.html">1 &amp; 2</a>'
+    cell = link(
+        "1 & 2", tmp_path / "sweep" / "0%25 #1" / "report.html", tmp_path / "compare" / "runs"
+    )
+    assert cell == '<a href="../../sweep/0%2525%20%231/report.html">1 &amp; 2</a>'
     tables = {"Runs": [["runs"], [cell]]}
     facts = {"title": "t", "facts": "f", "command": "c"}
     page = Page(html_report(tmp_path, **facts, tables=tables).decode())
-    assert ("a", {"href": "../../sweep/0/report.html"}) in page.tags
+    assert ("a", {"href": "../../sweep/0%2525%20%231/report.html"}) in page.tags
 
 
 NAMES = ["chromium", "chromium-browser", "google-chrome"]
@@ -160,7 +164,7 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(tmp_path, proxy):
     fetching = "<img src=http://example.com/a><img src=https://example.org/b>"
     assert in_browser(fetching, tmp_path, proxy)[1] == {"example.com", "example.org"}
     (tmp_path / "plots").mkdir()
-    Image.new("RGB", (2000, 500)).save(tmp_path / "plots" / "wide.png")
+    Image.new("RGB", (2000, 500)).save(tmp_path / "plots" / f"{'long_name' * 20}.png")
     (tmp_path / "animations").mkdir()
     Image.new("RGB", (1104, 688)).save(tmp_path / "animations" / "film.gif")
     long = {f"a_key_that_is_rather_long_{i}": "a/path/that/does/not/end" * 5 for i in range(3)}

@@ -9,6 +9,7 @@ from ncsn_cli.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP
 from ncsn_cli.schedules import Geometric
+from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.training import Trainer, Training, fit
 
 from .conftest import two_modes_1d, two_modes_2d
@@ -206,6 +207,21 @@ def test_fit_stops_when_its_time_is_over():
     fit(training, history, None, lambda: saved.append(training.step))
     assert saved == [1]
     assert history[-1]["excess_loss"] is not None
+
+
+@pytest.mark.parametrize(("made", "seconds", "kept"), [
+    (0, None, [0, 1, 5, 11, 20]),
+    (3, None, [3, 5, 11, 20]),  # resumed from a run that kept none
+    (20, None, [20]),
+    (0, 1e-9, [0, 1]),
+])  # fmt: skip
+def test_fit_takes_snapshots_from_where_it_begins_to_where_it_ends(made, seconds, kept):
+    training = start(max_seconds=seconds)
+    advance(training, made)
+    sigmas = training.sigmas.double()
+    snapshots = Snapshots(4, 20, training.dataset, sigmas, training.device)
+    fit(training, [], snapshots, lambda: None)
+    assert snapshots.arrays()["steps"].tolist() == kept
 
 
 def test_training_learns():

@@ -95,7 +95,7 @@ class RecoveredDensity(NamedTuple):
         x: Points (G,), over all that pictures show and 4 sigma more on each side.
         log_prob: log q there (G,), q having mass 1 on them.
         kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too; None where the score
-            changes over less than a million points resolve.
+            changes over less than the points allowed resolve.
     """
 
     x: Tensor
@@ -103,7 +103,9 @@ class RecoveredDensity(NamedTuple):
     kl: float | None
 
 
-def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredDensity:
+def recovered_density(
+    score: Score, truth: Dataset, sigma: Tensor, most_points: int = _MOST_POINTS
+) -> RecoveredDensity:
     """Integrate ``score`` at the level ``sigma`` (), on its device, for D = 1.
 
         log q(x) = integral of s(u, sigma) du up to x, and a constant,
@@ -118,7 +120,7 @@ def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredD
     x = (
         float(low)
         - 4 * level
-        + width * torch.linspace(0, 1, min(num, _MOST_POINTS), dtype=torch.float64)
+        + width * torch.linspace(0, 1, min(num, most_points), dtype=torch.float64)
     )
     parts = x[:, None].to(sigma.dtype).split(100_000)
     s = torch.cat([score(part.to(sigma.device), sigma).cpu() for part in parts])[:, 0].double()
@@ -127,7 +129,7 @@ def recovered_density(score: Score, truth: Dataset, sigma: Tensor) -> RecoveredD
     log_p, log_q = (log_f - log_f.max() for log_f in (log_p, log_q))  # exp cannot overflow
     log_p, log_q = (f - torch.trapezoid(f.exp(), x).log() for f in (log_p, log_q))
     kl = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x))
-    return RecoveredDensity(x, log_q, kl if num <= _MOST_POINTS else None)
+    return RecoveredDensity(x, log_q, kl if num <= most_points else None)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -110,7 +110,8 @@ def _chains_on_line(
     shares = np.random.default_rng(0).uniform(size=paths.shape[1])
     (curve,) = axes.plot(x, heights[0], color=TRUTH)
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
-    axes.set(xlabel="$x$", ylabel=r"$p_\sigma$ / its maximum", xlim=(x[0], x[-1]))
+    axes.set(xlabel="$x$", ylabel=r"$p_\sigma$ / its maximum")
+    axes.set(xlim=(x[0], x[-1]), ylim=(-0.03, 1.05))
 
     def update(frame: int) -> None:
         place = paths[frame, :, 0]

@@ -62,6 +62,16 @@ def to_png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
+def with_one_palette(pictures: Sequence[Image.Image], colours: int) -> list[Image.Image]:
+    """Pictures of one size with their ``colours`` most useful colours, white among them."""
+    some = [np.asarray(picture) for picture in pictures[:: max(1, len(pictures) // 4)]]
+    palette = Image.fromarray(np.concatenate(some)).quantize(colours)
+    values = np.array(palette.getpalette()).reshape(-1, 3)
+    values[values.sum(axis=1).argmax()] = 255
+    palette.putpalette(values.ravel().tolist())
+    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+
+
 @dataclass(frozen=True)
 class Film:
     """A figure that changes: ``update`` makes it show one of ``frames``."""
@@ -82,9 +92,7 @@ def to_gif(film: Film, name: str) -> bytes:
         film.figure.set_layout_engine("none")  # laid out once: nothing moves, and it is slow
         image = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
         pictures.append(image.convert("RGB"))
-    some = [np.asarray(picture) for picture in pictures[:: max(1, len(pictures) // 4)]]
-    palette = Image.fromarray(np.concatenate(some)).quantize(_COLOURS_OF_FILMS)
-    first, *others = (p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
+    first, *others = with_one_palette(pictures, _COLOURS_OF_FILMS)
     gif = io.BytesIO()
     times = [*[_FRAME_MS] * len(others), _LAST_FRAME_MS]
     first.save(gif, "GIF", save_all=True, append_images=others, duration=times, loop=0)

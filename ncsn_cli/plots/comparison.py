@@ -27,10 +27,11 @@ def metric_against(
     places = [place for points in lines.values() for place, _ in points]
     if min(places) > 0 and max(places) >= 10 * min(places):
         log_scale(axes, "x", places)
-    if min(everything) > 0:
-        log_scale(axes, "y", everything)
     if metric.endswith(".ratio"):
         axes.axhline(1, color="0.5", linestyle="--", linewidth=1)
+        everything.append(1)
+    if min(everything) > 0:
+        log_scale(axes, "y", everything)
     axes.set(xlabel=key, ylabel=metric)
     axes.grid(alpha=0.25)
     if len(lines) > 1:
