@@ -7,6 +7,7 @@ answer fast.
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib
 import logging
 import os
@@ -21,8 +22,18 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+
+def _folder_name(text: str) -> str:
+    """The folder of a sweep's job: what its overrides say, as far as a file's name can."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', text)[:80]}_{digest}"
+
+
+# Here, so that processes which run jobs of a sweep know it, too.
+OmegaConf.register_new_resolver("ncsn_cli.folder_name", _folder_name, replace=True)
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -65,24 +76,36 @@ def _run(name: str) -> None:
     # Quiet in `ncsn-train --help | head`; but a job must not die with whoever reads its output.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         state.job_started = True
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, _interrupt)
+            if signal.getsignal(number) is signal.SIG_DFL:  # else a scheduler's
+                signal.signal(number, _interrupt)
+        before = _written(_status())
         try:
-            task: Callable[[DictConfig], None] = getattr(
+            task: Callable[[DictConfig], float | None] = getattr(
                 importlib.import_module(f"ncsn_cli.{name}"), name
             )
-            task(cfg)
+            return task(cfg)
         except BaseException as error:
-            _record_failure(error)
+            _record_failure(error, before)
             raise
 
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
+    error: BaseException | None = None
     try:
         start()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as raised:
+        error = raised
+    sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
+    jobs = [] if sweep is None else sweep.conclude()
+    failed = [job for job in jobs if job.state in ("failed", "diverged")]
+    if failed and getattr(error, "exit_code", None) is None:
+        from ncsn_cli.errors import FailedJobsError
+
+        error = FailedJobsError(f"{len(failed)} of {len(jobs)} jobs failed; they are named above")
+    if error is not None:
         _exit(name, error, state.job_started, show_traceback)
 
 
@@ -107,21 +130,34 @@ class _Progress:
     job_started = False
 
 
-def _record_failure(error: BaseException) -> None:
-    """The traceback into the job's log file, its reason into ``status.json``."""
+def _status() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir) / "status.json"
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in ns; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _record_failure(error: BaseException, before: int | None) -> None:
+    """The traceback into the job's log file, its reason into ``status.json``.
+
+    A run says so itself once it has begun; ``before`` is when that file was written before.
+    """
     record = logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
     )
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if isinstance(error, Exception) and not (folder / "status.json").exists():
-        from ncsn_cli.runs import to_json, write_atomic
+    if isinstance(error, Exception) and _written(_status()) == before:
+        from ncsn_cli.runs import read_json, to_json, write_atomic
 
+        if read_json(_status()).get("state") == "done":
+            return  # a finished run is not lost because its folder was named again
         reason = " ".join(_explain(error, True)[0])
         status = to_json({"state": "failed", "step": 0, "error": reason})
-        write_atomic(folder / "status.json", status)
+        write_atomic(_status(), status)
 
 
 def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
@@ -169,6 +205,8 @@ def _shorten(message: str) -> list[str]:
     if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)
         remedy = f"choose from {', '.join(options[1].split())}" if options else "see --help"
+        if match[1].startswith(("hydra/launcher", "hydra/sweeper")):
+            remedy += "; more come with pip install 'ncsn_cli[parallel,slurm,optuna]'"
         return [f"{match[1]}: there is no such option; {remedy}"]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

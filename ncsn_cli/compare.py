@@ -20,13 +20,15 @@ from markupsafe import Markup
 
 from ncsn_cli.errors import ConfigError, MissingInputError
 from ncsn_cli.report import html_report, link
-from ncsn_cli.runs import flatten, write_atomic
+from ncsn_cli.runs import flatten, read_json, write_atomic
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
 _MOST_LINES = 12  # that a picture tells apart
-_IGNORED = ("paths", "plot", "animation", "metric", "trainer.resume", "trainer.snapshots")
+_IGNORED = (
+    "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Run:
         folder: The folder.
         state: ``done``, or why there is no result.
         error: The reason, one line.
+        overrides: What its command line said.
         config: The effective configuration, nested keys joined by dots.
         metrics: The numbers of ``metrics.json``, nested keys joined by dots.
     """
@@ -44,6 +47,7 @@ class _Run:
     folder: Path
     state: str
     error: str
+    overrides: str
     config: dict[str, Value]
     metrics: dict[str, float]
 
@@ -72,6 +76,8 @@ def compare(arguments: list[str]) -> None:
         print(f"\n{len(missing)} of {len(runs)} runs have no result:")
         for run in missing:
             print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
+            if run.overrides:
+                print(f"    {run.overrides}")
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     for name, png in _pictures(done, by, metrics):
@@ -146,9 +152,9 @@ def _natural(path: Path) -> tuple[str, int, str]:
 
 
 def _read(folder: Path) -> _Run:
-    status = _json(folder / "status.json")
+    status = read_json(folder / "status.json")
     state, error = str(status.get("state", "unfinished")), str(status.get("error") or "")
-    metrics = _json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if state == "done" and not metrics:
         state, error = "damaged", "metrics.json is missing or not JSON"
     config = folder / "config.yaml"
@@ -163,15 +169,9 @@ def _read(folder: Path) -> _Run:
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in flatten(values or {}).items()
     }
-    return _Run(folder, state, error, settings, numbers)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    overrides = folder / ".hydra" / "overrides.yaml"
+    words = yaml.load(overrides.read_text(), Loader=loader) if overrides.is_file() else []
+    return _Run(folder, state, error, shlex.join(words or []), settings, numbers)
 
 
 def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:

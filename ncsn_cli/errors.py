@@ -35,6 +35,10 @@ class MissingInputError(NcsnError):
     exit_code = 66
 
 
+class FailedJobsError(NcsnError):
+    """Jobs of a sweep failed; each has its own reason."""
+
+
 class OutputExistsError(NcsnError):
     """The output folder holds another run, which is never overwritten."""
 
@@ -42,11 +46,14 @@ class OutputExistsError(NcsnError):
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run; ``exit_code`` is 128 + its number, 85 for SIGUSR1 (start me again).
+    """A signal ended the run; ``exit_code`` is 128 + its number, or 85 (start me again).
 
+    85 is for SIGUSR1 and SIGUSR2, by which schedulers announce that they will end a job.
     Not an ``Exception``, so that a sweep stops too instead of going on with its next job.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 85 if signal_number == signal.SIGUSR1 else 128 + signal_number
+        self.exit_code = (
+            85 if signal_number in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signal_number
+        )

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 FloorOf = Callable[[SampleMetric, Dataset, float, int], Floor]
 """``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
 
+EVALUATED = ["loss", "loss_floor", "excess_loss", "score_error"]
+"""Numbers of every training, the smaller the better but for the floor."""
+
 _POINTS_PER_LEVEL = 100_000
 _POINTS_FOR_CURL = 10_000
 _LEVELS_IN_2D = 3

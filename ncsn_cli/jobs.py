@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
+import json
 import logging
 import re
 import shlex
@@ -23,10 +25,10 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.checkpoints import known_class
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.checkpoints import find_checkpoint, known_class
+from ncsn_cli.errors import ConfigError, OutputExistsError
 from ncsn_cli.report import html_report, tables_of
-from ncsn_cli.runs import RunFolder, flatten
+from ncsn_cli.runs import RunFolder, flatten, read_json
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Dataset, random_stream
@@ -46,12 +48,15 @@ class TrainSettings:
 
     Args:
         seed: Seed of the initial weights, the noise and the order of the data.
-        device: ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda``, ``cuda:N``,
-            ``mps``.
+        device: ``auto`` (cuda where there is one, the jobs of a sweep in turn where there are
+            several, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        objective: The number of ``metrics.json`` that a search makes small, nested keys joined by
+            dots.
     """
 
     seed: NonNegativeInt
     device: str
+    objective: str | None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,6 +66,7 @@ class SampleSettings(TrainSettings):
     Args:
         seed: Seed of the initial points, the chains and the noise floors.
         device: As for ``ncsn-train``.
+        objective: As for ``ncsn-train``.
         checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
         score: ``checkpoint`` is the learned score, ``exact`` the dataset's own, ``empirical`` that
             of its training set smoothed by sigma, which a network that memorises would learn.
@@ -205,6 +211,8 @@ def choose_device(name: str) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
         raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if name == "auto" and in_sweep() and torch.cuda.device_count() > 1:
+        return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -218,15 +226,63 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
+def in_sweep() -> bool:
+    """Whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def output_folder() -> Path:
     """The run's folder, which Hydra has made."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
+    """The run's folder as a context; a job of a sweep may find itself in it, begun before."""
     hydra_config = HydraConfig.get()
-    in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    words = list(hydra_config.overrides.task) if in_sweep else sys.argv[1:]
+    words = sys.argv[1:]
+    if in_sweep():  # the job alone, without the search that chose it
+        words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
     command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
-    path = Path(hydra_config.runtime.output_dir)
     facts = {"threads": torch.get_num_threads(), **facts}
-    return RunFolder(path, OmegaConf.to_yaml(without_paths(config)), command, facts)
+    settings = OmegaConf.to_yaml(without_paths(config))
+    return RunFolder(output_folder(), settings, command, facts, again=in_sweep())
+
+
+def digest_of(config: Config, checkpoint: str | None = None) -> str:
+    """What tells one request from another: the configuration and the checkpoint's content."""
+    digest = hashlib.sha256(json.dumps(without_paths(config), sort_keys=True).encode())
+    if checkpoint is not None:
+        digest.update(find_checkpoint(Path(checkpoint)).read_bytes())
+    return digest.hexdigest()
+
+
+def done_before(request: str) -> Config:
+    """The metrics of this job if a sweep that is run again has it already, else empty.
+
+    Raises:
+        OutputExistsError: If the folder holds what was done at another request.
+    """
+    folder = output_folder()
+    metrics = read_json(folder / "metrics.json")
+    state = read_json(folder / "status.json").get("state")
+    if not in_sweep() or state != "done" or not metrics:
+        return {}
+    if read_json(folder / "run.json").get("request") != request:
+        raise OutputExistsError(
+            f"{folder}: this folder holds a run with other settings; choose another"
+            " hydra.sweep.dir"
+        )
+    log.info("done before: %s", folder)
+    return metrics
+
+
+def objective_of(metrics: Config, name: str | None) -> float | None:
+    """The number that a search makes small."""
+    numbers = flatten(metrics)
+    if name is not None and not isinstance(numbers.get(name), float | int):
+        known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
+        raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")
+    return None if name is None else float(numbers[name])
 
 
 def without_paths(config: Config) -> Config:

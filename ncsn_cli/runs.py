@@ -62,6 +62,15 @@ def to_json(value: Any) -> bytes:  # noqa: ANN401
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if it is not there or is none."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def to_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Arrays by name, as ``numpy.load`` reads them."""
     file = io.BytesIO()
@@ -88,12 +97,16 @@ class RunFolder:
         config: The effective configuration, as YAML.
         command: The command that repeats the run.
         facts: What else ``run.json`` records (device, seed, ...).
+        again: Whether the folder may hold this run already, begun before.
 
     ``record`` is what ``run.json`` holds.
     """
 
-    def __init__(self, path: Path, config: str, command: str, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: str, command: str, facts: dict[str, Any], again: bool = False
+    ) -> None:
         self.path = path
+        self._again = again
         self.step = 0
         self._config = config
         self._started = time.monotonic()
@@ -116,7 +129,7 @@ class RunFolder:
         Raises:
             OutputExistsError: If the folder holds a run already.
         """
-        if (self.path / "run.json").exists():
+        if (self.path / "run.json").exists() and not self._again:
             raise OutputExistsError(f"{self.path}: this folder holds a run; choose another one")
         self.write("config.yaml", self._config.encode())
         self.write("run.json", to_json(self.record))
@@ -138,6 +151,8 @@ class RunFolder:
             self.set_status("diverged", str(error))
         elif isinstance(error, KeyboardInterrupt):
             self.set_status("interrupted", str(error) or "stopped from the keyboard")
+        elif isinstance(error, SystemExit):
+            self.set_status("interrupted", "stopped by the scheduler, to be started again")
         else:
             self.set_status("failed", " ".join(str(error).split()) or type(error).__name__)
 
@@ -154,28 +169,37 @@ class RunFolder:
 
 @contextmanager
 def signals_as_requests() -> Iterator[list[int]]:
-    """Collect SIGHUP, SIGINT, SIGTERM and SIGUSR1 in a list, to be looked at between steps.
+    """Collect signals that ask to stop in a list, to be looked at between steps.
 
     The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
+    What submitit lets pass is let pass here: it asks by another signal.
     """
     requests: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
+    before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:
         requests.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, request)
     try:
         yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hand_to_scheduler(number: int) -> None:
+    """Give a signal to submitit, if it runs this job: it will then queue the job again."""
+    handler = signal.getsignal(number)
+    if callable(handler) and getattr(handler, "__module__", "").startswith("submitit."):
+        handler(number, None)
 
 
 def _now() -> str:

@@ -32,10 +32,13 @@ from ncsn_cli.jobs import (
     SampleSettings,
     build_from_checkpoint,
     choose_device,
+    digest_of,
+    done_before,
     fit_schedule,
     instantiate,
     instantiate_list,
     known_points,
+    objective_of,
     open_folder,
     present,
     read_config,
@@ -56,10 +59,13 @@ _WITHOUT_CHECKPOINT: dict[str, Config] = {
 }
 
 
-def sample(cfg: DictConfig) -> None:
-    """Everything that can be refused is refused before the run begins."""
+def sample(cfg: DictConfig) -> float | None:
+    """Everything that can be refused is refused before the run begins; returns the objective."""
     config = read_config(cfg)
     run: SampleSettings = settings(SampleSettings, config)
+    request = digest_of(config, run.checkpoint)
+    if before := done_before(request):
+        return objective_of(before, run.objective)
     device = choose_device(run.device)
     tensors, trained = _read_checkpoint(run)
     dataset: Dataset = _object(config, trained, "dataset")
@@ -92,7 +98,7 @@ def sample(cfg: DictConfig) -> None:
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
-    facts = {"device": str(device), "seed": run.seed}
+    facts = {"device": str(device), "seed": run.seed, "request": request}
     with open_folder(config, facts) as folder, torch.no_grad():
         log.info(
             "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
@@ -156,6 +162,7 @@ def sample(cfg: DictConfig) -> None:
             )
         present(folder, pictures, scene, config, report)
         log.info("everything is in %s", folder.path)
+        return objective_of(report, run.objective)
 
 
 def _against_truth(

@@ -17,19 +17,24 @@ from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
 from ncsn_cli.doctor import examine
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.evaluation import compose_scene, evaluate_training
+from ncsn_cli.errors import BadCheckpointError, ConfigError
+from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     Config,
     Pictures,
     SampleSettings,
     TrainSettings,
     choose_device,
+    digest_of,
+    done_before,
     fit_schedule,
+    in_sweep,
     instantiate,
     instantiate_list,
     known_points,
+    objective_of,
     open_folder,
+    output_folder,
     present,
     read_config,
     settings,
@@ -40,15 +45,16 @@ from ncsn_cli.runs import RunFolder, flatten, to_json, to_npz
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
+from ncsn_cli.tensorboard import TensorBoard
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
 
 log = logging.getLogger(__name__)
 
 _MAY_CHANGE_ON_RESUME = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trajectory_metrics", "log_density", "animation", "trainer.steps",
+    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "trainer.steps",
     "trainer.max_seconds", "trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every",
-    "trainer.keep_last", "trainer.snapshots", "trainer.resume",
+    "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
 }  # fmt: skip
 
 _UNSET_SAMPLE_KEYS: Config = {
@@ -57,11 +63,16 @@ _UNSET_SAMPLE_KEYS: Config = {
 }  # fmt: skip
 
 
-def train(cfg: DictConfig) -> None:
-    """Everything that can be refused is refused before the run begins."""
+def train(cfg: DictConfig) -> float | None:
+    """Everything that can be refused is refused before the run begins; returns the objective."""
     config = read_config(cfg)
     run: TrainSettings = settings(TrainSettings, config)
     settings(SampleSettings, {**_UNSET_SAMPLE_KEYS, **config})  # an experiment may set them
+    if run.objective not in (None, *EVALUATED):
+        raise ConfigError(f"objective: choose from {', '.join(EVALUATED)}, not {run.objective!r}")
+    request = digest_of(config)
+    if before := done_before(request):
+        return objective_of(before, run.objective)
     device = choose_device(run.device)
     trainer: Trainer = instantiate(config, "trainer")
     torch.set_num_threads(trainer.threads)
@@ -87,14 +98,18 @@ def train(cfg: DictConfig) -> None:
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
-    history = [] if trainer.resume is None else _resume(training, config, snapshots)
+    begun = _begun_before() or trainer.resume
+    history = [] if begun is None else _resume(training, config, snapshots, Path(begun))
 
-    facts = {"device": str(device), "seed": run.seed}
+    board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request}
     facts["schedule"] = examine(sigmas, sampler, data, dataset.smallest_std)
     with open_folder(config, facts) as folder:
 
         def save() -> None:
             _save(folder, training, config, history, snapshots)
+            if board is not None:
+                board.write(history)
 
         start = time.monotonic()
         try:
@@ -123,7 +138,10 @@ def train(cfg: DictConfig) -> None:
                 snapshots=None if snapshots is None else snapshots.arrays(),
             )
         present(folder, pictures, scene, config, metrics)
+        if board is not None:
+            board.write(history, with_pictures=True)
         log.info("everything is in %s", folder.path)
+        return objective_of(metrics, run.objective)
 
 
 def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
@@ -173,7 +191,7 @@ def _save(
     folder.set_status("running")
     kept = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
     for old in kept[: -training.trainer.keep_last]:
-        old.unlink()
+        old.unlink(missing_ok=True)
 
 
 def _history_csv(history: list[Row]) -> bytes:
@@ -184,10 +202,24 @@ def _history_csv(history: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _resume(training: Training, config: Config, snapshots: Snapshots | None) -> list[Row]:
-    """Put ``training`` where the run to resume was; returns that run's history."""
-    path = training.trainer.resume
-    checkpoint = find_checkpoint(Path(path or ""))
+def _begun_before() -> Path | None:
+    """The newest whole checkpoint in the job's own folder, if a sweep is run again."""
+    found = output_folder().glob("checkpoints/step_*.safetensors") if in_sweep() else []
+    for path in sorted(found, reverse=True):
+        try:
+            load_checkpoint(path)
+        except BadCheckpointError as error:
+            log.warning("%s; taking an older one, or starting afresh", error)
+        else:
+            return path
+    return None
+
+
+def _resume(
+    training: Training, config: Config, snapshots: Snapshots | None, path: Path
+) -> list[Row]:
+    """Put ``training`` where the run at ``path`` was; returns that run's history."""
+    checkpoint = find_checkpoint(path)
     tensors, record = load_checkpoint(checkpoint)
     before, now = flatten(without_paths(record["config"])), flatten(without_paths(config))
     changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]

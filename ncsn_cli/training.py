@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Loss
-from ncsn_cli.runs import signals_as_requests
+from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.scores import STRICT, Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 
@@ -51,6 +51,8 @@ class Trainer:
         keep_last: Number of checkpoints kept.
         snapshots: States of the score kept for animations, where any is chosen, after the first;
             denser towards the beginning of ``steps``.
+        tensorboard: Whether to write the history, with each checkpoint, and the pictures for
+            TensorBoard, too.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
@@ -66,6 +68,7 @@ class Trainer:
     checkpoint_every: PositiveInt
     keep_last: PositiveInt
     snapshots: PositiveInt
+    tensorboard: bool
     threads: PositiveInt
     resume: str | None
 
@@ -317,6 +320,7 @@ def fit(
         if saved != training.step:
             save()
     if requests:
+        hand_to_scheduler(requests[0])
         raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
     if late:
         log.info("stopped at step %d: trainer.max_seconds is over", training.step)

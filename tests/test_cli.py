@@ -294,10 +294,29 @@ def test_a_sweep_runs_every_combination(tmp_path):
         "ncsn-train", "-m", "seed=0,1", "loss.levels=all,random", *QUICK, "trainer.steps=2",
         folder=tmp_path,
     )  # fmt: skip
-    jobs = [job for job in out.iterdir() if job.is_dir()]
+    jobs = [path.parent for path in out.glob("*/run.json")]
     assert len(jobs) == 4
     assert len({read(job / "metrics.json")["excess_loss"] for job in jobs}) == 4
-    assert "loss.levels=random" in read(out / "3" / "run.json")["command"]
+    assert sum("loss.levels=random" in read(job / "run.json")["command"] for job in jobs) == 2
+
+
+def test_tensorboard_shows_history_and_pictures(trained, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = succeed(
+        "ncsn-train", *QUICK, "plot=[loss]", "trainer.tensorboard=true",
+        "trainer.checkpoint_every=10", folder=tmp_path,
+    )  # fmt: skip
+    assert_same_run(out, trained)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    for name in ("loss", "excess_loss", "grad_norm", "lr"):
+        expected = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [v for _, v in found] == pytest.approx([v for _, v in expected])
+    assert events.Images("loss")[-1].step == 30
 
 
 def test_a_diverging_run_says_so(tmp_path):
@@ -525,6 +544,30 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
             "sampler: annealed",
         ):
             assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("ncsn-train experiment=mds", ["experiment=mdsm_1d", "experiment=mdsm_1d_fixed_noise"]),
+        ("ncsn-train schedule.sig", ["schedule.sigma_max=", "schedule.sigma_min="]),
+        ("ncsn-sample sampler=annealed", ["sampler=annealed_langevin", "sampler=annealed_mala"]),
+    ],
+)
+def test_the_tab_key_completes_in_bash(typed, completed, tmp_path):
+    # What README says to type, then what bash does at the key.
+    command = typed.split()[0]
+    script = f"""
+        eval "$({command} -sc install=bash)"
+        COMP_LINE='{typed}'; COMP_POINT={len(typed)}; COMP_CWORD=1
+        hydra_bash_completion; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert result.stdout.split() == completed
 
 
 BAD_INPUTS = [

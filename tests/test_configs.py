@@ -15,7 +15,7 @@ RUNTIME = {"dim", "params", "scene", "self"}
 OPTIONS = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "hydra", "paths")
+    if path.parent.name not in ("experiment", "hparams_search", "hydra", "paths")
 )
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
 

@@ -19,9 +19,10 @@ ORCHESTRATION = [
     "report",
     "sampling",
     "snapshots",
+    "tensorboard",
     "training",
 ]
-CONSOLE = ["cli", "compare", "jobs", "train", "sample"]
+CONSOLE = ["cli", "compare", "jobs", "sweep", "train", "sample"]
 ALLOWED = {
     "__init__": set(),
     "errors": set(),

@@ -18,7 +18,7 @@ SIGMAS = Geometric(2.0, 0.5, 3).sigmas
 DEFAULTS = {
     "steps": 20, "max_seconds": None, "batch_size": 16, "lr_decay": "none", "grad_clip": None,
     "ema_decay": None, "log_every": 5, "eval_every": 10, "checkpoint_every": 100, "keep_last": 2,
-    "snapshots": 4,    "threads": 1, "resume": None,
+    "snapshots": 4, "tensorboard": False,    "threads": 1, "resume": None,
 }  # fmt: skip
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

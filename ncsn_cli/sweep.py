@@ -1,0 +1,238 @@
+"""Sweeps: which jobs take part, how far they are, and what came of them.
+
+Jobs may run in other processes or on other machines. Each signs in with a file in a folder that
+all of them see; the ``status.json`` in its own folder says the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from ncsn_cli.errors import InterruptedRun
+from ncsn_cli.runs import flatten, read_json, to_json, write_atomic
+
+_ROSTER = "NCSN_CLI_SWEEP"
+"""Environment variable: the folder in which the jobs of a sweep sign in."""
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_SAVE = 3.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a job that has begun.
+
+    Args:
+        folder: Its folder.
+        state: That of ``status.json``.
+        value: Its objective, if it is done and has one.
+    """
+
+    folder: Path
+    state: str
+    value: float | None
+
+
+class Sweep(Callback):
+    """Hydra's callback, in the process that starts a sweep and in those that run its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Open the roster, and show how far the jobs are."""
+        study = config.hydra.sweeper.get("study_name")
+        rosters = Path(config.hydra.sweep.dir).absolute() / ".jobs" / (study or "sweep")
+        roster = rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        roster.mkdir(parents=True)
+        if study is not None:
+            _continue_study(config.hydra.sweeper)
+        _Watch.current = _Watch(roster, config)
+        _Watch.current.start()
+        os.environ[_ROSTER] = str(roster)
+        if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _Watch.current.interrupt)
+
+    def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Sign in; in a process beside others, be quiet on the terminal."""
+        roster = os.environ.get(_ROSTER)
+        if roster is None:
+            return
+        entry = {"folder": config.hydra.runtime.output_dir}
+        write_atomic(Path(roster, f"{config.hydra.job.num}.json"), to_json(entry))
+        shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
+        if _Watch.current is None and shares_terminal:
+            _be_quiet()
+
+
+class _Watch(threading.Thread):
+    """Shows how many jobs are done, have failed, and are running, and the best objective."""
+
+    current: _Watch | None = None
+
+    def __init__(self, roster: Path, config: DictConfig) -> None:
+        super().__init__(daemon=True)
+        self.roster, self.total = roster, _num_jobs(config)
+        self.is_study = config.hydra.sweeper.get("study_name") is not None
+        self._objective: str | None = config.get("objective")
+        self._finished: dict[Path, Job] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look twice a second."""
+        with tqdm(total=self.total, desc="sweep", unit="job", disable=None) as progress:
+            while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+                self._show(progress)
+            self._show(progress)
+
+    def interrupt(self, number: int, frame: object) -> None:
+        """Ctrl-C reaches all processes; the launcher kills the jobs once it comes to know of it.
+
+        So let them save first. A second signal does not wait.
+        """
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.default_int_handler)
+        deadline = time.monotonic() + _SECONDS_TO_SAVE
+        while time.monotonic() < deadline and any(j.state == "running" for j in self._jobs()):
+            time.sleep(0.05)
+        message = "the sweep was stopped from the keyboard"
+        if number != signal.SIGINT:
+            message = "the sweep was stopped by a signal"
+        raise InterruptedRun(message, number)
+
+    def end(self) -> list[Job]:
+        """Stop looking; returns all jobs that have begun."""
+        self._over.set()
+        self.join()
+        return self._jobs()
+
+    def _jobs(self) -> list[Job]:
+        jobs = []
+        for path in sorted(self.roster.glob("*.json"), key=lambda path: int(path.stem)):
+            job = self._finished.get(path) or _read_job(path, self._objective)
+            if job.state == "done":
+                self._finished[path] = job
+            jobs.append(job)
+        return jobs
+
+    def _show(self, progress: tqdm[Any]) -> None:
+        jobs = self._jobs()
+        done = [job for job in jobs if job.state == "done"]
+        failed = sum(job.state in ("failed", "diverged") for job in jobs)
+        numbers: dict[str, Any] = {"running": len(jobs) - len(done) - failed, "failed": failed}
+        values = [job.value for job in done if job.value is not None]
+        if values:
+            numbers[f"best {self._objective}"] = f"{min(values):.3g}"
+        has_changed = progress.n != len(done) + failed
+        progress.n = len(done) + failed
+        progress.set_postfix(numbers)
+        if progress.disable and has_changed:
+            words = ", ".join(f"{name} {value}" for name, value in numbers.items())
+            with suppress(BrokenPipeError):  # whoever read this has left
+                print(f"sweep: {len(done)} of {self.total or '?'} jobs done, {words}", flush=True)
+
+
+def conclude() -> list[Job]:
+    """At the end of a sweep, however it ended: the table over its jobs, and how to go on.
+
+    Returns the jobs; none where there was no sweep.
+    """
+    watch, _Watch.current = _Watch.current, None
+    if watch is None:
+        return []
+    del os.environ[_ROSTER]
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the files are to be written all the same
+    jobs, folder = watch.end(), os.path.relpath(watch.roster.parents[2])
+    # All trials of a study belong together, those of another day too.
+    entries = (
+        watch.roster.parent.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
+    )
+    runs = dict.fromkeys(os.path.relpath(read_json(path)["folder"]) for path in sorted(entries))
+    if runs:
+        from ncsn_cli.compare import compare
+
+        compare([*runs, "--output", folder])
+    if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
+        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        if not any(word.startswith(("hydra.sweep.dir=", "hparams_search=")) for word in words):
+            words.append(f"hydra.sweep.dir={folder}")
+        print(f"\nwhat is done stays done; for the rest: {shlex.join(words)}")
+    return jobs
+
+
+def _continue_study(sweeper: DictConfig) -> None:
+    """Of an Optuna study begun before, let ``sweeper`` make only the trials that are missing.
+
+    A trial that was stopped is made again with its own values, so that its job goes on.
+    """
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
+    except (KeyError, ValueError):  # there is none, or it is not kept
+        return
+    states = [trial.state for trial in study.trials]
+    for trial in study.trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+    sweeper.n_trials = max(0, sweeper.n_trials - states.count(optuna.trial.TrialState.COMPLETE))
+    if sweeper.sampler.get("seed") is not None:
+        sweeper.sampler.seed += len(states)  # or it would draw the first values again
+
+
+def _num_jobs(config: DictConfig) -> int | None:
+    """How many jobs the sweep will have, if that can be seen from its overrides."""
+    sweeper = config.hydra.sweeper
+    if "n_trials" in sweeper:
+        return int(sweeper.n_trials)
+    swept = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+    try:
+        overrides = OverridesParser.create().parse_overrides(
+            [*swept, *config.hydra.overrides.task]
+        )
+        counts = {
+            override.get_key_element(): len(list(override.sweep_string_iterator()))
+            if override.is_discrete_sweep()
+            else 1
+            for override in overrides
+        }
+    except HydraException:  # as for glob(), which needs to know where the options are
+        return None
+    return math.prod(counts.values())
+
+
+def _read_job(path: Path, objective: str | None) -> Job:
+    folder = Path(read_json(path)["folder"])
+    state = str(read_json(folder / "status.json").get("state", "running"))
+    numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
+    return Job(folder, state, numbers.get(objective or ""))
+
+
+def _be_quiet() -> None:
+    """Progress bars of several processes would garble the terminal; their logs are in files."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if not isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+    logging.captureWarnings(True)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
