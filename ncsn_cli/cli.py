@@ -112,7 +112,7 @@ def _run(name: str) -> None:
 def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bool) -> NoReturn:
     """Say in at most three lines what went wrong."""
     if show_traceback:
-        traceback.print_exc()
+        traceback.print_exception(error)
     lines, code = _explain(error, job_started)
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
         print(line, file=sys.stderr)
