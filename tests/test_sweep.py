@@ -251,6 +251,7 @@ def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(launcher, tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_queued_again_and_goes_on(forked, tmp_path):
     # submitit_local stands for submitit_slurm: the same signal, sent by hand.
     command = ["-m", "seed=0", *QUICK]
@@ -262,8 +263,8 @@ def test_a_preempted_job_is_queued_again_and_goes_on(forked, tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     (controller,) = (path.name for path in tmp_path.glob("preempted/.submitit/[0-9]*"))
-    task = subprocess.run(["pgrep", "-P", controller], capture_output=True, text=True, check=True)
-    os.kill(int(task.stdout), signal.SIGUSR2)
+    task = Path(f"/proc/{controller}/task/{controller}/children").read_text()
+    os.kill(int(task), signal.SIGUSR2)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert results(tmp_path / "preempted") == results(tmp_path / "whole")
