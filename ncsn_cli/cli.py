@@ -17,13 +17,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from ncsn_cli.sweep import Job
 
 
 def _folder_name(text: str) -> str:
@@ -94,12 +97,15 @@ def _run(name: str) -> None:
 
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error: BaseException | None = None
+    jobs: list[Job] = []
     try:
-        start()
+        try:
+            start()
+        finally:
+            sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
+            jobs = [] if sweep is None else sweep.conclude()
     except (Exception, KeyboardInterrupt) as raised:
         error = raised
-    sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
-    jobs = [] if sweep is None else sweep.conclude()
     failed = [job for job in jobs if job.state in ("failed", "diverged")]
     if failed and getattr(error, "exit_code", None) is None:
         from ncsn_cli.errors import FailedJobsError
