@@ -17,8 +17,9 @@ install: .venv/installed  ## Create .venv with this package and all it needs
 demo: install  ## Train a network, sample 10 000 points from it, show where the pictures are
 	$(BIN)/ncsn-train experiment=mdsm_1d
 	$(BIN)/ncsn-sample checkpoint="$$(ls -d outputs/train/runs/* | tail -n 1)"
-	@echo; echo "Pictures:"
-	@ls "$$(ls -d outputs/train/runs/* | tail -n 1)"/plots/*.png "$$(ls -d outputs/sample/runs/* | tail -n 1)"/plots/*.png
+	@echo; echo "Pictures, and reports to open in a browser:"
+	@for run in "$$(ls -d outputs/train/runs/* | tail -n 1)" "$$(ls -d outputs/sample/runs/* | tail -n 1)"; do \
+	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html | sort; done
 
 test: install  ## Run the tests (minutes)
 	$(BIN)/pytest -n 2
