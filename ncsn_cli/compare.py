@@ -52,8 +52,11 @@ class _Run:
     metrics: dict[str, float]
 
 
-def compare(arguments: list[str]) -> None:
-    """Read the runs that the command line names, print their table, write CSV and pictures."""
+def compare(arguments: list[str], command: str | None = None) -> None:
+    """Read the runs that the command line names, print their table, write CSV and pictures.
+
+    ``command`` is what the report says made them, as that of a sweep; None: this command.
+    """
     options = _parser().parse_args(arguments)
     runs = [_read(folder) for folder in _find(options.folders)]
     done = [run for run in runs if run.state == "done"]
@@ -90,9 +93,9 @@ def compare(arguments: list[str]) -> None:
     }
     page = html_report(
         folder,
-        title=f"ncsn-compare {' '.join(options.folders)}",
+        title=command or f"ncsn-compare {' '.join(options.folders)}",
         facts="Mean ± standard deviation over runs that differ in the seed alone; * the best.",
-        command=shlex.join(["ncsn-compare", *arguments]),
+        command=command or shlex.join(["ncsn-compare", *arguments]),
         tables={title: rows for title, rows in tables.items() if len(rows) > 1},
     )
     write_atomic(folder / "report.html", page)

@@ -167,12 +167,12 @@ def conclude() -> list[Job]:
         watch.roster.parent.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     )
     runs = dict.fromkeys(os.path.relpath(read_json(path)["folder"]) for path in sorted(entries))
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     if runs:
         from ncsn_cli.compare import compare
 
-        compare([*runs, "--output", folder])
+        compare([*runs, "--output", folder], shlex.join(words))
     if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
-        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
         if not any(word.startswith(("hydra.sweep.dir=", "hparams_search=")) for word in words):
             words.append(f"hydra.sweep.dir={folder}")
         print(f"\nwhat is done stays done; for the rest: {shlex.join(words)}")
