@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench gallery lint format clean
+.PHONY: help install demo test test-slow test-faults bench gallery lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: install  ## Run the tests (minutes)
 
 test-slow: install  ## Run the tests that take longer
 	$(BIN)/pytest -n 2 -m slow
+
+test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
+	$(BIN)/pytest -n 2 --dist worksteal tests/faults --all-trials
 
 bench: install  ## Print what the default network and every sampler reach (hours)
 	$(BIN)/python benchmarks/quality.py presets

@@ -14,6 +14,10 @@ torch.set_num_threads(1)  # pytest-xdist runs the files side by side
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-trials", action="store_true", help="as many faults as docs/ say")
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)

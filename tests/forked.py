@@ -4,10 +4,12 @@ Started as ``python -m tests.forked``; a line of JSON in is one call, a line out
 command's frame, Hydra and the job are the real ones, only the interpreter's start is shared.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -22,8 +24,15 @@ class Server:
             text=True, cwd=Path(__file__).parents[1], env={**environment, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def call(self, command, arguments, folder):
-        request = {"command": command, "arguments": list(arguments), "folder": str(folder)}
+    def call(self, command, arguments, folder, before=None, signals=()):
+        """``before`` is [module, function, argument], called in the child before the command.
+
+        ``signals``: pairs (seconds after the start, number) to send to the child.
+        """
+        request = {
+            "command": command, "arguments": list(arguments), "folder": str(folder),
+            "before": before, "signals": list(signals),
+        }  # fmt: skip
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -55,6 +64,9 @@ def _child(request, streams):
 
     code = 0
     try:
+        if request["before"] is not None:
+            module, function, argument = request["before"]
+            getattr(importlib.import_module(module), function)(argument)
         getattr(cli, request["command"])()
     except SystemExit as end:
         code = end.code or 0
@@ -64,6 +76,18 @@ def _child(request, streams):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _wait(child, signals):
+    """The child's wait status, after the signals that it lived to get."""
+    start = time.monotonic()
+    for seconds, number in sorted(signals):
+        while time.monotonic() - start < seconds:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        os.kill(child, number)  # a child that has ended is a zombie until it is waited for
+    return os.waitpid(child, 0)[1]
 
 
 def _serve():
@@ -76,11 +100,12 @@ def _serve():
 
     torch.set_num_threads(1)
     for line in sys.stdin:
+        request = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
             child = os.fork()
             if child == 0:
-                _child(json.loads(line), (out, error))
-            status = os.waitpid(child, 0)[1]
+                _child(request, (out, error))
+            status = _wait(child, request["signals"])
             out.seek(0)
             error.seek(0)
             answer = {
