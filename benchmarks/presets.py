@@ -9,10 +9,7 @@ every run, to see that all presets work; it and ``--only`` write no file. Nothin
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from quality import read, run
 from tqdm import tqdm
 
 from ncsn_cli.cli import config_dir
 
-BIN = Path(sys.executable).parent
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
 QUIET = ["plot=[]", "animation=[]"]
 METRICS = "metric=[wasserstein,mode_weights,moments]"
@@ -199,16 +196,10 @@ def shrunk(name: str) -> tuple[list[str], list[str]]:
     return training, ["num_samples=200", *keys, *(() if PRESETS[name].trained else levels)]
 
 
-def run(command: str, folder: Path, *overrides: str) -> Metrics:
-    """Run a command into ``folder``; its metrics."""
-    words = [str(BIN / command), *overrides, *QUIET, f"hydra.run.dir={folder}"]
-    result = subprocess.run(
-        words, cwd=folder.parent.parent, capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        raise SystemExit(f"{' '.join(words)}\n{result.stderr}")
-    metrics: Metrics = json.loads((folder / "metrics.json").read_text())
-    return metrics
+def measured(command: str, folder: Path, *overrides: str) -> Metrics:
+    """Run a command into ``folder``, its noise floors kept for the other presets; its metrics."""
+    outputs = f"paths.outputs={folder.parent.parent}"
+    return read(run(command, folder, *overrides, *QUIET, outputs) / "metrics.json")
 
 
 def reported(name: str, folder: Path, twin: bool, quick: bool) -> list[tuple[str, str]]:
@@ -217,14 +208,14 @@ def reported(name: str, folder: Path, twin: bool, quick: bool) -> list[tuple[str
     training, sampling = shrunk(name) if quick else ([], [])
     chosen = [f"experiment={name}", *(preset.twin if twin else ())]
     if preset.trained:
-        metrics = run("ncsn-train", folder / "train", *chosen, *training)
+        metrics = measured("ncsn-train", folder / "train", *chosen, *training)
         lines += [report(metrics) for report in preset.trained]
         chosen = [f"checkpoint={folder / 'train'}"]
     else:
         chosen.append("score=exact")
     if preset.sampled:
         words = [*chosen, METRICS, *preset.sample, *sampling]
-        metrics = run("ncsn-sample", folder / "sample", *words)
+        metrics = measured("ncsn-sample", folder / "sample", *words)
         lines += [report(metrics) for report in preset.sampled]
     return lines
 

@@ -106,11 +106,11 @@ def _run(name: str) -> None:
             jobs = [] if sweep is None else sweep.conclude()
     except (Exception, KeyboardInterrupt) as raised:
         error = raised
-    failed = [job for job in jobs if job.state in ("failed", "diverged")]
+    failed = sum(job.has_failed for job in jobs)
     if failed and getattr(error, "exit_code", None) is None:
         from ncsn_cli.errors import FailedJobsError
 
-        error = FailedJobsError(f"{len(failed)} of {len(jobs)} jobs failed; they are named above")
+        error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
     if error is not None:
         _exit(name, error, state.job_started, show_traceback)
 

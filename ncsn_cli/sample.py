@@ -63,11 +63,11 @@ def sample(cfg: DictConfig) -> float | None:
     """Everything that can be refused is refused before the run begins; returns the objective."""
     config = read_config(cfg)
     run: SampleSettings = settings(SampleSettings, config)
+    tensors, trained = _read_checkpoint(run)  # first: what is no checkpoint may have no end
     request = digest_of(config, run.checkpoint)
     if before := done_before(request):
         return objective_of(before, run.objective)
     device = choose_device(run.device)
-    tensors, trained = _read_checkpoint(run)
     dataset: Dataset = _object(config, trained, "dataset")
     schedule = _schedule(config, trained, dataset, run.seed)
     sampler: Sampler = _object(config, trained, "sampler")

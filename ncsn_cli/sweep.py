@@ -50,24 +50,28 @@ class Job:
     state: str
     value: float | None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without a result, by itself."""
+        return self.state in ("failed", "diverged")
+
 
 class Sweep(Callback):
     """Hydra's callback, in the process that starts a sweep and in those that run its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Open the roster, and show how far the jobs are."""
-        study = config.hydra.sweeper.get("study_name")
-        rosters = Path(config.hydra.sweep.dir).absolute() / ".jobs" / (study or "sweep")
-        roster = rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-        roster.mkdir(parents=True)
-        if study is not None:
+        watch = _Watch(config)
+        watch.roster.mkdir(parents=True)
+        if watch.is_study:
             _continue_study(config.hydra.sweeper)
-        _Watch.current = _Watch(roster, config)
-        _Watch.current.start()
-        os.environ[_ROSTER] = str(roster)
+        watch.total = _num_jobs(config)
+        _Watch.current = watch
+        watch.start()
+        os.environ[_ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _Watch.current.interrupt)
+                signal.signal(number, watch.interrupt)
 
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Sign in; in a process beside others, be quiet on the terminal."""
@@ -86,10 +90,14 @@ class _Watch(threading.Thread):
 
     current: _Watch | None = None
 
-    def __init__(self, roster: Path, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig) -> None:
         super().__init__(daemon=True)
-        self.roster, self.total = roster, _num_jobs(config)
-        self.is_study = config.hydra.sweeper.get("study_name") is not None
+        study = config.hydra.sweeper.get("study_name")
+        self.is_study = study is not None
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.rosters = self.folder / ".jobs" / (study or "sweep")
+        self.roster = self.rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        self.total: int | None = None
         self._objective: str | None = config.get("objective")
         self._finished: dict[Path, Job] = {}
         self._over = threading.Event()
@@ -134,7 +142,7 @@ class _Watch(threading.Thread):
     def _show(self, progress: tqdm[Any]) -> None:
         jobs = self._jobs()
         done = [job for job in jobs if job.state == "done"]
-        failed = sum(job.state in ("failed", "diverged") for job in jobs)
+        failed = sum(job.has_failed for job in jobs)
         numbers: dict[str, Any] = {"running": len(jobs) - len(done) - failed, "failed": failed}
         values = [job.value for job in done if job.value is not None]
         if values:
@@ -161,11 +169,9 @@ def conclude() -> list[Job]:
         print(flush=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the files are to be written all the same
-    jobs, folder = watch.end(), os.path.relpath(watch.roster.parents[2])
+    jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, those of another day too.
-    entries = (
-        watch.roster.parent.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
-    )
+    entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     runs = dict.fromkeys(os.path.relpath(read_json(path)["folder"]) for path in sorted(entries))
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     if runs:

@@ -123,7 +123,7 @@ def train(cfg: DictConfig) -> float | None:
         folder.write("metrics.json", to_json(metrics))
         log.info(
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
-            *(metrics[key] for key in ("loss", "loss_floor", "excess_loss", "score_error")),
+            *(metrics[key] for key in EVALUATED),
         )
         scene = None
         if pictures:  # on their grid truth and score take their time
