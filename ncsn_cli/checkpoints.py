@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.runs import write_atomic
+
+log = logging.getLogger(__name__)
 
 _MODULES = [
     f"ncsn_cli.{name}"
@@ -65,33 +68,55 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that ``path`` means: itself, or a run folder's newest."""
+def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The checkpoint that ``path`` means, itself or a run folder's newest: its file and content.
+
+    One that is damaged gives way to the next older one of the folder, with a warning.
+
+    Raises:
+        MissingInputError: If there is none.
+        BadCheckpointError: If none is whole.
+    """
+    path = path.expanduser()
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror}") from None
-    if not is_folder:
-        return path
-    found = sorted((path / "checkpoints").glob("step_*.safetensors"))
-    if not found:
+    files = sorted((path / "checkpoints").glob("step_*.safetensors")) if is_folder else [path]
+    if not files:
         raise MissingInputError(
             f"{path}: no checkpoints in this folder; give that of a run of ncsn-train"
         )
-    return found[-1]
+    for file in reversed(files):
+        try:
+            tensors, record = load_checkpoint(file)
+            if not isinstance(record.get("config"), dict) or type(record.get("step")) is not int:
+                raise BadCheckpointError(f"{file}: this is no checkpoint of ncsn-train")
+            return file, tensors, record
+        except BadCheckpointError as error:
+            if file == files[0]:
+                raise
+            log.warning("%s; taking an older checkpoint", error)
+    raise AssertionError
 
 
-def known_class(target: object) -> Callable[..., Any]:
+def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
     """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
+
+    Or a public class defined in one of the modules ``plugins``, which the user names.
 
     Raises:
         ConfigError: If it is anything else.
     """
     module, _, name = str(target).rpartition(".")
+    if module in plugins and not name.startswith("_"):
+        own = getattr(importlib.import_module(module), name, None)
+        if isinstance(own, type) and own.__module__ == module:
+            return own
     if module not in _MODULES or name not in importlib.import_module(module).__all__:
         raise ConfigError(
             f"_target_: {target} is no class of ncsn_cli, and a checkpoint may name no other;"
-            " choose that group again on the command line"
+            " choose that group again on the command line, or name its module in plugins=[MODULE]"
         )
     known: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return known

@@ -71,6 +71,8 @@ def compare() -> None:
 
 
 def _run(name: str) -> None:
+    from ncsn_cli.errors import FailedJobsError, RefusedStart
+
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     sys.path.append(os.getcwd())  # a user's own classes
@@ -81,11 +83,14 @@ def _run(name: str) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         state.job_started = True
+        from ncsn_cli.runs import release
+
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for number in (signal.SIGHUP, signal.SIGTERM):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:  # else a scheduler's
                 signal.signal(number, _interrupt)
         before = _written(_status())
+        _keep_home_out_of_logs()
         try:
             task: Callable[[DictConfig], float | None] = getattr(
                 importlib.import_module(f"ncsn_cli.{name}"), name
@@ -94,6 +99,8 @@ def _run(name: str) -> None:
         except BaseException as error:
             _record_failure(error, before)
             raise
+        finally:
+            release(_status().parent)
 
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error: BaseException | None = None
@@ -104,12 +111,12 @@ def _run(name: str) -> None:
         finally:
             sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
             jobs = [] if sweep is None else sweep.conclude()
+    except RefusedStart as refused:
+        error = refused.__cause__
     except (Exception, KeyboardInterrupt) as raised:
         error = raised
     failed = sum(job.has_failed for job in jobs)
     if failed and getattr(error, "exit_code", None) is None:
-        from ncsn_cli.errors import FailedJobsError
-
         error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
     if error is not None:
         _exit(name, error, state.job_started, show_traceback)
@@ -126,10 +133,25 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """SIGHUP and SIGTERM end a job as Ctrl-C does, so that its folder says so."""
+    """These signals end a job as Ctrl-C does, so that its folder says so."""
     from ncsn_cli.errors import InterruptedRun
 
     raise InterruptedRun("stopped by a signal", number)
+
+
+class _HomelessFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        from ncsn_cli.runs import without_home
+
+        return without_home(super().format(record))
+
+
+def _keep_home_out_of_logs() -> None:
+    logging.raiseExceptions = False  # a full disk is not to be told once a line
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.formatter is not None:
+            style = handler.formatter
+            handler.setFormatter(_HomelessFormatter(style._fmt, style.datefmt))
 
 
 class _Progress:
@@ -156,7 +178,10 @@ def _record_failure(error: BaseException, before: int | None) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-    if isinstance(error, Exception) and _written(_status()) == before:
+    from ncsn_cli.errors import BusyFolderError
+
+    is_ours = isinstance(error, Exception) and not isinstance(error, BusyFolderError)
+    if is_ours and _written(_status()) == before:
         from ncsn_cli.runs import read_json, to_json, write_atomic
 
         if read_json(_status()).get("state") == "done":

@@ -45,6 +45,16 @@ class OutputExistsError(NcsnError):
     exit_code = 73
 
 
+class BusyFolderError(NcsnError):
+    """Another process works in the output folder."""
+
+    exit_code = 75
+
+
+class RefusedStart(BaseException):
+    """Brings an error, its cause, past Hydra, which only warns of a callback's ``Exception``."""
+
+
 class InterruptedRun(KeyboardInterrupt):
     """A signal ended the run; ``exit_code`` is 128 + its number, or 85 (start me again).
 

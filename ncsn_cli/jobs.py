@@ -25,10 +25,10 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.checkpoints import find_checkpoint, known_class
+from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError, OutputExistsError
 from ncsn_cli.report import html_report, tables_of
-from ncsn_cli.runs import RunFolder, flatten, read_json
+from ncsn_cli.runs import RunFolder, flatten, read_json, without_home
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Dataset, random_stream
@@ -74,6 +74,8 @@ class SampleSettings(TrainSettings):
         trajectories: Chains whose path is kept.
         trajectory_metrics: Whether to measure the distance to p_sigma level by level, too.
         log_density: Whether to write the log-density that the score implies, on a grid.
+        resume: Folder of the stopped run to go on with; null: start afresh.
+        plugins: Modules of the user's own whose classes a checkpoint may name.
     """
 
     checkpoint: str | None
@@ -82,17 +84,39 @@ class SampleSettings(TrainSettings):
     trajectories: NonNegativeInt
     trajectory_metrics: bool
     log_density: bool
+    resume: str | None
+    plugins: list[str]
 
 
 def read_config(cfg: DictConfig) -> Config:
-    """The composed configuration as plain data, every top-level key known to a command."""
+    """The composed configuration as plain data, every top-level key known to a command.
+
+    It is what the run's files will say, so it holds nothing of the user's surroundings.
+    """
+    unresolved = cast("Config", OmegaConf.to_container(cfg))
+    for key, value in flatten(without_paths(unresolved)).items():
+        if re.search(r"\$\{\s*oc\.env\s*:", str(value)):
+            raise ConfigError(
+                f"{key}: the run's files would show this environment variable; write its value"
+            )
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config = cast("Config", container)
+    config = {
+        key: value if key == "paths" else _without_home(value)
+        for key, value in cast("Config", container).items()
+    }
     known = {*GROUPS, *run_keys(SampleSettings)}
     for key in config:
         if key not in known:
             raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
     return config
+
+
+def _without_home(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _without_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_home(entry) for entry in value]
+    return without_home(value) if isinstance(value, str) else value
 
 
 def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
@@ -121,20 +145,21 @@ def instantiate_list(config: Config, key: str) -> dict[str, Any]:
 def build_from_checkpoint(
     settings: Config,
     key: str,
+    plugins: list[str],
     named: str | None = None,
     **runtime: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     """The object of a group read from a checkpoint: plain values into a known constructor.
 
     ``named`` is the class that the user named for it on the command line, which may then be of
-    the user's own. Errors name the key.
+    the user's own, as those of the modules ``plugins``. Errors name the key.
     """
     values = {**settings, **runtime}
     target = values.pop("_target_", None)
     try:
         if named is not None and named == target:
             return hydra.utils.get_class(named)(**values)
-        return known_class(target)(**values)
+        return known_class(target, plugins)(**values)
     except (ConfigError, ValidationError, TypeError, ImportError) as error:
         raise ConfigError(_reason(key, error)) from error
 
@@ -242,18 +267,33 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     words = sys.argv[1:]
     if in_sweep():  # the job alone, without the search that chose it
         words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
-    command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
+    command = without_home(shlex.join([f"ncsn-{hydra_config.job.name}", *words]))
     facts = {"threads": torch.get_num_threads(), **facts}
     settings = OmegaConf.to_yaml(without_paths(config))
     return RunFolder(output_folder(), settings, command, facts, again=in_sweep())
 
 
-def digest_of(config: Config, checkpoint: str | None = None) -> str:
+def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     """What tells one request from another: the configuration and the checkpoint's content."""
     digest = hashlib.sha256(json.dumps(without_paths(config), sort_keys=True).encode())
     if checkpoint is not None:
-        digest.update(find_checkpoint(Path(checkpoint)).read_bytes())
+        digest.update(checkpoint.read_bytes())
     return digest.hexdigest()
+
+
+def refuse_changes(
+    before: Config, now: Config, may_change: Callable[[str], bool], key: str, path: Path
+) -> None:
+    """Refuse to go on with the run at ``path``, as ``key`` asks, with other settings.
+
+    Raises:
+        ConfigError: If settings differ that may not; it names them, with what they were.
+    """
+    then, today = flatten(without_paths(before)), flatten(without_paths(now))
+    changed = [key for key in then.keys() | today.keys() if then.get(key) != today.get(key)]
+    if changed := sorted(key for key in changed if not may_change(key)):
+        was = " ".join(f"{key}={then.get(key)}" for key in changed[:5])
+        raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
 
 
 def done_before(request: str) -> Config:
@@ -330,7 +370,7 @@ def present(
     record = folder.record
     page = html_report(
         folder.path,
-        title=f"ncsn-{job.name} {' '.join(HydraConfig.get().overrides.task)}",
+        title=without_home(f"ncsn-{job.name} {' '.join(HydraConfig.get().overrides.task)}"),
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import platform
+import re
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncsn_cli.errors import DivergedError, OutputExistsError
+from ncsn_cli.errors import BusyFolderError, DivergedError, OutputExistsError
+
+_LOCK = ".lock"
+_UNFINISHED = ".tmp"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -30,7 +35,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     A temporary file in the same folder, fsync, replace, fsync of the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name[:200]}.", suffix=_UNFINISHED
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -89,6 +96,52 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def without_home(text: str) -> str:
+    """``text`` with ~ for the user's home folder, so that what is written tells nobody of it."""
+    home = os.path.expanduser("~").rstrip("/")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home else text
+
+
+_held: dict[Path, int] = {}  # folders that are this process's, and their lock's descriptor
+
+
+def hold(folder: Path) -> None:
+    """Make ``folder`` and keep other processes out of it until ``release``, or this one's end.
+
+    Raises:
+        BusyFolderError: If another process holds it.
+    """
+    folder = folder.absolute()
+    if folder in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / _LOCK
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
+            os.close(descriptor)
+            raise BusyFolderError(
+                f"{folder}: process {holder} works in this folder; wait for it, or choose another"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                break
+        os.close(descriptor)  # whoever held it has just removed it
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    _held[folder] = descriptor
+
+
+def release(folder: Path) -> None:
+    """Let other processes into a folder that is held."""
+    descriptor = _held.pop(folder.absolute(), None)
+    if descriptor is not None:
+        (folder / _LOCK).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 class RunFolder:
     """One run's folder, as a context: ``status.json`` and ``run.json`` follow what happens in it.
 
@@ -127,10 +180,14 @@ class RunFolder:
         """Write the configuration and say that the run has begun.
 
         Raises:
+            BusyFolderError: If another process works in the folder.
             OutputExistsError: If the folder holds a run already.
         """
-        if (self.path / "run.json").exists() and not self._again:
-            raise OutputExistsError(f"{self.path}: this folder holds a run; choose another one")
+        hold(self.path)
+        if not self._again:
+            refuse_run(self.path)
+        for left in self.path.rglob(f".*{_UNFINISHED}"):  # by a process that died
+            left.unlink(missing_ok=True)
         self.write("config.yaml", self._config.encode())
         self.write("run.json", to_json(self.record))
         self.set_status("running")
@@ -143,6 +200,12 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         """Say how the run ended."""
+        try:
+            self._end(error)
+        finally:
+            release(self.path)
+
+    def _end(self, error: BaseException | None) -> None:
         self.record |= {"end": _now(), "seconds": round(time.monotonic() - self._started, 3)}
         self.write("run.json", to_json(self.record))
         if error is None:
@@ -164,7 +227,18 @@ class RunFolder:
 
     def set_status(self, state: str, error: str | None = None) -> None:
         """Write ``status.json``."""
+        error = None if error is None else without_home(error)
         self.write("status.json", to_json({"state": state, "step": self.step, "error": error}))
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuse a folder in which a run began before.
+
+    Raises:
+        OutputExistsError: If there is one.
+    """
+    if (folder / "run.json").exists():
+        raise OutputExistsError(f"{folder}: this folder holds a run; choose another one")
 
 
 @contextmanager

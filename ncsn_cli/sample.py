@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ncsn_cli.checkpoints import find_checkpoint, load_checkpoint
+from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
-from ncsn_cli.errors import BadCheckpointError, ConfigError
+from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
     FloorOf,
     compose_scene,
@@ -35,23 +35,35 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     fit_schedule,
+    in_sweep,
     instantiate,
     instantiate_list,
     known_points,
     objective_of,
     open_folder,
+    output_folder,
     present,
     read_config,
+    refuse_changes,
     settings,
+    without_paths,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs import to_json, to_npz
 from ncsn_cli.samplers import Init, LogProb, Sampler
-from ncsn_cli.sampling import Chains, run_chains
+from ncsn_cli.sampling import Chains, Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import Dataset, Score, random_stream
 
 log = logging.getLogger(__name__)
+
+_STOPPED = "sampling.safetensors"
+"""Where a run that was stopped keeps its chains."""
+
+_MAY_CHANGE_ON_RESUME = {
+    "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
+    "plugins",
+}  # fmt: skip
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
@@ -63,15 +75,16 @@ def sample(cfg: DictConfig) -> float | None:
     """Everything that can be refused is refused before the run begins; returns the objective."""
     config = read_config(cfg)
     run: SampleSettings = settings(SampleSettings, config)
-    tensors, trained = _read_checkpoint(run)  # first: what is no checkpoint may have no end
-    request = digest_of(config, run.checkpoint)
+    source, tensors, trained = _read_checkpoint(run)
+    request = digest_of(config, source)
     if before := done_before(request):
         return objective_of(before, run.objective)
     device = choose_device(run.device)
-    dataset: Dataset = _object(config, trained, "dataset")
-    schedule = _schedule(config, trained, dataset, run.seed)
-    sampler: Sampler = _object(config, trained, "sampler")
-    init: Init = _object(config, trained, "init")
+    torch.set_num_threads(1)  # sums depend on their number; small tiles gain nothing by more
+    dataset: Dataset = _object(config, trained, "dataset", run.plugins)
+    schedule = _schedule(config, trained, dataset, run)
+    sampler: Sampler = _object(config, trained, "sampler", run.plugins)
+    init: Init = _object(config, trained, "init", run.plugins)
     metrics = instantiate_list(config, "metric")
     of_samples = {k: m for k, m in metrics.items() if isinstance(m, SampleMetric)}
     of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
@@ -97,6 +110,26 @@ def sample(cfg: DictConfig) -> float | None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
+    sigma_max = float(schedule.sigmas[0])
+    sampling = Sampling(
+        sampler,
+        score,
+        log_prob,
+        lambda num, stream: init(num, dataset, sigma_max, stream),
+        run.num_samples,
+        schedule.sigmas,
+        dataset,
+        num_paths=run.trajectories,
+        keep_by_level=run.trajectory_metrics,
+        seed=run.seed,
+        device=device,
+    )
+    identity = {
+        "config": without_paths(config),
+        "checkpoint": None if source is None else digest_of({}, source),
+        "device_type": device.type,
+    }
+    begun = _begun_before(run, identity)
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts = {"device": str(device), "seed": run.seed, "request": request}
     with open_folder(config, facts) as folder, torch.no_grad():
@@ -107,14 +140,13 @@ def sample(cfg: DictConfig) -> float | None:
         for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
             log.warning("%s", complaint)
         start = time.monotonic()
-        stream = random_stream(run.seed, "chains", device)
-        x = init(run.num_samples, dataset, float(schedule.sigmas[0]), stream)
-        chains = run_chains(
-            sampler, score, log_prob, x, schedule.sigmas, dataset, run.trajectories,
-            run.trajectory_metrics, stream,
-        )  # fmt: skip
+        chains = sampling.run(
+            lambda state: save_checkpoint(folder.path / _STOPPED, state[0], state[1] | identity),
+            begun,
+        )
         seconds = round(time.monotonic() - start, 3)
         folder.write("samples.npz", to_npz(_arrays(chains)))
+        (folder.path / _STOPPED).unlink(missing_ok=True)
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -185,20 +217,43 @@ def _against_truth(
     return {"clean": entries[0.0], "perturbed": entries[last_sigma]}
 
 
-def _read_checkpoint(run: SampleSettings) -> tuple[dict[str, Tensor], Config]:
-    """The tensors and the configuration of the checkpoint; both empty without one."""
+def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:
+    """The checkpoint's file, tensors and configuration; None and both empty without one."""
     if run.checkpoint is None:
         if run.score == "checkpoint":
             raise ConfigError("checkpoint: give the folder of a run of ncsn-train, or score=exact")
-        return {}, {}
-    path = find_checkpoint(Path(run.checkpoint))
-    tensors, record = load_checkpoint(path)
-    if not isinstance(record.get("config"), dict):
-        raise BadCheckpointError(f"{path}: this checkpoint has no configuration")
-    return tensors, record["config"]
+        return None, {}, {}
+    path, tensors, record = load_newest(Path(run.checkpoint))
+    return path, tensors, record["config"]
 
 
-def _object(config: Config, trained: Config, key: str) -> Any:  # noqa: ANN401
+def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
+    """The chains to go on from: of the job itself in a sweep run again, else as asked for."""
+    folder = output_folder()
+    if not (in_sweep() and (folder / _STOPPED).exists()):
+        if run.resume is None:
+            return None
+        folder = Path(run.resume).expanduser()
+        if (folder / "samples.npz").exists():
+            raise ConfigError(f"resume: {folder} has all its samples")
+        if not (folder / _STOPPED).exists():
+            raise MissingInputError(
+                f"{folder}: no stopped chains in this folder; run its command again"
+            )
+    tensors, record = load_checkpoint(folder / _STOPPED)
+    if not identity.keys() <= record.keys():
+        raise BadCheckpointError(f"{folder / _STOPPED}: these are no stopped chains")
+    refuse_changes(
+        record["config"], identity["config"],
+        lambda key: key.split(".")[0] in _MAY_CHANGE_ON_RESUME, "resume", folder,
+    )  # fmt: skip
+    for key in ("checkpoint", "device_type"):
+        if record[key] != identity[key]:
+            raise ConfigError(f"resume: {folder} was made with another {key}")
+    return tensors, record
+
+
+def _object(config: Config, trained: Config, key: str, plugins: list[str]) -> Any:  # noqa: ANN401
     """The group's object, its settings put into ``config``.
 
     An option that the user chose replaces the checkpoint's; single values merge into it.
@@ -208,14 +263,14 @@ def _object(config: Config, trained: Config, key: str) -> Any:  # noqa: ANN401
     if "_target_" in chosen or not base:
         return instantiate(config, key)
     config[key] = {**base, **chosen}
-    return build_from_checkpoint(config[key], key)
+    return build_from_checkpoint(config[key], key, plugins)
 
 
-def _schedule(config: Config, trained: Config, dataset: Dataset, seed: int) -> Schedule:
-    schedule: Schedule | FromData = _object(config, trained, "schedule")
+def _schedule(config: Config, trained: Config, dataset: Dataset, run: SampleSettings) -> Schedule:
+    schedule: Schedule | FromData = _object(config, trained, "schedule", run.plugins)
     if isinstance(schedule, Schedule):
         return schedule
-    return fit_schedule(config, schedule, known_points(dataset, seed))
+    return fit_schedule(config, schedule, known_points(dataset, run.seed))
 
 
 def _score(
@@ -247,13 +302,13 @@ def _score(
             return torch.cat([function(part, sigma) for part in x.split(chunk)])
 
         return partial(in_chunks, points.score), partial(in_chunks, points.log_prob)
-    network = _network(config, trained, tensors, dataset.dim).to(device)
+    network = _network(config, trained, tensors, dataset.dim, run.plugins).to(device)
     energy: LogProb | None = getattr(network, "energy", None)
     return network, None if energy is None else (lambda x, sigma: -energy(x, sigma))
 
 
 def _network(
-    config: Config, trained: Config, tensors: dict[str, Tensor], dim: int
+    config: Config, trained: Config, tensors: dict[str, Tensor], dim: int, plugins: list[str]
 ) -> torch.nn.Module:
     """The checkpoint's network, with its averaged weights where it has them."""
     named = (config.get("model") or {"_target_": None}).get("_target_", "")
@@ -261,7 +316,7 @@ def _network(
         raise ConfigError("model: its values are the checkpoint's; train another to change them")
     config["model"] = trained.get("model") or {}
     with torch.random.fork_rng(devices=[]):
-        network = build_from_checkpoint(config["model"], "model", named, dim=dim)
+        network = build_from_checkpoint(config["model"], "model", plugins, named, dim=dim)
     prefix = "ema.module." if "ema.n_averaged" in tensors else "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     try:

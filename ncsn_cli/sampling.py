@@ -1,9 +1,17 @@
-"""Running chains: progress, paths, acceptance, and what becomes of the modes."""
+"""Running chains, a tile of them at a time: progress, paths, and what becomes of the modes.
+
+Each tile has the same number of chains, the last one more than are asked for, and a stream of
+random numbers of its own. So a chain depends on the seed and its place alone, not on how many
+others there are, and memory holds what is returned and one tile.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.errors import DivergedError
-from ncsn_cli.metrics import mode_commitment, nearest_mode, settled_from
-from ncsn_cli.samplers import LogProb, Sampler, State
-from ncsn_cli.scores import Dataset, Score
+from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
+from ncsn_cli.metrics import count_commitment, mode_commitment, nearest_mode, settled_from
+from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
+from ncsn_cli.samplers import LogProb, Sampler
+from ncsn_cli.scores import Dataset, Score, random_stream
+
+TILE = {"cpu": 1024, "cuda": 65_536, "mps": 65_536}
+"""Chains in a tile, by type of device."""
 
 _FRAMES = 200  # at most so many states of a kept chain
 _KEPT_LEVELS = 20  # at most so many at whose end all chains are kept
+_SECONDS_BETWEEN_SAVES = 60.0
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+"""Chains stopped at the beginning of a level: tensors, and numbers for JSON."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class Chains:
             evenly spread; empty unless asked for. The last are the samples, denoised if the
             sampler denoises.
         score_evaluations: Evaluations of the score, each of all chains.
-        acceptance: Mean share of accepted proposals at each level; empty where none are refused.
+        acceptance: Mean share of accepted proposals at each level, in whole tiles; empty where
+            none are refused.
         mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.
     """
 
@@ -52,87 +69,236 @@ class Chains:
     mode_commitment: dict[str, Any]
 
 
-def run_chains(
-    sampler: Sampler,
-    score: Score,
-    log_prob: LogProb | None,
-    x: Tensor,
-    sigmas: Tensor,
-    truth: Dataset,
-    num_paths: int,
-    keep_by_level: bool,
-    generator: torch.Generator,
-) -> Chains:
-    """Run ``sampler`` from ``x`` (N, D) down the levels ``sigmas`` (L,) with a progress bar.
+class _Begun(NamedTuple):
+    """A tile that has come to the beginning of a level.
 
-    The paths of the first ``num_paths`` chains are kept, and with ``keep_by_level`` all chains at
-    the end of some levels; ``truth`` has the modes.
-
-    Raises:
-        DivergedError: If a chain is not finite.
+    Args:
+        step: States of its chains before.
+        level: Row of ``Sampler.levels``.
+        x: The chains (B, D).
+        generator: State of their stream of random numbers.
+        labels: The mode of each chain at the end of the levels before, (B,) each.
+        accepted: Sum over the steps of the share of accepted proposals, by level.
+        evaluations: Evaluations of the score before.
     """
-    plan, total = sampler.levels(sigmas), sampler.num_states(sigmas)
-    init, stride = x, -(-total // _FRAMES)
-    ends: dict[float, Tensor] = {}  # by level, the mode of each chain when it ends
-    kept = {len(plan) - 1, *np.linspace(0, len(plan) - 1, min(len(plan), _KEPT_LEVELS)).round()}
-    by_level: dict[float, Tensor] = {}
-    frames = [(0, plan[0].sigma, x[:num_paths].cpu().clone())]
-    accepted: list[list[float]] = [[] for _ in plan]
-    evaluations = 0
 
-    def counted(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        return score(x, sigma)
+    step: int
+    level: int
+    x: Tensor
+    generator: Tensor
+    labels: list[Tensor]
+    accepted: Tensor
+    evaluations: int
 
-    def leave(state: State) -> None:
-        ends[state.sigma] = nearest_mode(state.x, truth).to(torch.int16)
-        if keep_by_level and state.level in kept:
-            by_level[state.sigma] = state.x.cpu()
+    def to_save(self, tile: int, left: dict[str, Tensor]) -> Saved:
+        """Together with what chains have ``left`` so far, all that is needed to go on."""
+        labels = torch.stack(self.labels) if self.labels else torch.zeros(0, len(self.x))
+        tensors = {"x": self.x, "generator": self.generator, "labels": labels}
+        tensors |= {"accepted_in_tile": self.accepted}
+        numbers = {"step": self.step, "level": self.level, "evaluations": self.evaluations}
+        return left | tensors, {"tile": tile, **numbers}
 
-    if plan[0].steps == 0:
-        leave(State(0, plan[0].sigma, x))
-    progress = tqdm(
-        sampler.chain(counted, x, sigmas, generator=generator, log_prob=log_prob),
-        total=total, desc="sampling", unit="step", disable=None,
-    )  # fmt: skip
-    current: State | None = None
-    for step, state in enumerate(progress, start=1):
-        if current is not None and state.level != current.level:
-            leave(current)
-        current = state
-        level, sigma, x, acceptance = state
-        if acceptance is not None:
-            accepted[level].append(acceptance)
-        if step % stride == 0 or step == total:
-            frames.append((step, sigma, x[:num_paths].cpu().clone()))
-            numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
-            if plan[level].tau > 0 and sigma > 0:
-                numbers["eta"] = f"{plan[level].tau / sigma**2:.3g}"
-            if acceptance is not None:
-                numbers["accepted"] = f"{acceptance:.2f}"
-            progress.set_postfix(numbers)
-            if not bool(torch.isfinite(x).all()):
+    @staticmethod
+    def of(saved: Saved) -> _Begun:
+        """What ``to_save`` returned."""
+        tensors, record = saved
+        return _Begun(
+            record["step"], record["level"], tensors["x"], tensors["generator"],
+            list(tensors["labels"]), tensors["accepted_in_tile"], record["evaluations"],
+        )  # fmt: skip
+
+
+class Sampling:
+    """Chains to be run, and what they have left so far.
+
+    Args:
+        sampler: The sampler.
+        score: The score that it follows.
+        log_prob: For a sampler that ``needs_log_prob``.
+        init: ``init(num, generator)`` draws initial points (num, D).
+        num: Chains, one sample each.
+        sigmas: Noise levels (L,), descending.
+        truth: The distribution that has the modes.
+        num_paths: So many of the first chains keep their path.
+        keep_by_level: Whether to keep all chains at the end of some levels.
+        seed: Seed of all chains.
+        device: Where they run.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        score: Score,
+        log_prob: LogProb | None,
+        init: Callable[[int, torch.Generator], Tensor],
+        num: int,
+        sigmas: Tensor,
+        truth: Dataset,
+        *,
+        num_paths: int,
+        keep_by_level: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
+        self._num, self._sigmas, self._truth = num, sigmas, truth
+        self._seed, self._device, self._tile = seed, device, TILE[device.type]
+        self._plan = sampler.levels(sigmas)
+        levels = [0, *sampler.levels_of_states(sigmas)]  # of each step, the start among them
+        self._last = len(levels) - 1
+        self._ends = {level: step for step, level in enumerate(levels)}
+        self._begins = {0: 0, **{end + sampler.descends: i + 1 for i, end in self._ends.items()}}
+        frames = [*range(0, self._last, -(-self._last // _FRAMES)), self._last]
+        self._frames = {step: frame for frame, step in enumerate(frames)}
+        self._frame_sigmas = [self._plan[levels[step]].sigma for step in frames]
+        num_kept = min(len(self._plan), _KEPT_LEVELS) if keep_by_level else 0
+        kept = np.linspace(0, len(self._plan) - 1, num_kept).round().astype(int).tolist()
+        self._kept_levels = {level: i for i, level in enumerate(kept)}
+        self._left = {
+            "samples": torch.zeros(num, truth.dim),
+            "init": torch.zeros(num, truth.dim),
+            "settled": torch.zeros(num, dtype=torch.long),
+            "by_level": torch.zeros(num_kept, num, truth.dim),
+            "paths": torch.zeros(len(frames), min(num_paths, num), truth.dim),
+            "accepted": torch.zeros(len(self._plan), dtype=torch.float64),
+        }
+        nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
+        self._counts = count_commitment(nobody, len(truth.modes))
+        self._evaluations = 0
+
+    def run(
+        self, save: Callable[[Saved], None] = lambda saved: None, saved: Saved | None = None
+    ) -> Chains:
+        """Run the chains down the levels with a progress bar, or what ``saved`` says is missing.
+
+        ``save`` gets it once a minute, and when a signal asks to stop.
+
+        Raises:
+            DivergedError: If a chain is not finite.
+            InterruptedRun: If a signal asked to stop; ``save`` has been called then.
+        """
+        first, num_tiles = 0, -(-self._num // self._tile)
+        if saved is not None:
+            self._take_up(saved)
+            first = saved[1]["tile"]
+        last_save = time.monotonic()
+        with (
+            signals_as_requests() as requests,
+            tqdm(total=num_tiles * self._last, desc="sampling", unit="step", disable=None) as bar,
+        ):
+            for tile in range(first, num_tiles):
+                earlier = None if saved is None or tile > first else _Begun.of(saved)
+                for begun in self._run_tile(tile, earlier, bar):
+                    if requests or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                        save(begun.to_save(tile, self._left | self._counts))
+                        last_save = time.monotonic()
+                    if requests:
+                        hand_to_scheduler(requests[0])
+                        where = f"level {begun.level + 1} of {len(self._plan)}"
+                        if num_tiles > 1:
+                            where += f", tile {tile + 1} of {num_tiles}"
+                        raise InterruptedRun(f"stopped by a signal at {where}", requests[0])
+        return self._chains()
+
+    def _take_up(self, saved: Saved) -> None:
+        """Raises BadCheckpointError if ``saved`` is not what chains like these leave."""
+        tensors, record = saved
+        kept = self._left | self._counts
+        same = all(name in tensors and tensors[name].shape == kept[name].shape for name in kept)
+        numbers = {name: record.get(name) for name in ("tile", "step", "level", "evaluations")}
+        if not same or not all(type(number) is int for number in numbers.values()):
+            raise BadCheckpointError("resume: the stopped chains are not like those asked for")
+        self._left = {name: tensors[name].clone() for name in self._left}
+        self._counts = {name: tensors[name] for name in self._counts}
+
+    def _run_tile(self, tile: int, begun: _Begun | None, bar: tqdm[Any]) -> Iterator[_Begun]:
+        """Run one tile, from ``begun`` if given; yields after each step the level last begun."""
+        sampler, left = self._sampler, self._left
+        rows = slice(tile * self._tile, min((tile + 1) * self._tile, self._num))
+        num = rows.stop - rows.start
+        paths = slice(rows.start, max(rows.start, min(rows.stop, left["paths"].shape[1])))
+        stream = random_stream(self._seed, f"chains {tile}", self._device)
+
+        def score(x: Tensor, sigma: Tensor) -> Tensor:
+            self._evaluations += 1
+            return self._score(x, sigma)
+
+        def look(step: int, level: int, x: Tensor) -> None:
+            if step in self._frames:
+                path = x[: paths.stop - paths.start].cpu()
+                left["paths"][self._frames[step], paths] = path
+            if step == self._ends[level]:
+                labels.append(nearest_mode(x, self._truth).to("cpu", torch.int16))
+                if level in self._kept_levels:
+                    left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
+
+        if begun is None:
+            x = self._init(self._tile, stream)  # (B, D)
+            labels: list[Tensor] = []
+            self._evaluations = 0
+            accepted = torch.zeros(len(self._plan), dtype=torch.float64)
+            left["init"][rows] = x[:num].cpu()
+            look(0, 0, x)
+            begun = _Begun(0, 0, x, stream.get_state(), [*labels], accepted.clone(), 0)
+        else:
+            x, labels, accepted = begun.x.to(self._device), [*begun.labels], begun.accepted.clone()
+            self._evaluations = begun.evaluations
+            stream.set_state(begun.generator)
+        bar.update(tile * self._last + begun.step - bar.n)
+        chain = sampler.chain(
+            score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=begun.level
+        )
+        for step, (level, sigma, x, acceptance) in enumerate(chain, start=begun.step + 1):
+            # The sum is cheaper, and finite but for points beyond 1e34.
+            if not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
                 raise DivergedError(
                     f"a sample is not finite at step {step}, level {level + 1} (sigma ="
                     f" {sigma:g}); take smaller steps"
                 )
-    assert current is not None
-    leave(current)
-    labels = torch.stack(list(ends.values())).cpu()  # (V, N)
-    path_steps, path_sigmas, paths = zip(*frames, strict=True)
-    return Chains(
-        samples=x.cpu(),
-        init=init.cpu(),
-        paths=torch.stack(paths).numpy() if num_paths else None,
-        path_steps=np.array(path_steps),
-        path_sigmas=np.array(path_sigmas),
-        settled_sigma=np.array(list(ends))[settled_from(labels).numpy()],
-        by_level=by_level,
-        score_evaluations=evaluations,
-        acceptance=[float(np.mean(shares)) for shares in accepted if shares],
-        mode_commitment={
-            "sigmas": list(ends),
-            **mode_commitment(labels, len(truth.modes)),
-        },
-    )
+            if acceptance is not None:
+                accepted[level] += acceptance
+            look(step, level, x)
+            if step in self._begins and step < self._last and not sampler.remembers:
+                state = stream.get_state()
+                begun = _Begun(
+                    step, self._begins[step], x, state, [*labels], accepted.clone(),
+                    self._evaluations,
+                )  # fmt: skip
+            bar.update()
+            if step in self._frames:
+                bar.set_postfix(self._numbers(level, acceptance))
+            yield begun
+        modes = torch.stack(labels)[:, :num]  # (V, num)
+        left["samples"][rows] = x[:num].cpu()
+        left["settled"][rows] = settled_from(modes)
+        left["accepted"] += accepted
+        for name, count in count_commitment(modes, len(self._truth.modes)).items():
+            self._counts[name] = self._counts[name] + count
+
+    def _numbers(self, level: int, acceptance: float | None) -> dict[str, str]:
+        """What the progress bar shows."""
+        sigma, tau, _ = self._plan[level]
+        numbers = {"level": f"{level + 1}/{len(self._plan)}", "sigma": f"{sigma:.3g}"}
+        if tau > 0 and sigma > 0:
+            numbers["eta"] = f"{tau / sigma**2:.3g}"
+        if acceptance is not None:
+            numbers["accepted"] = f"{acceptance:.2f}"
+        return numbers
+
+    def _chains(self) -> Chains:
+        left, sigmas = self._left, [level.sigma for level in self._plan]
+        by_level = {sigmas[level]: left["by_level"][i] for level, i in self._kept_levels.items()}
+        steps = torch.tensor([level.steps for level in self._plan])
+        acceptance = left["accepted"] / (steps * -(-self._num // self._tile))
+        return Chains(
+            samples=left["samples"],
+            init=left["init"],
+            paths=left["paths"].numpy() if left["paths"].shape[1] else None,
+            path_steps=np.array(list(self._frames)),
+            path_sigmas=np.array(self._frame_sigmas),
+            settled_sigma=np.array(sigmas)[left["settled"].numpy()],
+            by_level=by_level,
+            score_evaluations=self._evaluations,
+            acceptance=acceptance.tolist() if self._sampler.needs_log_prob else [],
+            mode_commitment={"sigmas": sigmas, **mode_commitment(self._counts)},
+        )

@@ -1,4 +1,4 @@
-"""Sweeps: which jobs take part, how far they are, and what came of them.
+"""What Hydra calls: a run's folder is held, a sweep is watched, and what came of it is told.
 
 Jobs may run in other processes or on other machines. Each signs in with a file in a folder that
 all of them see; the ``status.json`` in its own folder says the rest.
@@ -14,20 +14,31 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ncsn_cli.errors import InterruptedRun
-from ncsn_cli.runs import flatten, read_json, to_json, write_atomic
+from ncsn_cli.errors import InterruptedRun, RefusedStart
+from ncsn_cli.runs import (
+    flatten,
+    hold,
+    read_json,
+    refuse_run,
+    release,
+    to_json,
+    without_home,
+    write_atomic,
+)
 
 _ROSTER = "NCSN_CLI_SWEEP"
 """Environment variable: the folder in which the jobs of a sweep sign in."""
@@ -56,12 +67,34 @@ class Job:
         return self.state in ("failed", "diverged")
 
 
+def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
+    """Let errors end the command: Hydra itself would only warn of them."""
+
+    @wraps(callback)
+    def call(*arguments: object, **keywords: object) -> None:
+        try:
+            callback(*arguments, **keywords)
+        except Exception as error:
+            raise RefusedStart from error
+
+    return call
+
+
 class Sweep(Callback):
     """Hydra's callback, in the process that starts a sweep and in those that run its jobs."""
 
+    @_refuse
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Take the run's folder before anything is written."""
+        folder = Path(config.hydra.run.dir)
+        refuse_run(folder)
+        hold(folder)
+
+    @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Open the roster, and show how far the jobs are."""
+        """Take the sweep's folder, open the roster, and show how far the jobs are."""
         watch = _Watch(config)
+        hold(watch.folder)
         watch.roster.mkdir(parents=True)
         if watch.is_study:
             _continue_study(config.hydra.sweeper)
@@ -73,8 +106,19 @@ class Sweep(Callback):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, watch.interrupt)
 
+    @_refuse
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Sign in; in a process beside others, be quiet on the terminal."""
+        """Record the overrides, and sign in; in a process beside others, be quiet."""
+        record = Path(config.hydra.runtime.output_dir, ".hydra")
+        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        hydra_config = OmegaConf.masked_copy(config, ["hydra"])
+        for name, values in (
+            ("config", job),
+            ("hydra", hydra_config),
+            ("overrides", config.hydra.overrides.task),
+        ):
+            text = without_home(OmegaConf.to_yaml(values))
+            write_atomic(record / f"{name}.yaml", text.encode())
         roster = os.environ.get(_ROSTER)
         if roster is None:
             return
@@ -174,6 +218,10 @@ def conclude() -> list[Job]:
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     runs = dict.fromkeys(os.path.relpath(read_json(path)["folder"]) for path in sorted(entries))
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    hydras = watch.folder / "multirun.yaml"
+    if hydras.is_file():
+        write_atomic(hydras, without_home(hydras.read_text()).encode())
+    release(watch.folder)
     if runs:
         from ncsn_cli.compare import compare
 

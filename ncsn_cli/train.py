@@ -15,9 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ncsn_cli.checkpoints import checkpoint_path, find_checkpoint, load_checkpoint, save_checkpoint
+from ncsn_cli.checkpoints import checkpoint_path, load_newest, save_checkpoint
 from ncsn_cli.doctor import examine
-from ncsn_cli.errors import BadCheckpointError, ConfigError
+from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
 from ncsn_cli.jobs import (
     Config,
@@ -37,11 +37,12 @@ from ncsn_cli.jobs import (
     output_folder,
     present,
     read_config,
+    refuse_changes,
     settings,
     without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder, flatten, to_json, to_npz
+from ncsn_cli.runs import RunFolder, to_json, to_npz
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
@@ -52,14 +53,15 @@ log = logging.getLogger(__name__)
 
 _MAY_CHANGE_ON_RESUME = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "trainer.steps",
-    "trainer.max_seconds", "trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every",
+    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "resume",
+    "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every", "trainer.eval_every",
+    "trainer.checkpoint_every",
     "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
 }  # fmt: skip
 
 _UNSET_SAMPLE_KEYS: Config = {
     "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
-    "trajectory_metrics": False, "log_density": False,
+    "trajectory_metrics": False, "log_density": False, "resume": None, "plugins": [],
 }  # fmt: skip
 
 
@@ -98,8 +100,7 @@ def train(cfg: DictConfig) -> float | None:
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
-    begun = _begun_before() or trainer.resume
-    history = [] if begun is None else _resume(training, config, snapshots, Path(begun))
+    history = _resume(training, config, snapshots)
 
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request}
@@ -202,49 +203,54 @@ def _history_csv(history: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _begun_before() -> Path | None:
-    """The newest whole checkpoint in the job's own folder, if a sweep is run again."""
-    found = output_folder().glob("checkpoints/step_*.safetensors") if in_sweep() else []
-    for path in sorted(found, reverse=True):
+def _begun_before(training: Training) -> tuple[Path, dict[str, Tensor], Config] | None:
+    """The checkpoint to go on from: of the job itself in a sweep run again, else as asked for."""
+    if in_sweep():
         try:
-            load_checkpoint(path)
+            return load_newest(output_folder())
+        except MissingInputError:
+            pass
         except BadCheckpointError as error:
-            log.warning("%s; taking an older one, or starting afresh", error)
-        else:
-            return path
-    return None
+            log.warning("%s; starting afresh", error)
+    resume = training.trainer.resume
+    return None if resume is None else load_newest(Path(resume))
 
 
-def _resume(
-    training: Training, config: Config, snapshots: Snapshots | None, path: Path
-) -> list[Row]:
-    """Put ``training`` where the run at ``path`` was; returns that run's history."""
-    checkpoint = find_checkpoint(path)
-    tensors, record = load_checkpoint(checkpoint)
-    before, now = flatten(without_paths(record["config"])), flatten(without_paths(config))
-    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
-    if changed := sorted(key for key in changed if not _may_change(key, training.trainer)):
-        was = " ".join(f"{key}={before.get(key)}" for key in changed[:5])
-        raise ConfigError(
-            f"trainer.resume: {path} was trained with {was}; repeat its own overrides"
-        )
+def _resume(training: Training, config: Config, snapshots: Snapshots | None) -> list[Row]:
+    """Put ``training`` where it was left, if it was begun before; returns its history."""
+    begun = _begun_before(training)
+    if begun is None:
+        return []
+    path, tensors, record = begun
+    refuse_changes(
+        record["config"], config, lambda key: _may_change(key, training.trainer),
+        "trainer.resume", path,
+    )  # fmt: skip
     if record["step"] > training.trainer.steps:
         raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
-    training.restore(tensors, record)
-    kept = checkpoint.parent.parent / "snapshots.npz"
+    try:
+        training.restore(tensors, record)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadCheckpointError(f"{path}: its state is not this training's ({reason})") from error
+    kept = path.parent.parent / "snapshots.npz"
     if snapshots is not None and kept.is_file():
         snapshots.restore(kept, training.step)
-    rows = checkpoint.parent.parent / "history.csv"
+    rows = path.parent.parent / "history.csv"
     if not rows.is_file():
         return []
-    with rows.open(newline="") as file:
-        history = [
-            {column: float(text) if text else None for column, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
-    for row in history:
-        row["step"] = int(row["step"] or 0)
+    try:
+        history = _read_history(rows)
+    except (ValueError, LookupError, TypeError, csv.Error) as error:
+        raise BadCheckpointError(f"{rows}: damaged ({error})") from error
     return [row for row in history if (row["step"] or 0) <= training.step]
+
+
+def _read_history(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = [{c: float(row[c]) if row[c] else None for c in COLUMNS} for row in rows]
+    return [{**row, "step": int(row["step"] or 0)} for row in numbers]
 
 
 def _may_change(key: str, trainer: Trainer) -> bool:

@@ -134,7 +134,8 @@ class Training:
         """One optimizer step; returns the loss of its batch.
 
         Raises:
-            DivergedError: If the loss is not finite; the weights are then those before the step.
+            DivergedError: If the loss or a gradient is not finite; the weights are then those
+                before the step.
         """
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
             group["lr"] = lr * self._decay()
@@ -149,19 +150,39 @@ class Training:
         )
         value = loss.item()
         if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {self.step + 1}; try a smaller optimizer.lr or set"
-                " trainer.grad_clip"
-            )
+            raise self._diverged(f"the loss is {value}", x)
         self.optimizer.zero_grad()
         loss.backward()
+        norm = nn.utils.get_total_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+        if not math.isfinite(norm.item()):
+            raise self._diverged(f"the norm of the gradient is {norm.item()}", x)
         if self.trainer.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.grad_clip)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
         self.optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         self.step += 1
         return value
+
+    @torch.no_grad()
+    def _diverged(self, what: str, x: Tensor) -> DivergedError:
+        """Names what is not finite after the step failed: weights, data, a level or a gradient."""
+        state = {f"network.{name}": value for name, value in self.model.state_dict().items()}
+        outputs = {f"the score at sigma = {s:g}": self.model(x, s) for s in self.sigmas}
+        gradients = {
+            f"the gradient of {name}": p.grad
+            for name, p in self.model.named_parameters()
+            if p.grad is not None
+        }
+        suspects = state | {"a point of the data": x} | outputs | gradients
+        named = [name for name, value in suspects.items() if not bool(value.isfinite().all())]
+        place = f" ({named[0]} is not)" if named else ""
+        return DivergedError(
+            f"{what} at step {self.step + 1}{place}; try a smaller optimizer.lr or set"
+            " trainer.grad_clip"
+        )
 
     def row(self, loss: float, excess: float | None, seconds: float) -> Row:
         """The line of ``history.csv`` for the step just made; its gradient is as clipped.
@@ -217,20 +238,20 @@ class Training:
         """Tensors and JSON-able values from which ``restore`` continues exactly.
 
         Raises:
-            DivergedError: If a weight is not finite.
+            DivergedError: If a weight or a number of the optimizer is not finite.
         """
         tensors = {f"network.{name}": value for name, value in self.model.state_dict().items()}
         if self._average is not None:
             average = self._average.state_dict()
             tensors |= {f"ema.{name}": value for name, value in average.items()}
-        for name, value in tensors.items():
-            if not bool(torch.isfinite(value).all()):
-                raise DivergedError(f"{name} is not finite after step {self.step}")
         numbers: dict[str, Any] = {}
         for index, entries in self.optimizer.state_dict()["state"].items():
             for name, value in entries.items():
                 key = f"optimizer.{index}.{name}"
                 (tensors if isinstance(value, Tensor) else numbers)[key] = value
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(f"{name} is not finite after step {self.step}")
         tensors["generator"] = self.generator.get_state()
         return tensors, {
             "step": self.step,

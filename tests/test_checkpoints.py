@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from ncsn_cli.checkpoints import (
     checkpoint_path,
-    find_checkpoint,
     known_class,
     load_checkpoint,
+    load_newest,
     save_checkpoint,
 )
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
@@ -105,14 +105,27 @@ def test_a_pickle_is_refused_without_being_read(tmp_path):
 
 def test_a_run_means_its_newest_checkpoint(tmp_path, path):
     save_checkpoint(checkpoint_path(tmp_path, 20), {}, json.loads(json.dumps(RECORD)))
-    assert find_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
-    assert find_checkpoint(path) == path
+    assert load_newest(tmp_path)[0] == checkpoint_path(tmp_path, 20)
+    assert load_newest(path) == (path, *load_checkpoint(path))
     with pytest.raises(MissingInputError, match="no checkpoints"):
-        find_checkpoint(path.parent)
+        load_newest(path.parent)
     with pytest.raises(MissingInputError, match="No such file"):
-        find_checkpoint(tmp_path / "nowhere")
+        load_newest(tmp_path / "nowhere")
     with pytest.raises(MissingInputError, match="No such file"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, path, caplog):
+    newer = checkpoint_path(tmp_path, 20)
+    newer.write_bytes(path.read_bytes()[:-1])
+    assert load_newest(tmp_path)[0] == path
+    (record,) = caplog.records
+    assert str(newer) in record.getMessage()
+    with pytest.raises(BadCheckpointError):
+        load_newest(newer)
+    path.write_bytes(b"")
+    with pytest.raises(BadCheckpointError):
+        load_newest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +152,20 @@ def test_a_run_means_its_newest_checkpoint(tmp_path, path):
 def test_only_this_packages_own_classes_are_built(target):
     with pytest.raises(ConfigError, match="no class of ncsn_cli"):
         known_class(target)
+
+
+def test_a_module_that_the_user_names_may_be_built_from(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "from os import system\n"
+        "from ncsn_cli.models import MLP\n"
+        "class Mine(MLP): ...\n"
+        "class _Hidden: ...\n"
+        "def call(): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert issubclass(known_class("my_models.Mine", ["my_models"]), MLP)
+    for name in ("system", "MLP", "_Hidden", "call", "Other", "os.system"):
+        with pytest.raises(ConfigError, match="plugins"):
+            known_class(f"my_models.{name}", ["my_models"])
+    with pytest.raises(ConfigError, match="plugins"):
+        known_class("my_models.Mine")

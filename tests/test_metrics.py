@@ -20,6 +20,7 @@ from ncsn_cli.metrics import (
     ScoreError,
     SlicedWasserstein,
     Wasserstein,
+    count_commitment,
     fisher_divergence,
     mode_commitment,
     recovered_density,
@@ -437,14 +438,14 @@ def test_mode_commitment_of_chains_that_are_known():
     labels = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]])
     assert settled_from(labels).tolist() == [0, 1, 2, 2]
     assert settled_from(labels[:1]).tolist() == [0, 0, 0, 0]
-    found = mode_commitment(labels, num_modes=3)
+    found = mode_commitment(count_commitment(labels, num_modes=3))
     assert found["committed"] == [0.25, 0.5, 1.0]
     assert found["shares"] == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
     assert found["transitions"] == [
         [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], None],
         [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], None],
     ]
-    assert list(mode_commitment(labels, num_modes=11)) == ["committed"]
+    assert list(mode_commitment(count_commitment(labels, num_modes=11))) == ["committed"]
 
 
 def test_mode_commitment_of_a_markov_chain():
@@ -455,7 +456,7 @@ def test_mode_commitment_of_a_markov_chain():
     for _ in range(4):
         moves = torch.rand(num, generator=g) < 0.3
         labels.append(torch.where(moves, 1, labels[-1]))
-    found = mode_commitment(torch.stack(labels), num_modes=2)
+    found = mode_commitment(count_commitment(torch.stack(labels), num_modes=2))
     error = 5 * 0.5 / math.sqrt(num)
     for i in range(5):
         in_zero = 0.7**i

@@ -179,7 +179,8 @@ def test_mean_and_variance_follow_their_recursion_at_every_step(name):
         mean, variance = 1 + shrink * (mean - 1), shrink**2 * variance + noise
         expected.append((mean, variance))
     states = list(sampler.chain(dataset.score, x, LEVELS, generator=stream(5)))
-    assert len(states) == len(expected) == sampler.num_states(LEVELS)
+    assert len(states) == len(expected)
+    assert [state.level for state in states] == sampler.levels_of_states(LEVELS)
     for state, (mean, variance) in zip(states, expected, strict=True):
         # x itself has the sample moments of its 100 000 starts, within the same errors.
         assert_mean(state.x[:, 0], mean, standard_errors=6)

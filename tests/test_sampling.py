@@ -1,24 +1,39 @@
+import copy
+import json
 import math
+import os
+import signal
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.samplers import AnnealedLangevin, Langevin, ProbabilityFlow
-from ncsn_cli.sampling import run_chains
+from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
+from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
+from ncsn_cli.sampling import TILE, Sampling
 from ncsn_cli.schedules import Geometric
 
-from .conftest import stream, two_modes_1d
+from .conftest import two_modes_1d
 
 ANNEALED = AnnealedLangevin(step_size=0.01, steps_per_level=3, denoise=False)
 
 
+def sampling(sampler, num_levels=5, num=30, **changed):
+    dataset, sigmas = two_modes_1d(), Geometric(10.0, 0.1, num_levels).sigmas
+    settings = {"num_paths": 4, "keep_by_level": True, "seed": 0, "device": torch.device("cpu")}
+
+    def init(num, generator):
+        return dataset.sample(num, sigma=10.0, generator=generator)
+
+    return Sampling(
+        sampler, dataset.score, dataset.log_prob, init, num, sigmas, dataset, **settings | changed
+    )
+
+
 def run(sampler, num_levels, keep_by_level=True, num=30):
-    sigmas = Geometric(10.0, 0.1, num_levels).sigmas
-    dataset, g = two_modes_1d(), stream()
-    x = dataset.sample(num, sigma=10.0, generator=g)
-    chains = run_chains(sampler, dataset.score, None, x, sigmas, dataset, 4, keep_by_level, g)
-    return chains, sigmas.tolist()
+    chains = sampling(sampler, num_levels, num, keep_by_level=keep_by_level).run()
+    return chains, Geometric(10.0, 0.1, num_levels).sigmas.tolist()
 
 
 @pytest.mark.parametrize("sampler", [ANNEALED, ProbabilityFlow(solver="multistep", denoise=True)])
@@ -56,3 +71,84 @@ def test_nothing_is_kept_unless_asked_for():
     assert run(ANNEALED, 5, keep_by_level=False)[0].by_level == {}
     chains, _ = run(Langevin(step_size=0.01, steps=4, denoise=False), 5)
     assert list(chains.by_level) == pytest.approx([0.1])
+
+
+MALA = AnnealedMALA(step_size=0.01, steps_per_level=3, denoise=True)
+MULTISTEP = ProbabilityFlow(solver="multistep", denoise=True)
+
+
+def arrays(chains):
+    """All that chains leave, to be compared."""
+    left = {**vars(chains), **chains.mode_commitment, **chains.by_level}
+    del left["mode_commitment"], left["by_level"]
+    return {name: np.asarray(value) for name, value in left.items() if name != "transitions"}
+
+
+def assert_same(chains, others):
+    first, second = arrays(chains), arrays(others)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
+def test_a_chain_does_not_depend_on_how_many_there_are(sampler, monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 64)
+    whole = sampling(sampler, num=200).run()
+    for num in (1, 2, 7, 64, 100, 199):
+        fewer = sampling(sampler, num=num).run()
+        assert torch.equal(fewer.samples, whole.samples[:num])
+        assert torch.equal(fewer.init, whole.init[:num])
+        assert np.array_equal(fewer.settled_sigma, whole.settled_sigma[:num])
+    assert len(torch.unique(whole.samples)) == 200  # no tile repeats another
+
+
+@pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
+def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 16)
+    undisturbed = sampling(sampler, num=40).run()
+    steps = 3 * len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas))
+    for stop in range(1, steps, 4):
+        stopped, states = sampling(sampler, num=40), []
+        evaluated = 0
+
+        def score(x, sigma, stopped=stopped, stop=stop):
+            nonlocal evaluated
+            evaluated += 1
+            if evaluated == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return two_modes_1d().score(x, sigma)
+
+        stopped._score = score
+        try:
+            stopped.run(states.append)
+        except InterruptedRun as interruption:
+            assert interruption.exit_code == 143
+        (state,) = states
+        state = copy.deepcopy(state)
+        json.dumps(state[1])
+        assert_same(sampling(sampler, num=40).run(saved=state), undisturbed)
+
+
+def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_SAVES", 0.0)
+    states = []
+    sampling(ANNEALED, num=40).run(states.append)
+    tensors, record = states[-1]
+    with pytest.raises(BadCheckpointError):
+        sampling(ANNEALED, num=41).run(saved=(tensors, record))
+    with pytest.raises(BadCheckpointError):
+        sampling(ANNEALED, num=40).run(saved=(tensors, {**record, "tile": "0"}))
+
+
+def test_a_sample_that_is_not_finite_is_named_at_its_step():
+    broken, evaluated = sampling(ANNEALED), 0
+
+    def score(x, sigma):
+        nonlocal evaluated
+        evaluated += 1
+        return x * math.inf if evaluated == 8 else -x
+
+    broken._score = score
+    with pytest.raises(DivergedError, match=r"step 8, level 3 \(sigma = 1\)"):
+        broken.run()

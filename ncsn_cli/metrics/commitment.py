@@ -22,30 +22,46 @@ def settled_from(labels: Tensor) -> Tensor:
     return last.long()
 
 
-def mode_commitment(labels: Tensor, num_modes: int) -> dict[str, Any]:
-    """At which level chains settle, from the mode of each chain after each level (L, N).
+def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:
+    """Counts, which add up over sets of chains, from the mode of each after each level (L, N).
+
+    ``committed`` (L,): chains that never change mode after the level. For few modes also
+    ``in_mode`` (L, K): chains in each, and ``moved`` (L - 1, K, K): chains in mode a after level
+    i that are in mode b after level i + 1.
+    """
+    levels = torch.arange(len(labels), device=labels.device)[:, None]
+    counts = {"committed": (settled_from(labels) <= levels).sum(1)}
+    if num_modes > _MOST_MODES:
+        return counts
+    pairs = [
+        torch.bincount(before.long() * num_modes + after, minlength=num_modes**2)
+        for before, after in pairwise(labels)
+    ]
+    empty = torch.empty(0, num_modes**2, dtype=torch.long)
+    return counts | {
+        "in_mode": torch.stack([row.long().bincount(minlength=num_modes) for row in labels]),
+        "moved": (torch.stack(pairs) if pairs else empty).reshape(-1, num_modes, num_modes),
+    }
+
+
+def mode_commitment(counts: dict[str, Tensor]) -> dict[str, Any]:
+    """At which level chains settle, from what ``count_commitment`` counted.
 
     ``committed`` (L): the share of chains that never change mode after the level. For few modes
     also ``shares`` (L, K) of chains in each, and ``transitions`` (L - 1, K, K): the share of the
     chains in mode a after level i that are in mode b after level i + 1; None where there is none.
     """
-    levels = torch.arange(len(labels), device=labels.device)[:, None]
-    committed = (settled_from(labels) <= levels).double().mean(1).tolist()
-    if num_modes > _MOST_MODES:
-        return {"committed": committed}
-    pairs = [
-        torch.bincount(before.long() * num_modes + after, minlength=num_modes**2)
-        for before, after in pairwise(labels)
-    ]
-    counts = torch.stack([row.long().bincount(minlength=num_modes) for row in labels])  # (L, K)
-    return {
-        "committed": committed,
-        "shares": (counts.double() / labels.shape[1]).tolist(),
+    num = int(counts["committed"][-1])
+    shares = {"committed": (counts["committed"].double() / num).tolist()}
+    if "moved" not in counts:
+        return shares
+    return shares | {
+        "shares": (counts["in_mode"].double() / num).tolist(),
         "transitions": [
             [
                 (row / total).tolist() if total > 0 else None
-                for row, total in zip(pair.reshape(num_modes, num_modes), totals, strict=True)
+                for row, total in zip(pair, totals, strict=True)
             ]
-            for pair, totals in zip(pairs, counts[:-1], strict=True)
+            for pair, totals in zip(counts["moved"], counts["in_mode"][:-1], strict=True)
         ],
     }

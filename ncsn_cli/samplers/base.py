@@ -56,7 +56,7 @@ class Sampler(ABC):
 
     A subclass plans its ``levels`` and may replace the Langevin steps made at a level
     (``_at_level``) and, if it ``descends``, writes the step from one level to the next
-    (``_to_next``).
+    (``_to_next``); it ``remembers`` if that step depends on those before.
 
     Args:
         denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), sigma the last
@@ -67,6 +67,7 @@ class Sampler(ABC):
 
     descends: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     @abstractmethod
     def levels(self, sigmas: Tensor) -> list[Level]:
@@ -76,10 +77,12 @@ class Sampler(ABC):
             ConfigError: If the sampler cannot work at these levels.
         """
 
-    def num_states(self, sigmas: Tensor) -> int:
-        """Number of states that ``chain`` yields."""
-        plan = self.levels(sigmas)
-        return sum(level.steps for level in plan) + self.descends * (len(plan) - 1) + self.denoise
+    def levels_of_states(self, sigmas: Tensor) -> list[int]:
+        """The level of each state that ``chain`` yields."""
+        levels: list[int] = []
+        for i, level in enumerate(self.levels(sigmas)):
+            levels += [i] * (level.steps + (self.descends and i > 0))
+        return levels + [i] * self.denoise
 
     def chain(
         self,
@@ -89,14 +92,17 @@ class Sampler(ABC):
         *,
         generator: torch.Generator,
         log_prob: LogProb | None = None,
+        first: int = 0,
     ) -> Iterator[State]:
         """Yields the state after every step, from initial points ``x`` (B, D).
 
-        ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``.
+        ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``. ``x`` may
+        be what chains were when they came to the level ``first``, unless the sampler
+        ``remembers`` more.
         """
         plan, to_next = self.levels(sigmas), self._descent()
         noise_levels = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
-        for i, level in enumerate(plan):
+        for i, level in list(enumerate(plan))[first:]:
             moves = self._at_level(score, x, noise_levels[i], level, generator, log_prob)
             for moved, acceptance in moves:
                 x = moved

@@ -107,6 +107,8 @@ class ProbabilityFlow(_Descent):
             step; ``heun``, order 2, takes two.
     """
 
+    remembers: ClassVar[bool] = True
+
     solver: Literal["euler", "heun", "multistep"]
 
     def _descent(self) -> Step:
