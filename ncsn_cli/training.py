@@ -153,9 +153,7 @@ class Training:
             raise self._diverged(f"the loss is {value}", x)
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        )
+        norm = nn.utils.get_total_norm(self._gradients())
         if not math.isfinite(norm.item()):
             raise self._diverged(f"the norm of the gradient is {norm.item()}", x)
         if self.trainer.grad_clip is not None:
@@ -165,6 +163,9 @@ class Training:
             self._average.update_parameters(self.model)
         self.step += 1
         return value
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     @torch.no_grad()
     def _diverged(self, what: str, x: Tensor) -> DivergedError:
@@ -190,12 +191,11 @@ class Training:
         Raises:
             DivergedError: If a number in it is not finite.
         """
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         row: Row = {
             "step": self.step,
             "loss": loss,
             "excess_loss": excess,
-            "grad_norm": nn.utils.get_total_norm(gradients).item(),
+            "grad_norm": nn.utils.get_total_norm(self._gradients()).item(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
         }
