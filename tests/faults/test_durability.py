@@ -1,0 +1,173 @@
+"""A save that is killed, or whose disk fails, at each of its calls; and the order of its calls."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ncsn_cli.checkpoints import load_checkpoint
+
+from ..forked import read
+from .states import newest_checkpoint
+from .tracing import REFUSED, TRACE, events
+
+JOB = [
+    "trainer.steps=4", "trainer.batch_size=16", "trainer.checkpoint_every=2",
+    "trainer.keep_last=1", "schedule.num_levels=2", "dataset.num_samples=50", "model=mlp",
+    "model.hidden=[8]", "plot=[]", "device=cpu",
+]  # fmt: skip
+ERRORS = {
+    "ENOSPC": "No space left on device", "EIO": "Input/output error",
+    "EROFS": "Read-only file system", "EDQUOT": "Disk quota exceeded",
+}  # fmt: skip
+HAS_STRACE = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace here")
+
+
+def injected(forked, folder, **settings):
+    """One job with an injection; returns its result and its run folder."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    before = ["tests.faults.injections", "inject", {"folder": str(run), **settings}]
+    return forked.call("train", [*JOB, f"hydra.run.dir={run}"], folder, before=before), run
+
+
+def calls_of_a_run(forked, folder, after_checkpoint):
+    """[call, path, new path] of all that an undisturbed job does to its folder."""
+    report = folder / "calls"
+    result, run = injected(forked, folder, report=str(report), after_checkpoint=after_checkpoint)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in report.read_text().splitlines()], run
+
+
+def test_a_run_killed_at_any_call_keeps_a_valid_checkpoint(forked, tmp_path, trials):
+    calls, _ = calls_of_a_run(forked, tmp_path, after_checkpoint=True)
+    cases = [(k, "kill") for k in range(1, len(calls) + 1)]
+    cases += [(k, "half") for k, (call, *_) in enumerate(calls, start=1) if call == "write"]
+    for at, act in random.Random(0).sample(cases, trials("A2", len(cases), 4)):
+        result, run = injected(forked, tmp_path, at=at, act=act, after_checkpoint=True)
+        assert result.returncode == -signal.SIGKILL, (calls[at - 1], act)
+        _, record = load_checkpoint(newest_checkpoint(run))
+        assert record["step"] in (2, 4)
+
+
+@HAS_STRACE
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_save_killed_at_any_system_call_is_the_old_or_the_new(forked, tmp_path, trials, beside):
+    def save(name, **settings):
+        folder = tmp_path / name
+        settings = {"folder": str(folder), "beside": beside, **settings}
+        before = ["tests.faults.tracing", "save_under_strace", settings]
+        code = forked.call("train", [], tmp_path, before=before).returncode
+        if code == REFUSED:
+            pytest.skip("tracing a process is refused here")
+        return code, load_checkpoint(newest_checkpoint(folder))
+
+    report = tmp_path / "report"
+    code, (_, record) = save("whole", report=str(report))
+    assert (code, record["step"]) == (0, 2)
+    names = [line.partition("(")[0] for line in report.read_text().splitlines() if "(" in line]
+    assert names.count("fsync") == 2
+    cases = [(name, k + 1) for i, name in enumerate(names) for k in [names[:i].count(name)]]
+    seen = set()
+    for call, k in random.Random(0).sample(cases, trials("A2", len(cases), 1)):
+        code, (tensors, record) = save(f"{call}{k}", kill=[call, k])
+        assert code == -signal.SIGKILL, (call, k)
+        assert (tensors["weight"] == record["step"]).all()
+        seen.add(record["step"])
+    assert seen <= {1, 2}
+
+
+def test_a_failing_disk_ends_a_run_with_74_and_one_line(forked, tmp_path, trials):
+    calls, _ = calls_of_a_run(forked, tmp_path, after_checkpoint=True)
+    numbers = [k for k, (_, path, _) in enumerate(calls, start=1) if not path.endswith(".log")]
+    cases = list(itertools.product(numbers, ERRORS, [False, True]))
+    wrong = []
+    for at, error, for_good in random.Random(1).sample(cases, trials("A3", len(cases), 4)):
+        result, run = injected(
+            forked, tmp_path, at=at, error=error, for_good=for_good, after_checkpoint=True
+        )
+        case = (at, *calls[at - 1][:2], error, "for good" if for_good else "once")
+        assert load_checkpoint(newest_checkpoint(run))[1]["step"] in (2, 4), case
+        lines = [
+            line for line in result.stderr.splitlines() if line and "with overrides" not in line
+        ]
+        says = (
+            len(lines) == 1 and lines[0].startswith("ncsn-train: ") and ERRORS[error] in lines[0]
+        )
+        can_remove = not for_good or error in ("ENOSPC", "EDQUOT")
+        left = list(run.rglob("*.tmp")) if can_remove else []
+        state = "failed" if for_good else read(run / "status.json")["state"]
+        if (result.returncode, says, left, state) != (74, True, [], "failed"):
+            wrong.append((*case, result.returncode, lines, left, state))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_a_failing_log_does_not_end_a_run(forked, tmp_path, trials):
+    calls, _ = calls_of_a_run(forked, tmp_path, after_checkpoint=True)
+    numbers = [k for k, (_, path, _) in enumerate(calls, start=1) if path.endswith(".log")]
+    for at in numbers[: trials("A3", len(numbers), 1)]:
+        result, run = injected(forked, tmp_path, at=at, error="ENOSPC", after_checkpoint=True)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert read(run / "status.json")["state"] == "done"
+
+
+def breaches(calls, run):
+    """Where the order of ``calls`` would let a power cut take what a rename has promised."""
+    found, unsynced, opened, waiting, finals = [], set(), set(), set(), set()
+    for call, path, to in calls:
+        if f"{path}/" == f"{run}/" and call != "fsync":
+            continue
+        if call in ("rename", "unlink") and waiting:
+            found.append(f"{call} {path} before the folder of {sorted(waiting)} was synced")
+        if call in ("open", "write"):
+            unsynced.add(path)
+            opened |= {path} if call == "open" else set()
+        elif call == "fsync":
+            unsynced.discard(path)
+            waiting = {name for name in waiting if os.path.dirname(name) != path}
+        elif call == "rename":
+            if path in unsynced:
+                found.append(f"{path} became {to} before it was synced")
+            opened.discard(path)
+            waiting.add(to)
+            finals.add(to)
+    found += [f"the folder of {name} was never synced" for name in waiting]
+    found += [f"{name} was written under its final name" for name in opened]
+    files = {str(path) for path in run.rglob("*") if path.is_file()}
+    found += [f"{name} was never renamed" for name in files - finals if not _foreign(name)]
+    return found, len(finals)
+
+
+def _foreign(path):
+    return path.endswith(".log") or "/.hydra/" in path  # a log is appended to, Hydra is Hydra
+
+
+def test_all_is_synced_before_and_after_it_is_put_in_place(forked, tmp_path, trials):
+    trials("A4", 1, 1)
+    calls, run = calls_of_a_run(forked, tmp_path, after_checkpoint=False)
+    found, number = breaches([c for c in calls if not _foreign(c[1])], run)
+    assert (found, number) == ([], 8)
+
+
+@HAS_STRACE
+def test_the_system_calls_are_in_that_order_too(tmp_path, trials):
+    if not trials("A4", 1, 0):
+        pytest.skip("starts the installed command under strace: with --all-trials")
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [Path(sys.executable).parent / "ncsn-train", *JOB, f"hydra.run.dir={run}"]
+    subprocess.run(
+        ["strace", "-f", "-y", "-s", "300", "--seccomp-bpf", "-e", TRACE, "-o", log, *command],
+        cwd=tmp_path, capture_output=True, check=True,
+    )  # fmt: skip
+    calls = [
+        c for c in events(log.read_text()) if c[1].startswith(str(run)) and not _foreign(c[1])
+    ]
+    found, number = breaches(calls, run)
+    assert (found, number) == ([], 8)
