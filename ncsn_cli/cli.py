@@ -83,8 +83,6 @@ def _run(name: str) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         state.job_started = True
-        from ncsn_cli.runs import release
-
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:  # else a scheduler's
@@ -99,8 +97,6 @@ def _run(name: str) -> None:
         except BaseException as error:
             _record_failure(error, before)
             raise
-        finally:
-            release(_status().parent)
 
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error: BaseException | None = None
@@ -110,7 +106,8 @@ def _run(name: str) -> None:
             start()
         finally:
             sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
-            jobs = [] if sweep is None else sweep.conclude()
+            if sweep is not None:
+                jobs = sweep.conclude()
     except RefusedStart as refused:
         error = refused.__cause__
     except (Exception, KeyboardInterrupt) as raised:

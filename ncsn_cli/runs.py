@@ -134,6 +134,12 @@ def hold(folder: Path) -> None:
     _held[folder] = descriptor
 
 
+def release_all() -> None:
+    """Let other processes into whatever is held."""
+    for folder in list(_held):
+        release(folder)
+
+
 def release(folder: Path) -> None:
     """Let other processes into a folder that is held."""
     descriptor = _held.pop(folder.absolute(), None)

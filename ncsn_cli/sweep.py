@@ -28,13 +28,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ncsn_cli.errors import InterruptedRun, RefusedStart
+from ncsn_cli.errors import InterruptedRun, OutputExistsError, RefusedStart
 from ncsn_cli.runs import (
     flatten,
     hold,
     read_json,
     refuse_run,
     release,
+    release_all,
     to_json,
     without_home,
     write_atomic,
@@ -87,8 +88,12 @@ class Sweep(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Take the run's folder before anything is written."""
         folder = Path(config.hydra.run.dir)
-        refuse_run(folder)
         hold(folder)
+        try:
+            refuse_run(folder)
+        except OutputExistsError:
+            release(folder)
+            raise
 
     @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
@@ -201,10 +206,11 @@ class _Watch(threading.Thread):
 
 
 def conclude() -> list[Job]:
-    """At the end of a sweep, however it ended: the table over its jobs, and how to go on.
+    """At the end, however it came: folders are free, and a sweep has a table over its jobs.
 
-    Returns the jobs; none where there was no sweep.
+    Returns these jobs, and says how to go on with them; none where there was no sweep.
     """
+    release_all()
     watch, _Watch.current = _Watch.current, None
     if watch is None:
         return []
@@ -221,7 +227,6 @@ def conclude() -> list[Job]:
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():
         write_atomic(hydras, without_home(hydras.read_text()).encode())
-    release(watch.folder)
     if runs:
         from ncsn_cli.compare import compare
 

@@ -36,7 +36,10 @@ class Server:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return subprocess.CompletedProcess(arguments, **answer)
+        seconds = answer.pop("seconds")
+        result = subprocess.CompletedProcess(arguments, **answer)
+        result.seconds = seconds
+        return result
 
     def close(self):
         self._process.stdin.close()
@@ -103,6 +106,7 @@ def _serve():
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+            start = time.monotonic()
             child = os.fork()
             if child == 0:
                 _child(request, (out, error))
@@ -110,6 +114,7 @@ def _serve():
             out.seek(0)
             error.seek(0)
             answer = {
+                "seconds": time.monotonic() - start,
                 "returncode": os.waitstatus_to_exitcode(status),
                 "stdout": out.read(),
                 "stderr": error.read(),

@@ -253,19 +253,33 @@ def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
                 assert result.returncode in (0, 2)  # 0 where the option named replaces the group
 
 
-def test_a_signal_ends_sampling_and_its_folder_says_so(trained, tmp_path):
+def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path):
+    quick = [f"checkpoint={trained}", "num_samples=50", "metric=[]", "plot=[]"]
+    arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=1000"]
     process = subprocess.Popen(
-        [BIN / "ncsn-sample", f"checkpoint={trained}", "++sampler.steps_per_level=1000000"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     while not list(tmp_path.glob("outputs/sample/runs/*/run.json")):
         assert process.poll() is None
         time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=30)[1]
     assert process.returncode == 143, error
-    (out,) = tmp_path.glob("outputs/sample/runs/*")
-    assert read(out / "status.json")["state"] == "interrupted"
+    (stopped,) = tmp_path.glob("outputs/sample/runs/*")
+    assert read(stopped / "status.json")["state"] == "interrupted"
+    changed = run(*arguments, f"resume={stopped}", "num_samples=60", folder=tmp_path)
+    assert changed.returncode == 2
+    assert "num_samples=50" in changed.stderr
+    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = succeed(*arguments, folder=tmp_path)
+    with np.load(resumed / "samples.npz") as found, np.load(whole / "samples.npz") as expected:
+        for name in expected:
+            assert np.array_equal(found[name], expected[name]), name
+    assert not (resumed / "sampling.safetensors").exists()
+    complete = run(*arguments, f"resume={whole}", folder=tmp_path)
+    assert complete.returncode == 2
+    assert "has all its samples" in complete.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
