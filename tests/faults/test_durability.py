@@ -57,7 +57,10 @@ def calls(whole):
 def test_a_run_killed_at_any_call_keeps_a_valid_checkpoint(forked, calls, tmp_path, trials):
     cases = [(k, "kill") for k in range(1, len(calls) + 1)]
     cases += [(k, "half") for k, (call, *_) in enumerate(calls, start=1) if call == "write"]
-    for at, act in random.Random(0).sample(cases, trials("A2", len(cases), 3)):
+    number = trials("A2", len(cases), 2)
+    if number < len(cases):  # the calls about the checkpoint alone
+        cases = [case for case in cases if "safetensors" in calls[case[0] - 1][1]]
+    for at, act in random.Random(0).sample(cases, number):
         result, run = injected(forked, tmp_path, at=at, act=act, after_checkpoint=True)
         assert result.returncode == -signal.SIGKILL, (calls[at - 1], act)
         _, record = load_checkpoint(newest_checkpoint(run))
@@ -94,7 +97,7 @@ def test_a_failing_disk_ends_a_run_with_74_and_one_line(forked, calls, tmp_path,
     numbers = [k for k, (_, path, _) in enumerate(calls, start=1) if not path.endswith(".log")]
     cases = list(itertools.product(numbers, ERRORS, [False, True]))
     wrong = []
-    for at, error, for_good in random.Random(1).sample(cases, trials("A3", len(cases), 3)):
+    for at, error, for_good in random.Random(1).sample(cases, trials("A3", len(cases), 2)):
         result, run = injected(
             forked, tmp_path, at=at, error=error, for_good=for_good, after_checkpoint=True
         )

@@ -23,7 +23,7 @@ JOB = [
     "model=mlp", "model.hidden=[8]", "plot=[]", "device=cpu",
 ]  # fmt: skip
 DATA = ["dataset.num_samples=50", "dataset.num_samples=null"]
-KILLS_IN_A_ROW = 3
+KILLS_IN_A_ROW = 4
 
 
 def phase(run):
@@ -90,9 +90,11 @@ def undisturbed(forked, folder, job):
 
 @pytest.mark.parametrize("data", DATA)
 def test_killed_training_resumes_to_the_same_bits(data, tmp_path, forked, trials, record_property):
+    number = trials("A1", 136, 4 if data == DATA[0] else 0)
+    if not number:
+        pytest.skip("endless data: with --all-trials")
     job, chance, hit = [*JOB, data], random.Random(data), collections.Counter()
     expected, seconds = undisturbed(forked, tmp_path, job)
-    number = trials("A1", 135, 3)
     for first in range(0, number, KILLS_IN_A_ROW):
         chain = Chain(tmp_path / f"chain{first}", job)
         for _ in range(min(KILLS_IN_A_ROW, number - first)):

@@ -22,7 +22,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_training_stopped_after_any_step_is_bit_identical(case, tmp_path, trials):
-    stops = random.Random(case).sample(range(1, STEPS + 1), trials("B1", STEPS, 3))
+    stops = random.Random(case).sample(range(1, STEPS + 1), trials("B1", STEPS, 2))
     whole, losses, path = start(steps=STEPS, **CASES[case]), [], tmp_path / "c.safetensors"
     states = {}
     for step in range(1, STEPS + 1):
@@ -95,7 +95,7 @@ def test_nothing_kept_can_be_left_out(runs, stopped, expected, tmp_path, trials)
     every = items(stopped)
     kinds = {"network", "ema", "optimizer", "generator", "record", "history"}
     assert {item.partition(".")[0] for item in every} == kinds
-    number = trials("B3", len(every), 3)
+    number = trials("B3", len(every), 2)
     for item in random.Random(0).sample(every, number):
         rest = without(stopped, item, tmp_path / item)
         out, code = runs(f"without {item}", 12, f"trainer.resume={rest}")
