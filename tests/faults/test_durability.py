@@ -27,6 +27,7 @@ ERRORS = {
     "ENOSPC": "No space left on device", "EIO": "Input/output error",
     "EROFS": "Read-only file system", "EDQUOT": "Disk quota exceeded",
 }  # fmt: skip
+MAY_FAIL = (".log", "/.lock")  # nothing that a run has to leave
 HAS_STRACE = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace here")
 
 
@@ -94,7 +95,8 @@ def test_a_save_killed_at_any_system_call_is_the_old_or_the_new(forked, tmp_path
 
 
 def test_a_failing_disk_ends_a_run_with_74_and_one_line(forked, calls, tmp_path, trials):
-    numbers = [k for k, (_, path, _) in enumerate(calls, start=1) if not path.endswith(".log")]
+    numbers = [k for k, (_, path, _) in enumerate(calls, 1) if not path.endswith(MAY_FAIL)]
+    done = max(k for k, (_, _, to) in enumerate(calls, 1) if str(to).endswith("status.json"))
     cases = list(itertools.product(numbers, ERRORS, [False, True]))
     wrong = []
     for at, error, for_good in random.Random(1).sample(cases, trials("A3", len(cases), 2)):
@@ -112,13 +114,14 @@ def test_a_failing_disk_ends_a_run_with_74_and_one_line(forked, calls, tmp_path,
         can_remove = not for_good or error in ("ENOSPC", "EDQUOT")
         left = list(run.rglob("*.tmp")) if can_remove else []
         state = "failed" if for_good else read(run / "status.json")["state"]
-        if (result.returncode, says, left, state) != (74, True, [], "failed"):
+        ended = "done" if at > done and not for_good else "failed"
+        if (result.returncode, says, left, state) != (74, True, [], ended):
             wrong.append((*case, result.returncode, lines, left, state))
     assert not wrong, "\n".join(map(str, wrong))
 
 
-def test_a_failing_log_does_not_end_a_run(forked, calls, tmp_path, trials):
-    numbers = [k for k, (_, path, _) in enumerate(calls, start=1) if path.endswith(".log")]
+def test_a_log_or_a_lock_that_fails_does_not_end_a_run(forked, calls, tmp_path, trials):
+    numbers = [k for k, (_, path, _) in enumerate(calls, 1) if path.endswith(MAY_FAIL)]
     for at in numbers[: trials("A3", len(numbers), 1)]:
         result, run = injected(forked, tmp_path, at=at, error="ENOSPC", after_checkpoint=True)
         assert (result.returncode, result.stderr) == (0, "")
@@ -154,7 +157,7 @@ def breaches(calls, run):
 
 def _foreign(path):
     # A log is appended to, a lock holds nothing that has to last, Hydra is Hydra.
-    return path.endswith((".log", "/.lock")) or "/.hydra/" in path
+    return path.endswith(MAY_FAIL) or "/.hydra/" in path
 
 
 def test_all_is_synced_before_and_after_it_is_put_in_place(whole, trials):
