@@ -38,7 +38,7 @@ def _folder_name(text: str) -> str:
 # Here, so that processes which run jobs of a sweep know it, too.
 OmegaConf.register_new_resolver("ncsn_cli.folder_name", _folder_name, replace=True)
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def config_dir() -> Path:
@@ -177,15 +177,16 @@ def _record_failure(error: BaseException, before: int | None) -> None:
             handler.handle(record)
     from ncsn_cli.errors import BusyFolderError
 
-    is_ours = isinstance(error, Exception) and not isinstance(error, BusyFolderError)
-    if is_ours and _written(_status()) == before:
+    if isinstance(error, Exception) and not isinstance(error, BusyFolderError):
         from ncsn_cli.runs import read_json, to_json, write_atomic
 
-        if read_json(_status()).get("state") == "done":
+        status = read_json(_status())
+        state, untouched = status.get("state"), _written(_status()) == before
+        if state == "done" or not (untouched or state == "running"):
             return  # a finished run is not lost because its folder was named again
         reason = " ".join(_explain(error, True)[0])
-        status = to_json({"state": "failed", "step": 0, "error": reason})
-        write_atomic(_status(), status)
+        status = {"state": "failed", "step": status.get("step", 0), "error": reason}
+        write_atomic(_status(), to_json(status))
 
 
 def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:

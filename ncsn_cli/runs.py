@@ -144,7 +144,8 @@ def release(folder: Path) -> None:
     """Let other processes into a folder that is held."""
     descriptor = _held.pop(folder.absolute(), None)
     if descriptor is not None:
-        (folder / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # one that stays is no lock
+            (folder / _LOCK).unlink()
         os.close(descriptor)
 
 
