@@ -34,7 +34,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     A temporary file in the same folder, fsync, replace, fsync of the folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name[:200]}.", suffix=_UNFINISHED
     )
@@ -45,14 +45,28 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_UMASK)  # mkstemp makes it 0600
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # not the temporary one
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with those above it, durably."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        _sync(each.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _umask() -> int:
@@ -114,7 +128,7 @@ def hold(folder: Path) -> None:
     folder = folder.absolute()
     if folder in _held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     lock = folder / _LOCK
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
