@@ -123,9 +123,11 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
     """Say in at most three lines what went wrong."""
     if show_traceback:
         traceback.print_exception(error)
+    from ncsn_cli.errors import one_line
+
     lines, code = _explain(error, job_started)
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
-        print(line, file=sys.stderr)
+        print(one_line(line, 2000), file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Iterable
@@ -18,13 +19,16 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from ncsn_cli.errors import ConfigError, MissingInputError
+from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.report import html_report, link
-from ncsn_cli.runs import flatten, read_json, write_atomic
+from ncsn_cli.runs import check_plain, flatten, read_json, read_regular, write_atomic
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
+_MOST_YAML = 1 << 20  # bytes of a file
+_DEEPEST = 64
+_LONG_NUMBER = re.compile(r"[-+.0-9][-+.:_0-9a-zA-Z]{400,}")  # YAML's 1:59:59 is quadratic
 _MOST_LINES = 12  # that a picture tells apart
 _IGNORED = (
     "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
@@ -84,7 +88,8 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     for name, png in _pictures(done, by, metrics):
-        write_atomic(folder / "plots" / f"{name}.png", png)
+        file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # names are of the runs' files, too
+        write_atomic(folder / "plots" / f"{file}.png", png)
     failed = [[link(str(r.folder), r.folder, folder), r.state, r.error] for r in missing]
     tables = {
         f"{len(done)} finished runs": _with_links(table, len(by), groups.values(), folder),
@@ -160,9 +165,11 @@ def _read(folder: Path) -> _Run:
     metrics = read_json(folder / "metrics.json")
     if state == "done" and not metrics:
         state, error = "damaged", "metrics.json is missing or not JSON"
-    config = folder / "config.yaml"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    values = yaml.load(config.read_text(), Loader=loader) if config.is_file() else {}
+    try:
+        values = _read_yaml(folder / "config.yaml", {})
+        words = _read_yaml(folder / ".hydra" / "overrides.yaml", [])
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
+        return _Run(folder, "damaged", one_line(str(reason)), "", {}, {})
     numbers = {
         key: float(value)
         for key, value in flatten(metrics).items()
@@ -170,11 +177,37 @@ def _read(folder: Path) -> _Run:
     }
     settings = {  # lists as text, to be compared
         key: json.dumps(value) if isinstance(value, list) else value
-        for key, value in flatten(values or {}).items()
+        for key, value in flatten(values).items()
     }
-    overrides = folder / ".hydra" / "overrides.yaml"
-    words = yaml.load(overrides.read_text(), Loader=loader) if overrides.is_file() else []
-    return _Run(folder, state, error, shlex.join(words or []), settings, numbers)
+    overrides = shlex.join(str(word) for word in words)
+    return _Run(folder, one_line(state), one_line(error), one_line(overrides), settings, numbers)
+
+
+def _read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
+    """The values in a file of a run, of the type of ``none``, which stands for no file.
+
+    Aliases are refused, by which a short text is a long one, and what ``check_plain`` refuses.
+    """
+    try:
+        text = read_regular(path, _MOST_YAML).decode()
+    except FileNotFoundError:
+        return none
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or getattr(event, "anchor", None) is not None:
+            raise ValueError(f"{path.name}: nested too deeply, or with an alias")
+        if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
+            raise ValueError(f"{path.name}: a number is too long")
+    values = yaml.load(text, Loader=loader)
+    check_plain(values)
+    if values is not None and not isinstance(values, type(none)):
+        raise ValueError(f"{path.name}: no {type(none).__name__}")
+    return values or none
 
 
 def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
@@ -221,7 +254,7 @@ def _group(runs: list[_Run], by: list[str]) -> dict[Key, list[_Run]]:
 def _show(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = "-" if value is None else str(value)
+    text = "-" if value is None else one_line(str(value))
     return text.rpartition(".")[2] if text.startswith(("ncsn_cli.", "torch.")) else text
 
 
@@ -320,6 +353,7 @@ def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
             for key in exact
             if key.startswith("perturbed.") and key.endswith(".value")
             if key in learned and key in empirical
+            if f"{key.removesuffix('.value')}.floor" in exact
         ]
         rows = [
             ["where the error comes from", "network", "finite data", "sampler", "floor", "total"]

@@ -55,6 +55,12 @@ class RefusedStart(BaseException):
     """Brings an error, its cause, past Hydra, which only warns of a callback's ``Exception``."""
 
 
+class OutsideFolderError(NcsnError):
+    """A file would be written outside the output folder."""
+
+    exit_code = 73
+
+
 class InterruptedRun(KeyboardInterrupt):
     """A signal ended the run; ``exit_code`` is 128 + its number, or 85 (start me again).
 
@@ -67,3 +73,9 @@ class InterruptedRun(KeyboardInterrupt):
         self.exit_code = (
             85 if signal_number in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signal_number
         )
+
+
+def one_line(text: str, most: int = 400) -> str:
+    """Text of which a terminal shows one line, whatever it holds, cut to ``most`` characters."""
+    text = " ".join(text.split()) if len(text) <= most else f"{' '.join(text[:most].split())} ..."
+    return "".join(c if c.isprintable() else "?" for c in text)

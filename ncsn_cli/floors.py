@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ncsn_cli.metrics import SampleMetric
-from ncsn_cli.runs import to_json, write_atomic
+from ncsn_cli.runs import read_json, to_json, write_atomic
 from ncsn_cli.scores import Dataset, random_stream
 
 log = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ def noise_floor(
 
 def _read(path: Path) -> Floor | None:
     """A floor that was kept; None if it is not there or damaged."""
-    try:
-        kept = json.loads(path.read_text())
-        return {name: kept[name] for name in ("floor", "floor_quantiles")}
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    match read_json(path):
+        case {"floor": float(floor), "floor_quantiles": [float(low), float(high)]}:
+            return {"floor": floor, "floor_quantiles": [low, high]}
+    return None

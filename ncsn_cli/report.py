@@ -92,6 +92,7 @@ def html_report(
         changed: The configuration that differs from the defaults, nested keys joined by dots.
     """
     files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
+    files = [path for path in files if path.is_file() and not path.is_symlink()]
     pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     return page.render(

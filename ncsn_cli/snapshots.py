@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_cli.errors import BadCheckpointError
 from ncsn_cli.evaluation import grid_of, levels_shown
 from ncsn_cli.metrics import recovered_density
+from ncsn_cli.runs import read_npz
 from ncsn_cli.scene import ARROWS
 from ncsn_cli.scores import Dataset, Score
 
@@ -74,9 +76,25 @@ class Snapshots:
         return {"steps": np.array(steps), **stacked}
 
     def restore(self, path: Path, step: int) -> None:
-        """Take up what ``arrays`` returned, from a file, up to ``step``."""
-        with np.load(path) as file:
-            arrays = dict(file)
-        for i, kept in enumerate(arrays.pop("steps").tolist()):
+        """Take up what ``arrays`` returned, from a file, up to ``step``.
+
+        Raises:
+            BadCheckpointError: If the file holds anything else.
+        """
+        arrays = read_npz(path)
+        steps = arrays.pop("steps", np.zeros(1))
+        shape = (len(self._sigmas), *self._points.shape)
+        shapes = {"scores": shape}
+        if self._dataset.dim == 1:
+            shapes |= {"recovered": shape[1:2], "kl": ()}
+        fit = {name: (steps.size, *shape) for name, shape in shapes.items()}
+        if (
+            steps.dtype.kind != "i"
+            or steps.ndim != 1
+            or {name: values.shape for name, values in arrays.items()} != fit
+            or any(values.dtype.kind != "f" for values in arrays.values())
+        ):
+            raise BadCheckpointError(f"{path}: not the snapshots of this run; go on without it")
+        for i, kept in enumerate(steps.tolist()):
             if kept <= step:
                 self._taken[kept] = {name: values[i] for name, values in arrays.items()}
