@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.report import html_report, link
-from ncsn_cli.runs import check_plain, flatten, read_json, read_regular, write_atomic
+from ncsn_cli.runs import check_plain, flatten, inside, read_json, read_regular, write_atomic
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
@@ -89,7 +89,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     for name, png in _pictures(done, by, metrics):
         file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # names are of the runs' files, too
-        write_atomic(folder / "plots" / f"{file}.png", png)
+        write_atomic(inside(folder, f"plots/{file}.png"), png)
     failed = [[link(str(r.folder), r.folder, folder), r.state, r.error] for r in missing]
     tables = {
         f"{len(done)} finished runs": _with_links(table, len(by), groups.values(), folder),

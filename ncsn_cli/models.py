@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, validate_call
+from pydantic import Field, PositiveFloat, PositiveInt, validate_call
 from torch import Tensor, nn
 
 from ncsn_cli.errors import ConfigError
@@ -19,6 +19,8 @@ __all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "Preco
 log = logging.getLogger(__name__)
 
 Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
+
+Widths = Annotated[list[PositiveInt], Field(max_length=1000)]  # a checkpoint may ask for more
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -48,7 +50,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         dim: PositiveInt,
-        hidden: list[PositiveInt],
+        hidden: Widths,
         activation: Activation,
         conditional: bool,
     ) -> None:
@@ -85,7 +87,7 @@ class EmbeddingMLP(nn.Module):
         self,
         dim: PositiveInt,
         embedding: PositiveInt,
-        hidden: list[PositiveInt],
+        hidden: Widths,
         activation: Activation,
     ) -> None:
         super().__init__()
@@ -111,9 +113,7 @@ class NCSNv2MLP(nn.Module):
     """
 
     @validate_call(config=STRICT)
-    def __init__(
-        self, dim: PositiveInt, hidden: list[PositiveInt], activation: Activation
-    ) -> None:
+    def __init__(self, dim: PositiveInt, hidden: Widths, activation: Activation) -> None:
         super().__init__()
         if dim <= 2:
             log.warning(
@@ -184,7 +184,7 @@ class FourierMLP(nn.Module):
         self,
         dim: PositiveInt,
         features: PositiveInt,
-        hidden: list[PositiveInt],
+        hidden: Widths,
         activation: Activation,
     ) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class PreconditionedMLP(_DataScale):
         dim: PositiveInt,
         sigma_data: PositiveFloat | Literal["auto"],
         features: PositiveInt,
-        hidden: list[PositiveInt],
+        hidden: Widths,
         activation: Activation,
     ) -> None:
         super().__init__(dim, sigma_data)
@@ -280,7 +280,7 @@ class EnergyMLP(_DataScale):
         dim: PositiveInt,
         sigma_data: PositiveFloat | Literal["auto"],
         features: PositiveInt,
-        hidden: list[PositiveInt],
+        hidden: Widths,
         activation: Activation,
     ) -> None:
         super().__init__(dim, sigma_data)

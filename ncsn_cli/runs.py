@@ -299,6 +299,18 @@ def release(folder: Path) -> None:
         os.close(descriptor)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of ``folder``.
+
+    Raises:
+        OutsideFolderError: If it would not lie there, or behind a link.
+    """
+    path, parent = folder / name, Path(name).parent
+    if parent.is_absolute() or path.parent.resolve() != folder.resolve() / parent:
+        raise OutsideFolderError(f"{path}: this would be written outside {folder}")
+    return path
+
+
 def refuse_links(folder: Path) -> None:
     """Refuse an existing folder from which links lead out: what is written there must stay there.
 
@@ -391,19 +403,8 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> Path:
         """Write one file of the run; returns its path."""
-        path = self.inside(name)
+        path = inside(self.path, name)
         write_atomic(path, data)
-        return path
-
-    def inside(self, name: str) -> Path:
-        """The path of one file of the run.
-
-        Raises:
-            OutsideFolderError: If it would not lie in the folder, or behind a link.
-        """
-        path, parent = self.path / name, Path(name).parent
-        if parent.is_absolute() or path.parent.resolve() != self.path.resolve() / parent:
-            raise OutsideFolderError(f"{path}: this would be written outside the run's folder")
         return path
 
     def set_status(self, state: str, error: str | None = None) -> None:

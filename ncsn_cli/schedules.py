@@ -9,10 +9,10 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Self
+from typing import Annotated, Self
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
@@ -49,7 +49,7 @@ class _Ladder(Schedule):
 
     sigma_max: PositiveFloat
     sigma_min: PositiveFloat
-    num_levels: PositiveInt
+    num_levels: Annotated[PositiveInt, Field(le=100_000)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

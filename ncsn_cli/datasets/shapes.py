@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    validate_call,
+)
 
 from ncsn_cli.datasets.mixture import GaussianMixture
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.scores import STRICT
 
+Count = Annotated[PositiveInt, Field(le=10_000)]  # a checkpoint may ask for more
+
 
 @validate_call(config=STRICT)
 def ring(
-    num_modes: PositiveInt = 8,
+    num_modes: Count = 8,
     radius: PositiveFloat = 4.0,
     std: NonNegativeFloat = 0.3,
     num_samples: PositiveInt | None = None,
@@ -29,7 +39,7 @@ def ring(
 
 @validate_call(config=STRICT)
 def grid(
-    side: PositiveInt = 5,
+    side: Annotated[PositiveInt, Field(le=100)] = 5,
     spacing: PositiveFloat = 2.0,
     std: NonNegativeFloat = 0.1,
     num_samples: PositiveInt | None = None,
@@ -43,7 +53,7 @@ def grid(
 
 @validate_call(config=STRICT)
 def moons(
-    num_components: PositiveInt = 64,
+    num_components: Count = 64,
     radius: PositiveFloat = 2.0,
     std: NonNegativeFloat = 0.2,
     num_samples: PositiveInt | None = None,
@@ -74,7 +84,7 @@ def moons(
 
 @validate_call(config=STRICT)
 def spiral(
-    num_components: PositiveInt = 100,
+    num_components: Count = 100,
     turns: PositiveFloat = 1.5,
     radius: PositiveFloat = 4.0,
     std: NonNegativeFloat = 0.2,
