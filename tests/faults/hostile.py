@@ -24,14 +24,19 @@ MEMORY = 300 << 20
 SECONDS = 2
 
 
-def limit(home):
+def limit(home, seconds=SECONDS):
     """In a forked command: memory and processor time that it may take on top, and a home."""
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     signal.alarm(20)  # waiting takes no processor time
     os.environ |= {"HOME": home, "NCSN_SECRET": SECRET}
+
+
+def limit_train(home):
+    """As ``limit``; optimizer and data take as long before a checkpoint is read."""
+    limit(home, 2 * SECONDS)
 
 
 class Run:
@@ -128,8 +133,7 @@ def pickle_attacks(canary, whole):
         "tar": tarred(("storages", text), ("tensors", text), ("pickle", text)),
         "zip": zipped(("archive/data.pkl", text), ("archive/version", b"3")),
         "script": zipped(("m/constants.pkl", text), ("m/code/__torch__.py", b"import os")),
-        "npy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
-        + text,
+        "npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'shape': (1,)}" + text,
         "zip bomb": zipped(("archive/data.pkl", bytes(1 << 26))),
         "appended pickle": whole + text,
         "appended zip": whole + zipped(("data.pkl", text)),
@@ -205,7 +209,7 @@ def record_attacks(tensors, record, canary):
     written = {"_target_": "pathlib.Path.write_text", "_args_": [str(canary), ""]}
     nested = {"_target_": "hydra.utils.instantiate", "config": call}
     targets = [
-        "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.jobs.instantiate",
+        "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.jobs.log",
         "ncsn_cli.models._perceptron", "ncsn_cli.models.torch.load", "ncsn_cli.models.__dict__",
         "ncsn_cli.runs.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline", "x" * 100_000,
         ["os.system"], None, 7,
