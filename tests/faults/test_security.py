@@ -103,16 +103,16 @@ def test_the_good_run_is_read_within_the_limits(trained, command):
     command("compare", str(trained), codes=[0])
 
 
-def test_a_checkpoint_is_never_more_than_data(trained, command, trials, record_property, request):
+def test_a_checkpoint_is_never_more_than_data(trained, command, trials, record_property):
     (good,) = (trained / "checkpoints").iterdir()
     tensors, record = load_checkpoint(good)
-    attacks = {
+    files = {
         **hostile.special_attacks(),
         **hostile.pickle_attacks(command.canary, good.read_bytes()),
         **hostile.header_attacks(),
-        **hostile.record_attacks(tensors, record, command.canary),
     }
-    number = trials("E1", len(attacks), 14)
+    attacks = files | hostile.record_attacks(tensors, record, command.canary)
+    number = trials("E1", len(attacks), 7)
     for i, (name, make) in enumerate(spread(attacks.items(), number)):
         print(name)
         folder = command.folder / f"run_{i}"
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_never_more_than_data(trained, command, trials, record_p
         codes = (*REFUSED, 0) if name.startswith("write") else REFUSED
         source = folder if i % 3 == 0 else path
         command("sample", f"checkpoint={source}", *DRAW, codes=codes)
-        if i % 4 == 1:
+        if i % 4 == 1 and name in files:
             resumed = command("train", *TINY, f"trainer.resume={source}", codes=REFUSED)
             assert "trainer.resume" in resumed.stderr or str(path) in resumed.stderr
     assert not list(command.work.glob("outputs/*/runs/*/metrics.json"))
@@ -176,7 +176,7 @@ def run_attacks(canary):
 
 def test_a_run_folder_is_never_more_than_data(trained, command, trials, record_property):
     attacks = run_attacks(command.canary)
-    number = trials("E3", len(attacks), 30)
+    number = trials("E3", 150, 10)
     for i, (file, name, make) in enumerate(spread(attacks, number)):
         print(file, name)
         folder = command.work / f"run_{i}"
@@ -262,7 +262,7 @@ def path_attacks(command, trained):
         yield "sample", [*draw, f"hydra.job.name='{name}'"], None
         yield "sample", [*draw, f"dataset='{name}'"], None
     links = ["checkpoints", "plots", "animations", ".hydra", "train.log", "config.yaml",
-             "run.json", "status.json", "history.csv", "metrics.json", "report.html", ".lock"]  # fmt: skip
+             "run.json", "status.json", "history.csv", "metrics.json", ".lock"]  # fmt: skip
     for i, name in enumerate(links):
         target = outside / ("file" if "." in name[1:] else "")
         folder = command.work / "outputs" / f"linked_{i}"
@@ -287,7 +287,7 @@ def path_attacks(command, trained):
 
 def test_nothing_is_written_outside(trained, command, trials, record_property):
     attacks = list(path_attacks(command, trained))
-    for number, arguments, prepare in spread(attacks, trials("E5", len(attacks), 12)):
+    for number, arguments, prepare in spread(attacks, trials("E5", len(attacks), 7)):
         print(number, arguments)
         if prepare is not None:
             prepare()
