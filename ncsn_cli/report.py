@@ -92,7 +92,7 @@ def html_report(
         changed: The configuration that differs from the defaults, nested keys joined by dots.
     """
     files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
-    files = [path for path in files if path.is_file() and not path.is_symlink()]
+    files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
     pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     return page.render(

@@ -40,6 +40,7 @@ _UNFINISHED = ".tmp"
 
 _MOST_BYTES = 1 << 22  # of a file of JSON
 _MOST_BYTES_OF_ARRAYS = 1 << 28
+_MOST_LISTS = 100_000
 _DEEPEST = 64
 _LARGEST = 1e100  # its square is finite
 
@@ -128,8 +129,11 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401
     """Plain values from JSON that says each key once.
 
     Raises:
-        ValueError: If it is none, or ``check_plain`` refuses it.
+        ValueError: If it is none, holds very many values, or ``check_plain`` refuses it.
     """
+    text = text if isinstance(text, str) else text.decode()
+    if text.count("[") + text.count("{") > _MOST_LISTS or text.count(",") > 5 * _MOST_LISTS:
+        raise ValueError("too many values")
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates)
     except RecursionError:

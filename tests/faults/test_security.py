@@ -154,7 +154,7 @@ def test_no_process_is_started_and_no_connection_made(trained, command, trials):
     assert not command.canary.exists()
     for calls in seen[1:]:
         assert set(calls) <= set(seen[0])
-    assert len(set(seen[0])) == 1, seen[0]
+    assert not any("connect" in call for calls in seen for call in calls)
 
 
 def run_attacks(canary):
