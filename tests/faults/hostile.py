@@ -31,6 +31,7 @@ def limit(home, seconds=SECONDS):
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     signal.alarm(20)  # waiting takes no processor time
+    os.environ["MPLCONFIGDIR"] = os.path.expanduser("~/.cache/matplotlib")  # its list of fonts
     os.environ |= {"HOME": home, "NCSN_SECRET": SECRET}
 
 
