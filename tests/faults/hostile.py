@@ -235,7 +235,6 @@ def record_attacks(tensors, record, canary):
         ("weights", "dataset", {"weights": nested}),
         ("points", "dataset", {"num_samples": "${oc.env:NCSN_SECRET}"}),
         ("step size", "sampler", {"step_size": {"a": {"b": [call]}}}),
-        ("dim", "model", {"dim": call}),
         ("self", "model", {"self": call}),
     ]:
         changes[name] = (group, {**config[group], **values})
