@@ -224,8 +224,9 @@ def test_a_sweep_run_again_reads_data(forked, command, trials):
         assert not command.canary.exists()
 
 
+UP = "../../../../../../outside/x"  # from the plots of a run
 NAMES = [
-    "../../x", "/x", "..", ".", "", " ", "a/b", "a/../../../x", "x\ny", "-x", "--help", "~", "~/x",
+    UP, "/OUTSIDE/x", "..", ".", "", " ", "a/b", "a/../../../x", "x\ny", "-x", "--help", "~", "~/x",
     "$HOME", "é", "\u202ex", "a" * 300, "x.", "x ", ".hidden", "x\\y", "*", "x\ty", "C:x", "x;y",
 ]  # fmt: skip
 
@@ -249,9 +250,9 @@ def path_attacks(command, trained):
     (outside / "file").write_text("untouched")
     draw = ["score=exact", "dataset=two_modes_1d", "schedule=single", "sampler=langevin",
             "++sampler.steps=1", *DRAW[:4]]  # fmt: skip
-    for group, target in (("plot", "score"), ("metric", "")):
+    for group, target in (("plot", "samples"), ("metric", "")):
         (options / group).mkdir(parents=True)
-        for i, name in enumerate(NAMES):
+        for i, name in enumerate(n.replace("/OUTSIDE", str(outside)) for n in NAMES):
             value = f"ncsn_cli.plots.{target}" if target else "ncsn_cli.metrics.Wasserstein"
             values = {name: {"_target_": value, **({"_partial_": True} if target else {})}}
             (options / group / f"evil_{i}.yaml").write_text(json.dumps(values))
