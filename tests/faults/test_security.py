@@ -226,8 +226,8 @@ def test_a_sweep_run_again_reads_data(forked, command, trials):
 
 UP = "../../../../../../outside/x"  # from the plots of a run
 NAMES = [
-    UP, "/OUTSIDE/x", "..", ".", "", " ", "a/b", "a/../../../x", "x\ny", "-x", "--help", "~", "~/x",
-    "$HOME", "é", "\u202ex", "a" * 300, "x.", "x ", ".hidden", "x\\y", "*", "x\ty", "C:x", "x;y",
+    UP, "/OUTSIDE/x", "..", ".", "", " ", "a/b", "a/../../../x", "x\ny", "-x", "--help", "~",
+    "~/x", "$HOME", "é", "\u202ex", "a" * 300, "x.", "x ", ".hidden", "x\\y", "*", "x\ty", "C:x", "x;y",
 ]  # fmt: skip
 
 
@@ -250,15 +250,16 @@ def path_attacks(command, trained):
     (outside / "file").write_text("untouched")
     draw = ["score=exact", "dataset=two_modes_1d", "schedule=single", "sampler=langevin",
             "++sampler.steps=1", *DRAW[:4]]  # fmt: skip
+    names = [name.replace("/OUTSIDE", str(outside)) for name in NAMES]
     for group, target in (("plot", "samples"), ("metric", "")):
         (options / group).mkdir(parents=True)
-        for i, name in enumerate(n.replace("/OUTSIDE", str(outside)) for n in NAMES):
+        for i, name in enumerate(names):
             value = f"ncsn_cli.plots.{target}" if target else "ncsn_cli.metrics.Wasserstein"
             values = {name: {"_target_": value, **({"_partial_": True} if target else {})}}
             (options / group / f"evil_{i}.yaml").write_text(json.dumps(values))
             chosen = [a for a in draw if not a.startswith(f"{group}=")]
             yield "sample", [f"--config-dir={options}", *chosen, f"{group}=[evil_{i}]"], None
-    for name in NAMES:
+    for name in names:
         yield "sample", [*draw, f"hydra.job.name='{name}'"], None
         yield "sample", [*draw, f"dataset='{name}'"], None
     links = ["checkpoints", "plots", "animations", ".hydra", "train.log", "config.yaml",
