@@ -227,7 +227,8 @@ def test_a_sweep_run_again_reads_data(forked, command, trials):
 UP = "../../../../../../outside/x"  # from the plots of a run
 NAMES = [
     UP, "/OUTSIDE/x", "..", ".", "", " ", "a/b", "a/../../../x", "x\ny", "-x", "--help", "~",
-    "~/x", "$HOME", "é", "\u202ex", "a" * 300, "x.", "x ", ".hidden", "x\\y", "*", "x\ty", "C:x", "x;y",
+    "~/x", "$HOME", "é", "\u202ex", "a" * 300, "x.", "x ", ".hidden", "x\\y", "*", "x\ty",
+    "C:x", "x;y",
 ]  # fmt: skip
 
 
