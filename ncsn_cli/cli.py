@@ -103,6 +103,7 @@ def _run(name: str) -> None:
     jobs: list[Job] = []
     try:
         try:
+            _refuse_rerun()
             start()
         finally:
             sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
@@ -117,6 +118,16 @@ def _run(name: str) -> None:
         error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
     if error is not None:
         _exit(name, error, state.job_started, show_traceback)
+
+
+def _refuse_rerun() -> None:
+    """Hydra's flag unpickles a file, which can run anything; argparse knows it by its start."""
+    if any(word.startswith("--e") for word in sys.argv[1:]):
+        from ncsn_cli.errors import ConfigError
+
+        raise ConfigError(
+            "--experimental-rerun: it runs what a pickle says; run.json has the command"
+        )
 
 
 def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bool) -> NoReturn:

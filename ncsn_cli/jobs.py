@@ -139,6 +139,11 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     """The objects of a group of which several may be chosen, by name."""
     entries = {f"{key}.{name}": value for name, value in (config.get(key) or {}).items()}
+    for path in entries:  # files are named so
+        if not re.fullmatch(r"\w[\w.+=,-]{0,99}", path.removeprefix(f"{key}.")):
+            raise ConfigError(
+                f"{path}: a name has letters, digits and _ . + = , - only, at most 100"
+            )
     return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
 
 

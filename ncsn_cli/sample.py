@@ -315,16 +315,24 @@ def _network(
     if named == "":
         raise ConfigError("model: its values are the checkpoint's; train another to change them")
     config["model"] = trained.get("model") or {}
-    with torch.random.fork_rng(devices=[]):
-        network = build_from_checkpoint(config["model"], "model", plugins, named, dim=dim)
     prefix = "ema.module." if "ema.n_averaged" in tensors else "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError:
+
+    def build() -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            made: torch.nn.Module = build_from_checkpoint(
+                config["model"], "model", plugins, named, dim=dim
+            )
+        return made
+
+    with torch.device("meta"):  # its size is looked at before memory is taken for it
+        shapes = {name: value.shape for name, value in build().state_dict().items()}
+    if shapes != {name: value.shape for name, value in weights.items()}:
         raise ConfigError(
             f"dataset: D = {dim} does not fit the checkpoint's network; choose another dataset"
-        ) from None
+        )
+    network = build()
+    network.load_state_dict(weights)
     return network.eval()
 
 

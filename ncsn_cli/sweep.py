@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -28,13 +29,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ncsn_cli.errors import InterruptedRun, OutputExistsError, RefusedStart
+from ncsn_cli.errors import ConfigError, InterruptedRun, RefusedStart
 from ncsn_cli.runs import (
     flatten,
     hold,
     read_json,
+    refuse_links,
     refuse_run,
-    release,
     release_all,
     to_json,
     without_home,
@@ -88,17 +89,15 @@ class Sweep(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Take the run's folder before anything is written."""
         folder = Path(config.hydra.run.dir)
+        _check(config, folder)
         hold(folder)
-        try:
-            refuse_run(folder)
-        except OutputExistsError:
-            release(folder)
-            raise
+        refuse_run(folder)
 
     @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Take the sweep's folder, open the roster, and show how far the jobs are."""
         watch = _Watch(config)
+        _check(config, watch.folder)
         hold(watch.folder)
         watch.roster.mkdir(parents=True)
         if watch.is_study:
@@ -132,6 +131,13 @@ class Sweep(Callback):
         shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
         if _Watch.current is None and shares_terminal:
             _be_quiet()
+
+
+def _check(config: DictConfig, folder: Path) -> None:
+    """Refuse what would lead out of the folder that is to be written."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", config.hydra.job.name):
+        raise ConfigError("hydra.job.name: a name has letters, digits and _ . - only, at most 100")
+    refuse_links(folder)
 
 
 class _Watch(threading.Thread):
@@ -222,7 +228,8 @@ def conclude() -> list[Job]:
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, those of another day too.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
-    runs = dict.fromkeys(os.path.relpath(read_json(path)["folder"]) for path in sorted(entries))
+    found = (read_json(path).get("folder") for path in sorted(entries))
+    runs = dict.fromkeys(os.path.relpath(name) for name in found if isinstance(name, str))
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():
@@ -281,7 +288,7 @@ def _num_jobs(config: DictConfig) -> int | None:
 
 
 def _read_job(path: Path, objective: str | None) -> Job:
-    folder = Path(read_json(path)["folder"])
+    folder = Path(str(read_json(path).get("folder", path)))
     state = str(read_json(folder / "status.json").get("state", "running"))
     numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
     return Job(folder, state, numbers.get(objective or ""))

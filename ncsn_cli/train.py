@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ncsn_cli.checkpoints import checkpoint_path, load_newest, save_checkpoint
+from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
 from ncsn_cli.doctor import examine
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
@@ -42,7 +43,7 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder, to_json, to_npz
+from ncsn_cli.runs import RunFolder, inside, read_rows, to_json, to_npz
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
@@ -100,6 +101,8 @@ def train(cfg: DictConfig) -> float | None:
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
+    weights = list(model.parameters())  # beside them their average and what the optimizer keeps
+    check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
     history = _resume(training, config, snapshots)
 
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
@@ -187,7 +190,8 @@ def _save(
     folder.write("history.csv", _history_csv(history))  # first: resuming drops what is too new
     if snapshots is not None:
         folder.write("snapshots.npz", to_npz(snapshots.arrays()))
-    save_checkpoint(checkpoint_path(folder.path, training.step), tensors, record)
+    path = inside(folder.path, str(checkpoint_path(Path(), training.step)))
+    save_checkpoint(path, tensors, record)
     folder.step = training.step
     folder.set_status("running")
     kept = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
@@ -230,27 +234,17 @@ def _resume(training: Training, config: Config, snapshots: Snapshots | None) -> 
         raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
     try:
         training.restore(tensors, record)
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BadCheckpointError(f"{path}: its state is not this training's ({reason})") from error
     kept = path.parent.parent / "snapshots.npz"
-    if snapshots is not None and kept.is_file():
+    if snapshots is not None and os.path.lexists(kept):
         snapshots.restore(kept, training.step)
     rows = path.parent.parent / "history.csv"
-    if not rows.is_file():
+    if not os.path.lexists(rows):
         return []
-    try:
-        history = _read_history(rows)
-    except (ValueError, LookupError, TypeError, csv.Error) as error:
-        raise BadCheckpointError(f"{rows}: damaged ({error})") from error
+    history = [{**row, "step": int(row["step"] or 0)} for row in read_rows(rows, COLUMNS)]
     return [row for row in history if (row["step"] or 0) <= training.step]
-
-
-def _read_history(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    numbers = [{c: float(row[c]) if row[c] else None for c in COLUMNS} for row in rows]
-    return [{**row, "step": int(row["step"] or 0)} for row in numbers]
 
 
 def _may_change(key: str, trainer: Trainer) -> bool:

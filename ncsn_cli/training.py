@@ -272,6 +272,11 @@ class Training:
         }.items():
             index, _, name = key.partition(".")
             entries.setdefault(int(index), {})[name] = value
+        weights = list(self.model.parameters())
+        for number, entry in entries.items():
+            for name, value in entry.items():
+                if isinstance(value, Tensor) and value.shape not in (weights[number].shape, ()):
+                    raise ValueError(f"optimizer.{number}.{name} is of another shape")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         if record["device_type"] == self.device.type:
