@@ -291,7 +291,8 @@ def _read_job(path: Path, objective: str | None) -> Job:
     folder = Path(str(read_json(path).get("folder", path)))
     state = str(read_json(folder / "status.json").get("state", "running"))
     numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
-    return Job(folder, state, numbers.get(objective or ""))
+    value = numbers.get(objective or "")
+    return Job(folder, state, value if isinstance(value, int | float) else None)
 
 
 def _be_quiet() -> None:
