@@ -262,6 +262,8 @@ def _object(config: Config, trained: Config, key: str, plugins: list[str]) -> An
     base = trained.get(key) or _WITHOUT_CHECKPOINT.get(key) or {}
     if "_target_" in chosen or not base:
         return instantiate(config, key)
+    if not isinstance(base, dict):
+        raise ConfigError(f"{key}: the checkpoint's is no group of settings")
     config[key] = {**base, **chosen}
     return build_from_checkpoint(config[key], key, plugins)
 
@@ -315,6 +317,8 @@ def _network(
     if named == "":
         raise ConfigError("model: its values are the checkpoint's; train another to change them")
     config["model"] = trained.get("model") or {}
+    if not isinstance(config["model"], dict):
+        raise ConfigError("model: the checkpoint's is no group of settings")
     prefix = "ema.module." if "ema.n_averaged" in tensors else "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
