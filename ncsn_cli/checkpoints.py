@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
-from ncsn_cli.runs import open_regular, parse_json, write_atomic
+from ncsn_cli.files import open_regular, parse_json, write_atomic
 
 _MOST_BYTES = 1 << 28  # hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
@@ -135,6 +135,8 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise MissingInputError(f"{str(path)!r}: no name of a file ({error})") from None
     files = sorted((path / "checkpoints").glob("step_*.safetensors")) if is_folder else [path]
     if not files:
         raise MissingInputError(
@@ -201,6 +203,8 @@ def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Entry], dict
     record = parse_json(text) if isinstance(text, str) else None
     if not isinstance(record, dict):
         raise ValueError("its record is no object")
+    if text != json.dumps(record, allow_nan=False):  # 1E-08 would be read as 1e-08
+        raise ValueError("its record is not as it was written")
     return entries, record, 8 + length
 
 

@@ -191,7 +191,7 @@ def _record_failure(error: BaseException, before: int | None) -> None:
     from ncsn_cli.errors import BusyFolderError
 
     if isinstance(error, Exception) and not isinstance(error, BusyFolderError):
-        from ncsn_cli.runs import read_json, to_json, write_atomic
+        from ncsn_cli.files import read_json, to_json, write_atomic
 
         status = read_json(_status())
         state, untouched = status.get("state"), _written(_status()) == before

@@ -20,8 +20,9 @@ import yaml
 from markupsafe import Markup
 
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
+from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
 from ncsn_cli.report import html_report, link
-from ncsn_cli.runs import check_plain, flatten, inside, read_json, read_regular, write_atomic
+from ncsn_cli.runs import flatten
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ncsn_cli.files import read_json, to_json, write_atomic
 from ncsn_cli.metrics import SampleMetric
-from ncsn_cli.runs import read_json, to_json, write_atomic
 from ncsn_cli.scores import Dataset, random_stream
 
 log = logging.getLogger(__name__)

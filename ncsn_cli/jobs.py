@@ -27,8 +27,9 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError, OutputExistsError
+from ncsn_cli.files import read_json
 from ncsn_cli.report import html_report, tables_of
-from ncsn_cli.runs import RunFolder, flatten, read_json, without_home
+from ncsn_cli.runs import RunFolder, flatten, without_home
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Dataset, random_stream

@@ -25,6 +25,7 @@ from ncsn_cli.evaluation import (
     evaluate_samples,
     evaluate_trajectory,
 )
+from ncsn_cli.files import to_json, to_npz
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.jobs import (
     Config,
@@ -49,7 +50,6 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
-from ncsn_cli.runs import to_json, to_npz
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ncsn_cli.errors import BadCheckpointError
 from ncsn_cli.evaluation import grid_of, levels_shown
+from ncsn_cli.files import read_npz
 from ncsn_cli.metrics import recovered_density
-from ncsn_cli.runs import read_npz
 from ncsn_cli.scene import ARROWS
 from ncsn_cli.scores import Dataset, Score
 

@@ -30,17 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ncsn_cli.errors import ConfigError, InterruptedRun, RefusedStart
-from ncsn_cli.runs import (
-    flatten,
-    hold,
-    read_json,
-    refuse_links,
-    refuse_run,
-    release_all,
-    to_json,
-    without_home,
-    write_atomic,
-)
+from ncsn_cli.files import read_json, refuse_links, to_json, write_atomic
+from ncsn_cli.runs import flatten, hold, refuse_run, release_all, without_home
 
 _ROSTER = "NCSN_CLI_SWEEP"
 """Environment variable: the folder in which the jobs of a sweep sign in."""

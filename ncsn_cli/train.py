@@ -20,6 +20,7 @@ from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_
 from ncsn_cli.doctor import examine
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
+from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
     Config,
     Pictures,
@@ -43,7 +44,7 @@ from ncsn_cli.jobs import (
     without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder, inside, read_rows, to_json, to_npz
+from ncsn_cli.runs import RunFolder
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots

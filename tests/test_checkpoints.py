@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, path, caplog):
         "ncsn_cli.models._perceptron",
         "ncsn_cli.models.MLP.__init__",
         "ncsn_cli.datasets.math.exp",
-        "ncsn_cli.runs.write_atomic",
+        "ncsn_cli.files.write_atomic",
         "ncsn_cli.models.",
         "MLP",
         "",

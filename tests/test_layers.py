@@ -11,6 +11,7 @@ PACKAGE = Path(ncsn_cli.__file__).parent
 SHARED = ["errors", "scene", "scores"]
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
 ORCHESTRATION = [
+    "files",
     "runs",
     "checkpoints",
     "doctor",

@@ -212,7 +212,7 @@ def record_attacks(tensors, record, canary):
     targets = [
         "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.jobs.log",
         "ncsn_cli.models._perceptron", "ncsn_cli.models.torch.load", "ncsn_cli.models.__dict__",
-        "ncsn_cli.runs.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline", "x" * 100_000,
+        "ncsn_cli.files.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline", "x" * 100_000,
         ["os.system"], None, 7,
     ]  # fmt: skip
     changes = {f"target {str(t)[:30]!r}": ("sampler", {**call, "_target_": t}) for t in targets}

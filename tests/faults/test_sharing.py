@@ -29,6 +29,7 @@ JOB = [
 @pytest.fixture(scope="module")
 def other():
     server = Server()
+    server.call("train", ["--help"], Path.cwd())  # it has imported torch then
     yield server
     server.close()
 
