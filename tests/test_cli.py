@@ -455,7 +455,7 @@ def test_every_metric_by_one_override(forked, tmp_path):
     ]  # fmt: skip
     arguments = [
         "score=exact", "dataset=two_modes_2d", "schedule=geometric", "schedule.sigma_max=50",
-        "sampler=probability_flow", "num_samples=200", "trajectories=0", "plot=[]",
+        "sampler=probability_flow", "num_samples=203", "trajectories=0", "plot=[]",
         f"metric=[{','.join([*names, 'score_error', 'kl'])}]", "metric.kl.num_points=200",
         "metric.kl.num_steps=40",
     ]  # fmt: skip
