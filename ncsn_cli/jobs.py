@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import hydra
 import torch
@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from ncsn_cli.report import html_report, tables_of
 from ncsn_cli.runs import RunFolder, flatten, without_home
 from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class SampleSettings(TrainSettings):
 
     checkpoint: str | None
     score: Literal["checkpoint", "exact", "empirical"]
-    num_samples: PositiveInt
-    trajectories: NonNegativeInt
+    num_samples: Count
+    trajectories: Annotated[int, Field(ge=0, le=10**9)]
     trajectory_metrics: bool
     log_density: bool
     resume: str | None

@@ -8,19 +8,19 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, validate_call
+from pydantic import Field, PositiveFloat, validate_call
 from torch import Tensor, nn
 
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT
+from ncsn_cli.scores import STRICT, Count
 
 __all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "PreconditionedMLP"]
 
 log = logging.getLogger(__name__)
 
-Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
+Widths = Annotated[list[Count], Field(max_length=1000)]  # a checkpoint may ask for more
 
-Widths = Annotated[list[PositiveInt], Field(max_length=1000)]  # a checkpoint may ask for more
+Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -49,7 +49,7 @@ class MLP(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        dim: PositiveInt,
+        dim: Count,
         hidden: Widths,
         activation: Activation,
         conditional: bool,
@@ -85,8 +85,8 @@ class EmbeddingMLP(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        dim: PositiveInt,
-        embedding: PositiveInt,
+        dim: Count,
+        embedding: Count,
         hidden: Widths,
         activation: Activation,
     ) -> None:
@@ -113,7 +113,7 @@ class NCSNv2MLP(nn.Module):
     """
 
     @validate_call(config=STRICT)
-    def __init__(self, dim: PositiveInt, hidden: Widths, activation: Activation) -> None:
+    def __init__(self, dim: Count, hidden: Widths, activation: Activation) -> None:
         super().__init__()
         if dim <= 2:
             log.warning(
@@ -182,8 +182,8 @@ class FourierMLP(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        dim: PositiveInt,
-        features: PositiveInt,
+        dim: Count,
+        features: Count,
         hidden: Widths,
         activation: Activation,
     ) -> None:
@@ -240,9 +240,9 @@ class PreconditionedMLP(_DataScale):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        dim: PositiveInt,
+        dim: Count,
         sigma_data: PositiveFloat | Literal["auto"],
-        features: PositiveInt,
+        features: Count,
         hidden: Widths,
         activation: Activation,
     ) -> None:
@@ -277,9 +277,9 @@ class EnergyMLP(_DataScale):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        dim: PositiveInt,
+        dim: Count,
         sigma_data: PositiveFloat | Literal["auto"],
-        features: PositiveInt,
+        features: Count,
         hidden: Widths,
         activation: Activation,
     ) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Annotated, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
@@ -49,7 +49,7 @@ class _Ladder(Schedule):
 
     sigma_max: PositiveFloat
     sigma_min: PositiveFloat
-    num_levels: Annotated[PositiveInt, Field(le=100_000)]
+    num_levels: Annotated[int, Field(gt=0, le=100_000)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

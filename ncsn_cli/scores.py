@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +40,12 @@ def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, 
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""
+
+Count = Annotated[int, Field(gt=0, le=10**9)]
+"""A number of steps or the size of an array: torch counts in 64 bits, and more never ends."""
+
+Modes = Annotated[int, Field(gt=0, le=10_000)]
+"""A number of modes, each of which is written out."""
 
 
 def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

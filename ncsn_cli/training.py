@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -19,7 +19,7 @@ from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Loss
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
-from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
@@ -57,19 +57,19 @@ class Trainer:
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
-    steps: PositiveInt
+    steps: Count
     max_seconds: PositiveFloat | None
-    batch_size: PositiveInt | None
+    batch_size: Count | None
     lr_decay: Literal["none", "cosine"]
     grad_clip: PositiveFloat | None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
-    log_every: PositiveInt
-    eval_every: PositiveInt
-    checkpoint_every: PositiveInt
-    keep_last: PositiveInt
-    snapshots: PositiveInt
+    log_every: Count
+    eval_every: Count
+    checkpoint_every: Count
+    keep_last: Count
+    snapshots: Annotated[int, Field(gt=0, le=10**4)]
     tensorboard: bool
-    threads: PositiveInt
+    threads: Annotated[int, Field(gt=0, le=1024)]
     resume: str | None
 
 

@@ -6,13 +6,13 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
+from pydantic import Field, NonNegativeInt, PositiveFloat, validate_call
 from torch import Tensor
 from torch.special import log_ndtr
 
 from ncsn_cli.datasets.quadrature import fisher_information
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.scores import STRICT, Count, Dataset
 
 
 class Checkerboard(Dataset):
@@ -41,9 +41,9 @@ class Checkerboard(Dataset):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        side: Annotated[int, Field(ge=2)] = 4,
+        side: Annotated[int, Field(ge=2, le=1000)] = 4,
         length: PositiveFloat = 8.0,
-        num_samples: PositiveInt | None = None,
+        num_samples: Count | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__(num_samples, seed)

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_call
 from torch import Tensor
 from torch.special import i0e, i1e
 
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.scores import STRICT, Count, Dataset
 
 
 class Circle(Dataset):
@@ -41,7 +41,7 @@ class Circle(Dataset):
         self,
         radius: PositiveFloat = 2.0,
         std: NonNegativeFloat = 0.01,
-        num_samples: PositiveInt | None = None,
+        num_samples: Count | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__(num_samples, seed)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, validate_call
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_call
 from torch import Tensor
 
 from ncsn_cli.datasets.quadrature import fisher_information
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.scores import STRICT, Count, Dataset
 
 
 class GaussianMixture(Dataset):
@@ -50,7 +50,7 @@ class GaussianMixture(Dataset):
         | list[list[NonNegativeFloat]]
         | None = None,
         covariances: list[list[list[float]]] | None = None,
-        num_samples: PositiveInt | None = None,
+        num_samples: Count | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__(num_samples, seed)

@@ -7,28 +7,19 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    validate_call,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_call
 
 from ncsn_cli.datasets.mixture import GaussianMixture
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT
-
-Count = Annotated[PositiveInt, Field(le=10_000)]  # a checkpoint may ask for more
+from ncsn_cli.scores import STRICT, Count, Modes
 
 
 @validate_call(config=STRICT)
 def ring(
-    num_modes: Count = 8,
+    num_modes: Modes = 8,
     radius: PositiveFloat = 4.0,
     std: NonNegativeFloat = 0.3,
-    num_samples: PositiveInt | None = None,
+    num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
     """``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of the given radius, D = 2."""
@@ -39,10 +30,10 @@ def ring(
 
 @validate_call(config=STRICT)
 def grid(
-    side: Annotated[PositiveInt, Field(le=100)] = 5,
+    side: Annotated[int, Field(gt=0, le=100)] = 5,
     spacing: PositiveFloat = 2.0,
     std: NonNegativeFloat = 0.1,
-    num_samples: PositiveInt | None = None,
+    num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
     """``side`` x ``side`` equal Gaussians N(mu_k, std^2 I), ``spacing`` apart around 0, D = 2."""
@@ -53,10 +44,10 @@ def grid(
 
 @validate_call(config=STRICT)
 def moons(
-    num_components: Count = 64,
+    num_components: Modes = 64,
     radius: PositiveFloat = 2.0,
     std: NonNegativeFloat = 0.2,
-    num_samples: PositiveInt | None = None,
+    num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
     """Two interleaved half circles of equal Gaussians N(mu_k, std^2 I), D = 2.
@@ -84,11 +75,11 @@ def moons(
 
 @validate_call(config=STRICT)
 def spiral(
-    num_components: Count = 100,
+    num_components: Modes = 100,
     turns: PositiveFloat = 1.5,
     radius: PositiveFloat = 4.0,
     std: NonNegativeFloat = 0.2,
-    num_samples: PositiveInt | None = None,
+    num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
     """Equal Gaussians N(mu_k, std^2 I) along one arm of a spiral of Archimedes, D = 2.

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,7 +24,7 @@ class _Kernel(SampleMetric):
         max_points: Points used, the first of the samples; time grows with their square.
     """
 
-    max_points: PositiveInt
+    max_points: Count
 
     @abstractmethod
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Dataset, Score, score_and_jacobian
+from ncsn_cli.scores import STRICT, Count, Dataset, Score, score_and_jacobian
 
 _MOST_POINTS = 1_000_000
 
@@ -148,8 +148,8 @@ class KL(ScoreMetric):
         num_steps: Steps of the flow.
     """
 
-    num_points: Annotated[int, Field(ge=2)]
-    num_steps: PositiveInt
+    num_points: Annotated[int, Field(ge=2, le=10**9)]
+    num_steps: Count
 
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator

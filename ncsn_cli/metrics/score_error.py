@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Dataset, Score, score_and_jacobian
+from ncsn_cli.scores import STRICT, Count, Dataset, Score, score_and_jacobian
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -27,7 +26,7 @@ class ScoreError(ScoreMetric):
         num_points: Exact draws a level.
     """
 
-    num_points: PositiveInt
+    num_points: Count
 
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator

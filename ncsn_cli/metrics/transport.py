@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,7 +30,7 @@ class Wasserstein(SampleMetric):
         max_points: Points used for D >= 2, where the cost grows with their cube.
     """
 
-    max_points: PositiveInt
+    max_points: Count
 
     def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
         """W1 for ``num`` samples."""
@@ -95,7 +94,7 @@ class SlicedWasserstein(SampleMetric):
         num_directions: Directions.
     """
 
-    num_directions: PositiveInt
+    num_directions: Count
 
     def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
         """The sliced distance for ``num`` samples."""

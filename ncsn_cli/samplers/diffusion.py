@@ -7,13 +7,13 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
-from ncsn_cli.scores import STRICT, Score
+from ncsn_cli.scores import STRICT, Count, Score
 
 _LONGEST = 1.25  # times the step before, up to which a parabola is followed beyond its points
 
@@ -73,7 +73,7 @@ class PredictorCorrector(ReverseDiffusion):
     """
 
     snr: PositiveFloat
-    corrector_steps: PositiveInt
+    corrector_steps: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """(sigma_i, 2 (snr sigma_i)^2, M) for every level."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers.base import Level, LogProb, Sampler, standard_normal
-from ncsn_cli.scores import STRICT, Score
+from ncsn_cli.scores import STRICT, Count, Score
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,7 +30,7 @@ class Langevin(Sampler):
     """
 
     step_size: PositiveFloat
-    steps: PositiveInt
+    steps: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """One level: (sigma_L, tau, steps)."""
@@ -54,7 +54,7 @@ class AnnealedLangevin(Sampler):
     """
 
     step_size: PositiveFloat | Literal["auto"]
-    steps_per_level: PositiveInt
+    steps_per_level: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """(sigma_i, tau_i, T) for every level."""
@@ -134,7 +134,7 @@ class ConstantStepLangevin(Sampler):
     """
 
     step_size: PositiveFloat
-    steps_per_level: PositiveInt
+    steps_per_level: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """(sigma_i, tau, T) for every level."""
