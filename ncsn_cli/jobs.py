@@ -109,6 +109,9 @@ def read_config(cfg: DictConfig) -> Config:
     for key in config:
         if key not in known:
             raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
+    paths = config.get("paths")
+    if not isinstance(paths, dict) or not isinstance(paths.get("outputs"), str) or len(paths) > 1:
+        raise ConfigError(f"paths: it should hold paths.outputs=FOLDER alone, got {_short(paths)}")
     return config
 
 
@@ -125,6 +128,8 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     settings = config.get(key)
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
+    if str(settings["_target_"]).startswith("torch.optim."):
+        _check_types(key, settings)
     try:
         made = hydra.utils.instantiate(settings, _convert_="all", **runtime)
         if isinstance(made, functools.partial):
@@ -139,13 +144,44 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
 
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     """The objects of a group of which several may be chosen, by name."""
-    entries = {f"{key}.{name}": value for name, value in (config.get(key) or {}).items()}
+    chosen = config.get(key) or {}
+    if not isinstance(chosen, dict):
+        raise ConfigError(f"{key}: choose a list of options, {key}=[NAME,...]; --help lists them")
+    entries = {f"{key}.{name}": value for name, value in chosen.items()}
     for path in entries:  # files are named so
         if not re.fullmatch(r"\w[\w.+=,-]{0,99}", path.removeprefix(f"{key}.")):
             raise ConfigError(
                 f"{path}: a name has letters, digits and _ . + = , - only, at most 100"
             )
     return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
+
+
+def _check_types(key: str, settings: Config) -> None:
+    """Torch's optimizers take nan and texts, or refuse them without their key."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_class(settings["_target_"])).parameters
+    except (ImportError, ValueError, TypeError):
+        return  # refused with a reason when it is made
+
+    def is_like(value: object, default: object) -> bool:
+        if isinstance(default, tuple):
+            return isinstance(value, list) and all(is_like(v, 1.0) for v in value)
+        if isinstance(default, bool) or isinstance(value, bool):
+            return isinstance(default, bool) and isinstance(value, bool)
+        return isinstance(value, float | int) and abs(value) <= sys.float_info.max
+
+    for name, value in settings.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(default, tuple | bool | float | int) and not is_like(value, default):
+            like = (
+                f"one like {default}" if isinstance(default, tuple | bool) else "a finite number"
+            )
+            raise ConfigError(f"{key}.{name}: it should be {like}, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def build_from_checkpoint(
@@ -209,7 +245,7 @@ def _reason(key: str, error: BaseException) -> str:
     message = " or ".join(messages)
     if not location:
         return f"{place}: {message}"
-    return f"{place}: it should {message}, got {first['input']!r}"
+    return f"{place}: it should {message}, got {_short(first['input'])}"
 
 
 def known_points(dataset: Dataset, seed: int) -> Tensor:
