@@ -212,7 +212,8 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
     if isinstance(error, OverrideParseException):
         return [f"{error.override}: {' '.join(_shorten(str(error)))}"], 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _shorten(str(error))[: 2 if job_started else 3], 2  # Hydra adds a line for a job
+        lines = _shorten(str(error)) if job_started else _with_overrides(_shorten(str(error)))
+        return lines[: 2 if job_started else 3], 2  # Hydra adds a line for a job
     if _is_out_of_memory(error):
         return ["out of memory; lower trainer.batch_size or num_samples"], 71
     if isinstance(error, OSError):
@@ -222,11 +223,20 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
         return [f"{place}: {error.strerror}; choose another place (paths.outputs=FOLDER)"], 73
     what = " ".join(str(error).split()) or "no message"
     if not job_started:
-        return [what], 2
+        return _with_overrides([what]), 2
     return [
         f"internal error: {type(error).__name__}: {what}",
         "The log in the run's folder has the traceback; HYDRA_FULL_ERROR=1 shows it here.",
     ], 1
+
+
+def _with_overrides(lines: list[str]) -> list[str]:
+    """With what was given, in short, where Hydra does not say which of it is wrong."""
+    given = [word for word in sys.argv[1:] if word]
+    if any(word.lstrip("+~").partition("=")[0] in " ".join(lines) for word in given):
+        return lines
+    shown = " ".join(word if len(word) <= 60 else f"{word[:57]}..." for word in given)
+    return [f"{lines[0]}; given: {shown[:200]}", *lines[1:]]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

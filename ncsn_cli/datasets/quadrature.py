@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ncsn_cli.scores import Dataset, random_stream
 
+_MOST_TERMS = 3e7
+_DRAWS = 200_000  # where it takes more terms
+
 
 def fisher_information(
     truth: Dataset, sigma: float, low: Tensor, high: Tensor, step: float
@@ -28,8 +31,8 @@ def fisher_information(
     num_components = len(truth.weights)
     sizes = ((high - low) / step).ceil().tolist()
     chunk = max(1, 2_000_000 // num_components)  # of points, for the memory that K asks
-    if truth.dim > 2 or math.prod(sizes) * num_components > 3e7:
-        x = truth.sample(200_000, sigma=sigma, generator=random_stream(0, "fisher")).double()
+    if truth.dim > 2 or math.prod(sizes) * num_components > _MOST_TERMS:
+        x = truth.sample(_DRAWS, sigma=sigma, generator=random_stream(0, "fisher")).double()
         squares = [truth.score(part, sigma).square().sum() for part in x.split(chunk)]
         return float(sum(squares)) / len(x)
     axes = [
