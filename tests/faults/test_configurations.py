@@ -128,7 +128,8 @@ BY_HAND = [  # command, arguments, what must be named
         "seed=" + 5000 * "9", "plot=[nosuch]", "plot=[[score]]", "animation=nosuch", "nosuch=1",
         "+nosuch=1", "dataset=ünï", "ünï=1", "seed=${oc.env:NOSUCH}", "seed=${hydra:nosuch}",
         "seed=${seed}", "seed=int(abc)", "seed=str(", "seed=shuffle(3)", "seed=a:b:", "seed=0x10",
-        "@=1", "a@b@c=1", "a:b=1", "trainer..steps=1", "trainer[steps]=0", "$x=1", "hydra.nosuch=1",
+        "@=1", "a@b@c=1", "a:b=1", "trainer..steps=1", "trainer[steps]=0", "$x=1",
+        "hydra.nosuch=1",
          "hydra/launcher=nosuch", "hydra/sweeper=nosuch", "paths=nosuch",
         "paths.outputs=???", "paths.outputs=3", "paths.outputs=[]", "paths.outputs=null",
         "++paths.nosuch=1", "experiment=nosuch",  "hparams_search=nosuch",
@@ -143,7 +144,8 @@ BY_HAND = [  # command, arguments, what must be named
         "++model.dim=3", "++dataset.dim=3", "dataset.means=[]", "dataset.weights=[]",
         "dataset.weights=[.1,.2]", "dataset.weights=[-1,2]", "dataset.stds=[1,2,3]",
         "dataset.covariances=[[[1]]]", "schedule.num_levels=1", "schedule.sigma_min=1e300",
-        "model.hidden=[0]", "model.hidden=[-1]", "model.hidden=[1e3]", "model.hidden=[10000000000]",
+        "model.hidden=[0]", "model.hidden=[-1]", "model.hidden=[1e3]",
+        "model.hidden=[10000000000]",
         "model.hidden=[]", "optimizer._target_=torch.optim.Nothing", "optimizer.betas=[1.5,2]",
         "optimizer._target_=builtins.dict", "optimizer.betas=[.9]", "metric=[moments]",
         "trainer=null", "loss=null",
@@ -156,7 +158,8 @@ BY_HAND = [  # command, arguments, what must be named
         "seed=1,", "hydra/sweeper=nosuch", "hydra.sweep.dir=???", "seed=tag(1", "seed=[1,2",
     )),
     *((command, ["--config-dir", "options", f"trainer={name}"], "trainer")
-      for command in ("train", "sample") for name in ("binary", "latin", "broken", "tabs", "bomb")),
+      for command in ("train", "sample") for name in ("binary", "latin", "broken", "tabs",
+      "bomb")),
     *(("train", ["--config-dir", "options", f"trainer={name}"], "trainer")
       for name in ("empty", "list", "text", "number", "duplicate", "typo")),
     *(("train", ["--config-dir", "options/trainer", "--config-name", name], name)
@@ -238,17 +241,20 @@ def lists(elements, size):
 
 VALUES = {  # by the last part of the key; others stay as they are
     **dict.fromkeys(KINDS["length"].split() + ["sigma", "std"], LENGTHS),
-    **dict.fromkeys("steps_per_level corrector_steps batch_size eval_every num_steps".split(),
+    **dict.fromkeys(["steps_per_level", "corrector_steps", "batch_size", "eval_every",
+    "num_steps"],
                     st.integers(1, 3)),
-    **dict.fromkeys("max_points num_points num_directions features embedding".split(),
+    **dict.fromkeys(["max_points", "num_points", "num_directions", "features", "embedding"],
                     st.integers(1, 40)),
-    "hidden": st.lists(st.integers(1, 64), max_size=3), "num_levels": st.integers(1, 50),
+    "hidden": st.lists(st.integers(1, 64), max_size=3), "num_levels": st.integers(2,
+    50) | st.just(1),
     "steps": st.integers(1, 2), "side": st.integers(1, 4), "num_modes": st.integers(1, 8),
     "num_components": st.integers(1, 8), "weight_power": st.floats(-3, 3), "high": LENGTHS,
     "regularization": LENGTHS, "denoise": st.booleans(), "low": LENGTHS, "mean": LENGTHS,
     "levels": st.sampled_from(["all", "random", "continuous"]), "conditional": st.booleans(),
     "activation": st.sampled_from(["relu", "softplus", "silu", "tanh"]),
-    "noise": st.sampled_from(["fresh", "fresh", "fixed"]), "ema_decay": st.none() | st.floats(0, 1),
+    "noise": st.sampled_from(["fresh", "fresh", "fixed"]), "ema_decay": st.none() | st.floats(0,
+    1),
     "num_samples": st.integers(1, 40), "lr_decay": st.sampled_from(["none", "cosine"]),
     "max_seconds": st.none(), "grad_clip": st.none() | LENGTHS, "bandwidth": st.none() | LENGTHS,
     "trajectories": st.integers(0, 5), "log_density": st.booleans(),
@@ -280,7 +286,7 @@ def option(group, name):
 def configurations(draw, command):
     """A configuration of ``command``, drawn from all options, and where it is written."""
     config = dict(composed(command))
-    groups = "dataset schedule loss model optimizer trainer sampler init".split()
+    groups = ["dataset", "schedule", "loss", "model", "optimizer", "trainer", "sampler", "init"]
     for group in groups:
         names = names_of(group)
         config[group] = dict(option(group, draw(st.sampled_from(names))))
@@ -290,11 +296,13 @@ def configurations(draw, command):
         chosen = draw(st.just([]) | st.lists(st.sampled_from(names), max_size=most))
         config[group] = {name: dict(option(group, name)[name]) for name in chosen}
     config["score"] = "exact"
+    is_wild = draw(st.booleans())
     places = [config, *(config[g] for g in groups), *config.get("metric", {}).values()]
     for place in places:
         for key in place.keys() & VALUES.keys():
-            usual = st.nothing() if key in WORK else st.just(place[key])
-            place[key] = draw(usual | VALUES[key])
+            if key in WORK or is_wild:
+                usual = st.nothing() if key in WORK else st.just(place[key])
+                place[key] = draw(usual | VALUES[key])
     if config["dataset"]["_target_"].endswith("GaussianMixture") and draw(st.booleans()):
         config["dataset"] |= draw(mixtures())
     config["num_samples"], config["trainer"]["steps"] = (
@@ -315,7 +323,8 @@ def test_a_configuration_runs_or_is_refused(
 ):
     number = trials("D2", 1000, 10)
     for module, name, value in [
-        (evaluation, "_POINTS_PER_LEVEL", 100), (evaluation, "_POINTS_FOR_CURL", 50),
+        (evaluation, "_POINTS_PER_LEVEL", 100), (evaluation, "_FLOW_STEPS", 2), (evaluation,
+        "_POINTS_FOR_CURL", 50),
         (quadrature, "_MOST_TERMS", 1e4), (quadrature, "_DRAWS", 1000), (floors, "REPEATS", 4),
         (hydra, "compose", functools.cache(compose)),
     ]:  # fmt: skip
