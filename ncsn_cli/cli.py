@@ -216,7 +216,7 @@ def _explain(error: BaseException, job_started: bool) -> tuple[list[str], int]:
         return lines[: 2 if job_started else 3], 2  # Hydra adds a line for a job
     if _is_out_of_memory(error):
         return ["out of memory; lower trainer.batch_size or num_samples"], 71
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and (job_started or error.errno is not None):  # else Hydra's
         place = error.filename or "the output folder"
         if job_started and error.errno in _FULL_DISK:
             return [f"{place}: {error.strerror}; what was saved before is whole"], 74

@@ -128,6 +128,8 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     settings = config.get(key)
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
+    if given := settings.keys() & runtime.keys():
+        raise ConfigError(f"{key}.{min(given)}: there is no such key; the dataset decides it")
     if str(settings["_target_"]).startswith("torch.optim."):
         _check_types(key, settings)
     try:
@@ -139,6 +141,9 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         if isinstance(cause, MemoryError | RuntimeError):
             raise cause from None  # of torch, as when there is no memory for so wide a network
         raise ConfigError(_reason(key, cause)) from error
+    base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
+    if not isinstance(made, base):
+        raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
     return made
 
 

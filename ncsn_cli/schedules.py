@@ -59,6 +59,9 @@ class _Ladder(Schedule):
             )
         if self.num_levels < 2:
             raise ValueError("num_levels must be at least 2; schedule=single has one level")
+        middle = float(self._space(torch.tensor([0.5], dtype=torch.float64)))
+        if not self.sigma_min * (1 - 1e-6) <= middle <= self.sigma_max * (1 + 1e-6):
+            raise ValueError(f"levels between come out as {middle:g}: take less extreme values")
         return self
 
     @abstractmethod
@@ -121,7 +124,8 @@ class Karras(_Ladder):
     rho: PositiveFloat
 
     def _space(self, fractions: Tensor) -> Tensor:
-        first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        ends = torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64)
+        first, last = ends ** (1 / self.rho)  # inf or 0 for extreme values
         return (first + fractions * (last - first)) ** self.rho
 
 
