@@ -241,7 +241,7 @@ def refuse_links(folder: Path) -> None:
     Raises:
         OutsideFolderError: If there is such a link.
     """
-    top = folder.resolve()
+    top = Path(os.path.realpath(folder))
     for here, folders, files in os.walk(top):
         for path in (Path(here, name) for name in (*folders, *files)):
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from functools import partial
@@ -75,6 +76,11 @@ def sample(cfg: DictConfig) -> float | None:
     """Everything that can be refused is refused before the run begins; returns the objective."""
     config = read_config(cfg)
     run: SampleSettings = settings(SampleSettings, config)
+    for module in run.plugins:
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError, TypeError) as error:
+            raise ConfigError(f"plugins: {module!r} cannot be imported ({error})") from error
     source, tensors, trained = _read_checkpoint(run)
     request = digest_of(config, source)
     if before := done_before(request):

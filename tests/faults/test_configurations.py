@@ -40,7 +40,7 @@ KINDS = {
     " nesterov",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
-    "path": "checkpoint resume objective",
+    "path": "checkpoint resume objective", "modules": "plugins",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 NO_NUMBER = [
@@ -70,6 +70,7 @@ WRONG = {
         "[null]", "[true]", "true", "[{a: 1}]", f"[{','.join(2000 * ['a'])}]",
     ],
     "path": ["3", "[]", "{a: 1}", "true", "nan"],
+    "modules": ["nosuch", "[nosuch]", "[..]", "['']", "{a: 1}", "[1]", "[[]]", "null", "true"],
 }  # fmt: skip
 ANYWHERE = [
     "{key}=???", "{key}=${{nosuch}}", "{key}=${{nosuch:1}}", "{key}=${{{key}}}", "{key}x=1",

@@ -18,7 +18,10 @@ TRAIN = [
     "schedule.num_levels=4", "dataset=two_modes_2d", "dataset.num_samples=100", "plot=[]",
     "device=cpu",
 ]  # fmt: skip
-SAMPLE = ["num_samples=1100", "metric=[wasserstein,mode_weights]", "plot=[]", "device=cpu"]
+SAMPLE = [
+    "num_samples=1100", "metric=[moments,mode_weights]", "plot=[]", "++sampler.steps_per_level=5",
+    "device=cpu",
+]  # fmt: skip
 
 
 def surroundings(chance):

@@ -61,7 +61,7 @@ def test_one_of_two_gets_the_folder(forked, other, tmp_path, trials, record_prop
 
 def test_two_console_commands_at_once(tmp_path, trials):
     for trial in range(trials("C8", 10, 1)):
-        arguments = [BIN / "ncsn-train", *JOB, "trainer.steps=3000", f"hydra.run.dir=run{trial}"]
+        arguments = [BIN / "ncsn-train", *JOB, "trainer.steps=1500", f"hydra.run.dir=run{trial}"]
         commands = [
             subprocess.Popen(
                 arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
