@@ -10,7 +10,7 @@ import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
@@ -337,7 +337,7 @@ def test_a_configuration_runs_or_is_refused(
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         frame = compose(command.__name__, return_hydra_config=True)
 
-        @settings(max_examples=number, derandomize=True, deadline=None, database=None,
+        @settings(max_examples=number, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         @given(configurations(command.__name__))
         def check(config):
