@@ -337,7 +337,8 @@ def test_a_configuration_runs_or_is_refused(
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         frame = compose(command.__name__, return_hydra_config=True)
 
-        @settings(max_examples=number, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+        @settings(max_examples=number, derandomize=True, deadline=None, database=None,
+                  phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         @given(configurations(command.__name__))
         def check(config):
