@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shlex
 import statistics
@@ -142,7 +143,7 @@ def _find(names: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in names:
         path = Path(name)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # that of pathlib raises for a name that is too long
             raise MissingInputError(f"{path}: there is no such folder")
         below = [path] if _is_run(path) else [p.parent for p in path.rglob(".hydra")]
         if not below:

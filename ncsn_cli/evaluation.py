@@ -89,7 +89,7 @@ def evaluate_training(
         found = fisher_divergence(score, dataset, sigma, _POINTS_PER_LEVEL, stream)
         excesses.append(loss.weight(sigma) / 2 * found.divergence)
         divergences.append(found.divergence)
-        errors.append(found.divergence / found.information)
+        errors.append(found.relative)
         scales.append(found.best_scale)
         if dataset.dim == 2:
             curls.append(relative_curl(score, dataset, sigma, _POINTS_FOR_CURL, stream))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncsn_cli.errors import BadCheckpointError, OutsideFolderError
+from ncsn_cli.errors import BadCheckpointError, DivergedError, OutsideFolderError
 
 UNFINISHED = ".tmp"
 """How the names of files end that are being written."""
@@ -79,8 +79,17 @@ _UMASK = _umask()
 
 
 def to_json(value: Any) -> bytes:  # noqa: ANN401
-    """Indented JSON; a number that is not finite is an error, never a silent NaN."""
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    """Indented JSON.
+
+    Raises:
+        DivergedError: If a number is not finite.
+    """
+    try:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    except ValueError:
+        raise DivergedError(
+            "a number to be written is not finite; take less extreme values"
+        ) from None
 
 
 def open_regular(path: Path, most: int) -> io.BufferedReader:

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ncsn_cli.errors import OutsideFolderError
+from ncsn_cli.errors import DivergedError, OutsideFolderError
 from ncsn_cli.files import inside, to_json, write_atomic
 
 
@@ -55,7 +55,7 @@ def test_files_have_the_usual_mode(tmp_path):
 
 
 def test_json_has_no_nan():
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(DivergedError, match="not finite"):
         to_json({"loss": float("nan")})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ class ScoreError(ScoreMetric):
             fisher_divergence(score, truth, sigma, self.num_points, generator)
             for sigma in sigmas.tolist()
         ]
-        per_level = [error.divergence / error.information for error in errors]
+        per_level = [error.relative for error in errors]
         return {"value": float(np.mean(per_level)), "per_level": per_level}
 
 
@@ -52,6 +53,11 @@ class FisherDivergence(NamedTuple):
     divergence: float
     information: float
     best_scale: float
+
+    @property
+    def relative(self) -> float:
+        """E||s - s*||^2 / E||s*||^2, no unit; nan where floats tell s* nowhere from 0."""
+        return self.divergence / self.information if self.information > 0 else math.nan
 
 
 def fisher_divergence(

@@ -40,7 +40,8 @@ KINDS = {
     " nesterov",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
-    "path": "checkpoint resume objective", "modules": "plugins",
+    "path": "checkpoint resume objective",
+    "modules": "plugins",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 NO_NUMBER = [
@@ -175,6 +176,9 @@ BY_HAND = [  # command, arguments, what must be named
     ("compare", ["options/trainer/binary.yaml"], "binary.yaml"),
     ("compare", ["ünï"], "ünï"),
     ("compare", [""], ""),
+    ("compare", [300 * "x"], 100 * "x"),
+    ("train", ["-m", "seed=0,1", "hydra.sweep.dir=???"], "sweep.dir"),
+    ("train", ["hydra.run.dir=???"], "run.dir"),
 ]  # fmt: skip
 FILES = {
     "binary": b"\x00\x01\xff\xfe", "latin": "steps: ä".encode("latin-1"), "broken": b"steps: [1",
@@ -324,7 +328,7 @@ def configurations(draw, command):
 def test_a_configuration_runs_or_is_refused(
     command, trials, record_property, monkeypatch, tmp_path
 ):
-    number = trials("D2", 1000, 10)
+    number = trials("D2", 1000, 5)
     for module, name, value in [
         (evaluation, "_POINTS_PER_LEVEL", 100), (evaluation, "_FLOW_STEPS", 2), (evaluation,
         "_POINTS_FOR_CURL", 50),

@@ -17,13 +17,13 @@ from .states import digest_of_run, newest_checkpoint
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 SECONDS_TO_STOP = 5.0
 TRAIN = [
-    "trainer.steps=300", "trainer.batch_size=16", "trainer.eval_every=50", "trainer.log_every=5",
+    "trainer.steps=1500", "trainer.batch_size=16", "trainer.eval_every=50", "trainer.log_every=5",
     "trainer.checkpoint_every=100000", "trainer.ema_decay=0.99", "schedule.num_levels=2",
     "dataset.num_samples=50", "model=mlp", "model.hidden=[8]", "plot=[]", "device=cpu",
 ]  # fmt: skip
 SAMPLE = [
     "score=exact", "dataset=two_modes_2d", "schedule=geometric", "schedule.num_levels=5",
-    "sampler=annealed_langevin", "sampler.steps_per_level=100", "num_samples=1500",
+    "sampler=annealed_langevin", "sampler.steps_per_level=300", "num_samples=1500",
     "trajectories=3", "metric=[]", "plot=[]", "device=cpu",
 ]  # fmt: skip
 
