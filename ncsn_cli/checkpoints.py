@@ -158,7 +158,8 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
     """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
 
-    Or a public class defined in one of the modules ``plugins``, which the user names.
+    Or a public class of one of the modules ``plugins``, which the user names, defined in or below
+    it.
 
     Raises:
         ConfigError: If it is anything else.
@@ -166,7 +167,7 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
     module, _, name = str(target).rpartition(".")
     if module in plugins and not name.startswith("_"):
         own = getattr(importlib.import_module(module), name, None)
-        if isinstance(own, type) and own.__module__ == module:
+        if isinstance(own, type) and f"{own.__module__}.".startswith(f"{module}."):
             return own
     if module not in _MODULES or name not in importlib.import_module(module).__all__:
         raise ConfigError(

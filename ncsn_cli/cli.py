@@ -192,12 +192,13 @@ def _record_failure(error: BaseException, before: int | None) -> None:
 
     if isinstance(error, Exception) and not isinstance(error, BusyFolderError):
         from ncsn_cli.files import read_json, to_json, write_atomic
+        from ncsn_cli.runs import without_home
 
         status = read_json(_status())
         state, untouched = status.get("state"), _written(_status()) == before
         if state == "done" or not (untouched or state == "running"):
             return  # a finished run is not lost because its folder was named again
-        reason = " ".join(_explain(error, True)[0])
+        reason = without_home(" ".join(_explain(error, True)[0]))
         status = {"state": "failed", "step": status.get("step", 0), "error": reason}
         write_atomic(_status(), to_json(status))
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
 from ncsn_cli.report import html_report, link
-from ncsn_cli.runs import flatten
+from ncsn_cli.runs import flatten, without_home
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
@@ -379,7 +379,7 @@ def _csv(runs: list[_Run], keys: list[str]) -> bytes:
         settings = [run.config.get(key) for key in ("seed", *keys)]
         numbers = [run.metrics.get(key) for key in metrics]
         writer.writerow([run.folder, run.state, run.error, *settings, *numbers])
-    return text.getvalue().encode()
+    return without_home(text.getvalue()).encode()
 
 
 def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[tuple[str, bytes]]:

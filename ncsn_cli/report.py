@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 from markupsafe import Markup
 
-from ncsn_cli.runs import flatten
+from ncsn_cli.runs import flatten, without_home
 
 _PAGE = """\
 <!doctype html>
@@ -95,14 +95,15 @@ def html_report(
     files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
     pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
-    return page.render(
+    text = page.render(
         title=title,
         facts=facts,
         command=command,
         changed=changed,
         tables=tables,
         pictures=pictures,
-    ).encode()
+    )
+    return without_home(text).encode()
 
 
 def _inline(picture: Path) -> str:

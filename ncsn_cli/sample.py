@@ -16,6 +16,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from ncsn_cli.configuration import (
+    Config,
+    SampleSettings,
+    build_from_checkpoint,
+    fit_schedule,
+    instantiate,
+    instantiate_list,
+    known_points,
+    read_config,
+    settings,
+    without_paths,
+)
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.doctor import examine_steps
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
@@ -29,26 +41,16 @@ from ncsn_cli.evaluation import (
 from ncsn_cli.files import to_json, to_npz
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.jobs import (
-    Config,
     Pictures,
-    SampleSettings,
-    build_from_checkpoint,
     choose_device,
     digest_of,
     done_before,
-    fit_schedule,
     in_sweep,
-    instantiate,
-    instantiate_list,
-    known_points,
     objective_of,
     open_folder,
     output_folder,
     present,
-    read_config,
     refuse_changes,
-    settings,
-    without_paths,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.samplers import Init, LogProb, Sampler

@@ -117,7 +117,7 @@ class Sweep(Callback):
         roster = os.environ.get(_ROSTER)
         if roster is None:
             return
-        entry = {"folder": config.hydra.runtime.output_dir}
+        entry = {"folder": os.path.relpath(config.hydra.runtime.output_dir, roster)}
         write_atomic(Path(roster, f"{config.hydra.job.num}.json"), to_json(entry))
         shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
         if _Watch.current is None and shares_terminal:
@@ -219,8 +219,7 @@ def conclude() -> list[Job]:
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, those of another day too.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
-    found = (read_json(path).get("folder") for path in sorted(entries))
-    runs = dict.fromkeys(os.path.relpath(name) for name in found if isinstance(name, str))
+    runs = dict.fromkeys(os.path.relpath(_folder_of(path)) for path in sorted(entries))
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():
@@ -278,8 +277,13 @@ def _num_jobs(config: DictConfig) -> int | None:
     return math.prod(counts.values())
 
 
+def _folder_of(entry: Path) -> Path:
+    """The folder of the job that has signed in by the file ``entry``."""
+    return Path(os.path.normpath(entry.parent / str(read_json(entry).get("folder", "."))))
+
+
 def _read_job(path: Path, objective: str | None) -> Job:
-    folder = Path(str(read_json(path).get("folder", path)))
+    folder = _folder_of(path)
     state = str(read_json(folder / "status.json").get("state", "running"))
     numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
     value = numbers.get(objective or "")

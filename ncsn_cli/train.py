@@ -17,31 +17,33 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
+from ncsn_cli.configuration import (
+    Config,
+    SampleSettings,
+    TrainSettings,
+    fit_schedule,
+    instantiate,
+    instantiate_list,
+    known_points,
+    read_config,
+    settings,
+    without_paths,
+)
 from ncsn_cli.doctor import examine
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
 from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
-    Config,
     Pictures,
-    SampleSettings,
-    TrainSettings,
     choose_device,
     digest_of,
     done_before,
-    fit_schedule,
     in_sweep,
-    instantiate,
-    instantiate_list,
-    known_points,
     objective_of,
     open_folder,
     output_folder,
     present,
-    read_config,
     refuse_changes,
-    settings,
-    without_paths,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder

@@ -358,7 +358,8 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
     result = run("ncsn-sample", f"checkpoint={out}", *quick, folder=tmp_path)
     assert result.returncode == 2
     assert "model._target_: my_models.Mine is no class of ncsn_cli" in result.stderr
-    succeed("ncsn-sample", *own, f"checkpoint={out}", *quick, folder=tmp_path)
+    for known in (own, ["plugins=[my_models]"]):
+        succeed("ncsn-sample", *known, f"checkpoint={out}", *quick, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

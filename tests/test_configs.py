@@ -8,7 +8,7 @@ from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from ncsn_cli.cli import config_dir
-from ncsn_cli.jobs import GROUPS, SampleSettings, TrainSettings, read_config, run_keys
+from ncsn_cli.configuration import GROUPS, SampleSettings, TrainSettings, read_config, run_keys
 
 CONFIGS = config_dir()
 RUNTIME = {"dim", "params", "scene", "self"}

@@ -23,7 +23,7 @@ ORCHESTRATION = [
     "tensorboard",
     "training",
 ]
-CONSOLE = ["cli", "compare", "jobs", "sweep", "train", "sample"]
+CONSOLE = ["cli", "compare", "configuration", "jobs", "sweep", "train", "sample"]
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
