@@ -148,10 +148,7 @@ def sample(cfg: DictConfig) -> float | None:
         for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
             log.warning("%s", complaint)
         start = time.monotonic()
-        chains = sampling.run(
-            lambda state: save_checkpoint(folder.path / _STOPPED, state[0], state[1] | identity),
-            begun,
-        )
+        chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
         seconds = round(time.monotonic() - start, 3)
         folder.write("samples.npz", to_npz(_arrays(chains)))
         (folder.path / _STOPPED).unlink(missing_ok=True)
@@ -233,6 +230,14 @@ def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor
         return None, {}, {}
     path, tensors, record = load_newest(Path(run.checkpoint))
     return path, tensors, record["config"]
+
+
+def _save(folder: Path, state: Saved, identity: Config) -> None:
+    tensors, record = state
+    try:
+        save_checkpoint(folder / _STOPPED, tensors, record | identity)
+    except ConfigError:
+        log.warning("so many chains are not kept: if it is stopped, this run begins anew")
 
 
 def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:

@@ -157,7 +157,7 @@ class Sampling:
         self._left = {
             "samples": torch.zeros(num, truth.dim),
             "init": torch.zeros(num, truth.dim),
-            "settled": torch.zeros(num, dtype=torch.long),
+            "settled": torch.zeros(num, dtype=torch.int32),
             "by_level": torch.zeros(num_kept, num, truth.dim),
             "paths": torch.zeros(len(frames), min(num_paths, num), truth.dim),
             "accepted": torch.zeros(len(self._plan), dtype=torch.float64),
