@@ -100,3 +100,19 @@ def test_a_signal_saves_and_stops_soon(command, forked, tmp_path, trials, record
         shutil.rmtree(second)
     assert slowest < SECONDS_TO_STOP
     record_property("saw", f"{name}: {dict(met)}, stopped within {slowest:.1f} s")
+
+
+def test_a_second_signal_ends_at_once_and_what_was_saved_is_whole(forked, tmp_path, trials):
+    chance = random.Random(2)
+    arguments = [*TRAIN, "trainer.checkpoint_every=5"]
+    for trial in range(trials("C1, twice", 25, 1)):
+        run = tmp_path / str(trial)
+        moment, gap = chance.uniform(0.7, 1.5), chance.uniform(0, 0.03)
+        signals = [(moment, signal.SIGINT), (moment + gap, signal.SIGINT)]
+        result = forked.call(
+            "train", [*arguments, f"hydra.run.dir={run}"], tmp_path, signals=signals
+        )
+        assert result.returncode in (0, 130, -signal.SIGINT), result.stderr
+        assert result.seconds - moment - gap < 1.0 or result.returncode == 0
+        if newest_checkpoint(run) is not None:
+            load_checkpoint(newest_checkpoint(run))
