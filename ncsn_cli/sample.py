@@ -150,8 +150,8 @@ def sample(cfg: DictConfig) -> float | None:
         start = time.monotonic()
         chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
         seconds = round(time.monotonic() - start, 3)
+        _save(folder.path, sampling.finished(), identity)
         folder.write("samples.npz", to_npz(_arrays(chains)))
-        (folder.path / _STOPPED).unlink(missing_ok=True)
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -177,6 +177,7 @@ def sample(cfg: DictConfig) -> float | None:
             )
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
+        (folder.path / _STOPPED).unlink(missing_ok=True)
         scene = None
         if pictures:  # on their grid truth and score take their time
             exact = random_stream(run.seed, "exact draws shown")
@@ -247,9 +248,9 @@ def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
         if run.resume is None:
             return None
         folder = Path(run.resume).expanduser()
-        if (folder / "samples.npz").exists():
-            raise ConfigError(f"resume: {folder} has all its samples")
         if not (folder / _STOPPED).exists():
+            if (folder / "metrics.json").exists():
+                raise ConfigError(f"resume: {folder} has all its samples and metrics")
             raise MissingInputError(
                 f"{folder}: no stopped chains in this folder; run its command again"
             )

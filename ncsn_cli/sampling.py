@@ -210,6 +210,13 @@ class Sampling:
             raise BadCheckpointError("resume: the stopped chains are not like those asked for")
         self._left = {name: tensors[name].clone() for name in self._left}
         self._counts = {name: tensors[name] for name in self._counts}
+        self._evaluations = record["evaluations"]
+
+    def finished(self) -> Saved:
+        """What ``run`` needs to return the same chains again, once it has."""
+        num_tiles = -(-self._num // self._tile)
+        record = {"tile": num_tiles, "step": 0, "level": 0, "evaluations": self._evaluations}
+        return self._left | self._counts, record
 
     def _run_tile(self, tile: int, begun: _Begun | None, bar: tqdm[Any]) -> Iterator[_Begun]:
         """Run one tile, from ``begun`` if given; yields after each step the level last begun."""

@@ -255,7 +255,7 @@ def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
 
 def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path):
     quick = [f"checkpoint={trained}", "num_samples=50", "metric=[]", "plot=[]"]
-    arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=1000"]
+    arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=300"]
     process = subprocess.Popen(
         [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

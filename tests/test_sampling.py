@@ -106,7 +106,9 @@ def test_a_chain_does_not_depend_on_how_many_there_are(sampler, monkeypatch):
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
 def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    undisturbed = sampling(sampler, num=40).run()
+    whole = sampling(sampler, num=40)
+    undisturbed = whole.run()
+    assert_same(sampling(sampler, num=40).run(saved=whole.finished()), undisturbed)
     steps = 3 * len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas))
     for stop in range(1, steps, 4):
         stopped, states = sampling(sampler, num=40), []
