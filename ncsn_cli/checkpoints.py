@@ -28,7 +28,7 @@ from ncsn_cli.files import open_regular, parse_json, write_atomic
 
 _MOST_BYTES = 1 << 28  # hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
-_MOST_TENSORS = 10_000
+_MOST_TENSORS = 20_000
 _MOST_AXES = 8
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -148,7 +148,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
             if not isinstance(record.get("config"), dict) or type(record.get("step")) is not int:
                 raise BadCheckpointError(f"{file}: this is no checkpoint of ncsn-train")
             return file, tensors, record
-        except BadCheckpointError as error:
+        except (BadCheckpointError, MissingInputError) as error:
             if file == files[0]:
                 raise
             log.warning("%s; taking an older checkpoint", error)

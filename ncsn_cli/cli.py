@@ -190,16 +190,20 @@ def _record_failure(error: BaseException, before: int | None) -> None:
             handler.handle(record)
     from ncsn_cli.errors import BusyFolderError
 
-    if isinstance(error, Exception) and not isinstance(error, BusyFolderError):
+    if isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, BusyFolderError):
         from ncsn_cli.files import read_json, to_json, write_atomic
         from ncsn_cli.runs import without_home
 
         status = read_json(_status())
         state, untouched = status.get("state"), _written(_status()) == before
-        if state == "done" or not (untouched or state == "running"):
-            return  # a finished run is not lost because its folder was named again
+        # A finished run is not lost because its folder was named again; a signal before a run
+        # leaves nothing.
+        is_begun = state == "running" or (untouched and isinstance(error, Exception))
+        if state == "done" or not is_begun:
+            return
         reason = without_home(" ".join(_explain(error, True)[0]))
-        status = {"state": "failed", "step": status.get("step", 0), "error": reason}
+        state = "failed" if isinstance(error, Exception) else "interrupted"
+        status = {"state": state, "step": status.get("step", 0), "error": reason}
         write_atomic(_status(), to_json(status))
 
 

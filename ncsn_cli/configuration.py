@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
 from ncsn_cli.errors import ConfigError
+from ncsn_cli.files import check_plain
 from ncsn_cli.runs import flatten, without_home
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
@@ -82,7 +83,8 @@ class SampleSettings(TrainSettings):
 def read_config(cfg: DictConfig) -> Config:
     """The composed configuration as plain data, every top-level key known to a command.
 
-    It is what the run's files will say, so it holds nothing of the user's surroundings.
+    It is what the run's files will say, so it holds nothing of the environment, and numbers that
+    a checkpoint can hold.
     """
     unresolved = cast("Config", OmegaConf.to_container(cfg))
     for key, value in flatten(without_paths(unresolved)).items():
@@ -91,10 +93,12 @@ def read_config(cfg: DictConfig) -> Config:
                 f"{key}: the run's files would show this environment variable; write its value"
             )
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config = {
-        key: value if key == "paths" else _without_home(value)
-        for key, value in cast("Config", container).items()
-    }
+    config = cast("Config", container)
+    for key, value in flatten(config).items():
+        try:
+            check_plain(value)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from None
     known = {*GROUPS, *run_keys(SampleSettings)}
     for key in config:
         if key not in known:
@@ -267,4 +271,4 @@ def fit_schedule(config: Config, schedule: Schedule | FromData, data: Tensor) ->
 
 def without_paths(config: Config) -> Config:
     """The configuration that a run records: what it computes, not where it writes."""
-    return {key: value for key, value in config.items() if key != "paths"}
+    return {key: _without_home(value) for key, value in config.items() if key != "paths"}

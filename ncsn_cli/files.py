@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 import zipfile
@@ -19,10 +20,7 @@ from numpy.typing import NDArray
 
 from ncsn_cli.errors import BadCheckpointError, DivergedError, OutsideFolderError
 
-UNFINISHED = ".tmp"
-"""How the names of files end that are being written."""
-
-_MOST_BYTES = 1 << 22  # of a file of JSON
+_MOST_BYTES = 1 << 24  # of a file of JSON
 _MOST_BYTES_OF_ARRAYS = 1 << 28
 _MOST_LISTS = 100_000
 _DEEPEST = 64
@@ -36,7 +34,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name[:200]}.", suffix=UNFINISHED
+        dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".tmp"
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -51,6 +49,13 @@ def write_atomic(path: Path, data: bytes) -> None:
             error.filename = str(path)  # not the temporary one
         raise
     _sync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``write_atomic`` left in a folder, no longer at work there."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.tmp", path.name):  # as mkstemp names them
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -254,4 +259,6 @@ def refuse_links(folder: Path) -> None:
     for here, folders, files in os.walk(top):
         for path in (Path(here, name) for name in (*folders, *files)):
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):
-                raise OutsideFolderError(f"{path}: this link leads out of the folder; remove it")
+                raise OutsideFolderError(
+                    f"{path}: this link leads out of the folder; choose another, or remove it"
+                )

@@ -67,12 +67,21 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     words = sys.argv[1:]
     if in_sweep():  # the job alone, without the search that chose it
         words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
-    # Hydra takes ~ in quotes only.
-    words = [re.sub(r"=(~.*)", r"='\1'", without_home(word)) for word in words]
-    command = shlex.join([f"ncsn-{hydra_config.job.name}", *words])
+    words = [
+        w for w in words if not w.startswith(("paths.", "hydra.run.dir=", "hydra.sweep.dir="))
+    ]
+    command = " ".join([f"ncsn-{hydra_config.job.name}", *map(_quoted, words)])
     facts = {"threads": torch.get_num_threads(), **facts}
     settings = OmegaConf.to_yaml(without_paths(config))
     return RunFolder(output_folder(), settings, command, facts, again=in_sweep())
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, which is told where the home folder is."""
+    if without_home(word) == word:
+        return shlex.quote(word)
+    escaped = re.sub(r'(["$`\\])', r"\\\1", word)
+    return f'"{without_home(escaped, "$HOME")}"'
 
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:

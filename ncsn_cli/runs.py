@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ncsn_cli.errors import BusyFolderError, DivergedError, OutputExistsError
-from ncsn_cli.files import UNFINISHED, inside, make_folder, to_json, write_atomic
+from ncsn_cli.files import inside, make_folder, remove_unfinished, to_json, write_atomic
 
 _LOCK = ".lock"
 
@@ -34,10 +34,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def without_home(text: str) -> str:
-    """``text`` with ~ for the user's home folder, so that what is written tells nobody of it."""
+def without_home(text: str, name: str = "~") -> str:
+    """``text`` with ``name`` for the user's home folder: what is written tells nobody of it."""
     home = os.path.expanduser("~").rstrip("/")
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home else text
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", name, text) if home else text
 
 
 _held: dict[Path, int] = {}  # folders that are this process's, and their lock's descriptor
@@ -49,7 +49,7 @@ def hold(folder: Path) -> None:
     Raises:
         BusyFolderError: If another process holds it.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.abspath(folder))  # Hydra's own is without ..
     if folder in _held:
         return
     make_folder(folder)
@@ -68,6 +68,7 @@ def hold(folder: Path) -> None:
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 break
         os.close(descriptor)  # whoever held it has just removed it
+    os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     _held[folder] = descriptor
 
@@ -80,7 +81,7 @@ def release_all() -> None:
 
 def release(folder: Path) -> None:
     """Let other processes into a folder that is held."""
-    descriptor = _held.pop(folder.absolute(), None)
+    descriptor = _held.pop(Path(os.path.abspath(folder)), None)
     if descriptor is not None:
         with suppress(OSError):  # one that stays is no lock
             (folder / _LOCK).unlink()
@@ -131,8 +132,8 @@ class RunFolder:
         hold(self.path)
         if not self._again:
             refuse_run(self.path)
-        for left in self.path.rglob(f".*{UNFINISHED}"):  # by a process that died
-            left.unlink(missing_ok=True)
+        for folder in ("", "checkpoints", "plots", "animations", ".hydra"):
+            remove_unfinished(self.path / folder)  # by a process that died
         self.write("config.yaml", self._config.encode())
         self.write("run.json", to_json(self.record))
         self.set_status("running")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def sample(cfg: DictConfig) -> float | None:
     for module in run.plugins:
         try:
             importlib.import_module(module)
-        except (ImportError, ValueError, TypeError) as error:
+        except Exception as error:
             raise ConfigError(f"plugins: {module!r} cannot be imported ({error})") from error
     source, tensors, trained = _read_checkpoint(run)
     request = digest_of(config, source)
@@ -150,8 +151,8 @@ def sample(cfg: DictConfig) -> float | None:
         start = time.monotonic()
         chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
         seconds = round(time.monotonic() - start, 3)
-        _save(folder.path, sampling.finished(), identity)
         folder.write("samples.npz", to_npz(_arrays(chains)))
+        _save(folder.path, sampling.finished(), identity)
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -248,15 +249,21 @@ def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
         if run.resume is None:
             return None
         folder = Path(run.resume).expanduser()
-        if not (folder / _STOPPED).exists():
-            if (folder / "metrics.json").exists():
-                raise ConfigError(f"resume: {folder} has all its samples and metrics")
+        if not os.path.exists(folder / _STOPPED):  # pathlib's raises for a name too long
+            if os.path.exists(folder / "metrics.json"):
+                raise ConfigError(f"resume: {folder} has all its samples and metrics already")
             raise MissingInputError(
                 f"{folder}: no stopped chains in this folder; run its command again"
             )
-    tensors, record = load_checkpoint(folder / _STOPPED)
-    if not identity.keys() <= record.keys():
-        raise BadCheckpointError(f"{folder / _STOPPED}: these are no stopped chains")
+    try:
+        tensors, record = load_checkpoint(folder / _STOPPED)
+        if not identity.keys() <= record.keys() or not isinstance(record["config"], dict):
+            raise BadCheckpointError(f"{folder / _STOPPED}: these are no stopped chains")
+    except BadCheckpointError as error:
+        if folder != output_folder():
+            raise
+        log.warning("%s; starting afresh", error)
+        return None
     refuse_changes(
         record["config"], identity["config"],
         lambda key: key.split(".")[0] in _MAY_CHANGE_ON_RESUME, "resume", folder,
@@ -343,13 +350,16 @@ def _network(
             )
         return made
 
-    with torch.device("meta"):  # its size is looked at before memory is taken for it
-        shapes = {name: value.shape for name, value in build().state_dict().items()}
-    if shapes != {name: value.shape for name, value in weights.items()}:
-        raise ConfigError(
-            f"dataset: D = {dim} does not fit the checkpoint's network; choose another dataset"
-        )
-    network = build()
+    shapes = {name: value.shape for name, value in weights.items()}
+    is_ours = str(config["model"].get("_target_")).startswith("ncsn_cli.")
+    # The size of one of ours is looked at before memory is taken for it.
+    for device in ["meta", "cpu"] if is_ours else ["cpu"]:
+        with torch.device(device):
+            network = build()
+        if {name: value.shape for name, value in network.state_dict().items()} != shapes:
+            raise ConfigError(
+                f"dataset: D = {dim} does not fit the checkpoint's network; choose another dataset"
+            )
     network.load_state_dict(weights)
     return network.eval()
 

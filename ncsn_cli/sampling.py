@@ -198,15 +198,36 @@ class Sampling:
                         if num_tiles > 1:
                             where += f", tile {tile + 1} of {num_tiles}"
                         raise InterruptedRun(f"stopped by a signal at {where}", requests[0])
+            if requests:
+                save(self.finished())
+                hand_to_scheduler(requests[0])
+                raise InterruptedRun("stopped by a signal after the last step", requests[0])
         return self._chains()
 
     def _take_up(self, saved: Saved) -> None:
         """Raises BadCheckpointError if ``saved`` is not what chains like these leave."""
         tensors, record = saved
-        kept = self._left | self._counts
-        same = all(name in tensors and tensors[name].shape == kept[name].shape for name in kept)
-        numbers = {name: record.get(name) for name in ("tile", "step", "level", "evaluations")}
-        if not same or not all(type(number) is int for number in numbers.values()):
+        numbers = [record.get(name) for name in ("tile", "step", "level", "evaluations")]
+        tile, step, level, evaluations = (n if type(n) is int else -1 for n in numbers)
+        num_tiles = -(-self._num // self._tile)
+        expected = self._left | self._counts
+        if tile < num_tiles:
+            ended = sum(end <= step for end in self._ends.values())
+            stream = torch.Generator(self._device).get_state()
+            expected |= {
+                "x": torch.empty(self._tile, self._truth.dim),
+                "labels": torch.empty(ended, self._tile, dtype=torch.int16),
+                "accepted_in_tile": self._left["accepted"],
+                "generator": stream,
+            }
+        same = all(
+            name in tensors
+            and tensors[name].shape == tensor.shape
+            and (tensors[name].dtype == tensor.dtype or tensor.numel() == 0)
+            for name, tensor in expected.items()
+        )
+        place = 0 <= tile <= num_tiles and self._begins.get(step) == level and evaluations >= 0
+        if not (same and place):
             raise BadCheckpointError("resume: the stopped chains are not like those asked for")
         self._left = {name: tensors[name].clone() for name in self._left}
         self._counts = {name: tensors[name] for name in self._counts}

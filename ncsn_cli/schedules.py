@@ -49,7 +49,7 @@ class _Ladder(Schedule):
 
     sigma_max: PositiveFloat
     sigma_min: PositiveFloat
-    num_levels: Annotated[int, Field(gt=0, le=100_000)]
+    num_levels: Annotated[int, Field(gt=0, le=10_000)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -38,6 +38,7 @@ _ROSTER = "NCSN_CLI_SWEEP"
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_SAVE = 3.0
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Sweep(Callback):
         watch.start()
         os.environ[_ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOPPING:
                 signal.signal(number, watch.interrupt)
 
     @_refuse
@@ -117,7 +118,10 @@ class Sweep(Callback):
         roster = os.environ.get(_ROSTER)
         if roster is None:
             return
-        entry = {"folder": os.path.relpath(config.hydra.runtime.output_dir, roster)}
+        entry = {
+            "folder": os.path.relpath(config.hydra.runtime.output_dir, roster),
+            "pid": os.getpid(),
+        }
         write_atomic(Path(roster, f"{config.hydra.job.num}.json"), to_json(entry))
         shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
         if _Watch.current is None and shares_terminal:
@@ -144,6 +148,7 @@ class _Watch(threading.Thread):
         self.rosters = self.folder / ".jobs" / (study or "sweep")
         self.roster = self.rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         self.total: int | None = None
+        self._is_elsewhere = "submitit" in config.hydra.launcher["_target_"]
         self._objective: str | None = config.get("objective")
         self._finished: dict[Path, Job] = {}
         self._over = threading.Event()
@@ -156,12 +161,18 @@ class _Watch(threading.Thread):
             self._show(progress)
 
     def interrupt(self, number: int, frame: object) -> None:
-        """Ctrl-C reaches all processes; the launcher kills the jobs once it comes to know of it.
+        """The launcher kills the jobs once it comes to know of it: let them save first.
 
-        So let them save first. A second signal does not wait.
+        Ctrl-C reaches all processes, other signals this one alone. A second one does not wait.
         """
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in _STOPPING:
             signal.signal(each, signal.default_int_handler)
+        if number != signal.SIGINT and not self._is_elsewhere:
+            for entry in self.roster.glob("*.json"):
+                pid = read_json(entry).get("pid")
+                if _read_job(entry, None).state == "running" and isinstance(pid, int):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
         deadline = time.monotonic() + _SECONDS_TO_SAVE
         while time.monotonic() < deadline and any(j.state == "running" for j in self._jobs()):
             time.sleep(0.05)

@@ -197,8 +197,9 @@ def _save(
     save_checkpoint(path, tensors, record)
     folder.step = training.step
     folder.set_status("running")
-    kept = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
-    for old in kept[: -training.trainer.keep_last]:
+    files = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
+    ours = [file for file in files if file.name <= path.name]  # later ones are damaged
+    for old in {*files} - {*ours[-training.trainer.keep_last :]}:
         old.unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from ncsn_cli.errors import DivergedError, InterruptedRun, OutputExistsError
-from ncsn_cli.runs import RunFolder, signals_as_requests
+from ncsn_cli.runs import RunFolder, hold, release_all, signals_as_requests, without_home
 
 
 def status(folder):
@@ -64,3 +64,43 @@ def test_the_first_signal_is_a_request_and_the_second_acts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_folder_is_the_same_by_any_of_its_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".lock").write_text("123456789")  # of a process that died
+    hold(tmp_path / "other" / "..")
+    with RunFolder(tmp_path, "", "ncsn-train", {}):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    assert not (tmp_path / ".lock").exists()
+    release_all()
+
+
+def test_only_what_a_run_left_unfinished_is_removed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "plots").mkdir()
+    left = [tmp_path / ".a.json.abcd_123.tmp", tmp_path / "plots" / ".b.png.12345678.tmp"]
+    others = [tmp_path / ".draft.tmp", tmp_path / "other" / ".c.json.abcd_123.tmp"]
+    for path in left + others:
+        path.touch()
+    with RunFolder(tmp_path, "", "ncsn-train", {}):
+        pass
+    assert [path.exists() for path in left + others] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/al/run", "~/run"),
+        ("checkpoint=/home/al", "checkpoint=~"),
+        ("[/home/al/a,'/home/al/b']", "[~/a,'~/b']"),
+        ("/home/alice/run", "/home/alice/run"),
+        ("/nfs/home/al/run", "/nfs/home/al/run"),
+        ("/home/al.old", "/home/al.old"),
+    ],
+)
+def test_the_home_folder_is_not_told(text, told, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/al")
+    assert without_home(text) == told
+    monkeypatch.setenv("HOME", "/")
+    assert without_home(text) == text

@@ -139,8 +139,24 @@ def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
     tensors, record = states[-1]
     with pytest.raises(BadCheckpointError):
         sampling(ANNEALED, num=41).run(saved=(tensors, record))
-    with pytest.raises(BadCheckpointError):
-        sampling(ANNEALED, num=40).run(saved=(tensors, {**record, "tile": "0"}))
+    edits = [
+        ("tile", "0"),
+        ("tile", 99),
+        ("tile", -1),
+        ("level", 77),
+        ("step", 1),
+        ("level", None),
+    ]
+    for name, value in edits:
+        with pytest.raises(BadCheckpointError):
+            sampling(ANNEALED, num=40).run(saved=(tensors, {**record, name: value}))
+    for name in tensors:
+        for value in (tensors[name][..., :-1], tensors[name].double()[None], None):
+            edited = {**tensors, name: value}
+            if value is None:
+                del edited[name]
+            with pytest.raises(BadCheckpointError):
+                sampling(ANNEALED, num=40).run(saved=(edited, record))
 
 
 def test_a_sample_that_is_not_finite_is_named_at_its_step():

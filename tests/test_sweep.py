@@ -230,18 +230,27 @@ def test_jobs_in_other_processes_end_the_same(launcher, forked, tmp_path):
     assert results(tmp_path / "others") == results(tmp_path / "basic")
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(launcher, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("basic", signal.SIGINT),
+        ("joblib", signal.SIGINT),
+        # A terminal's Ctrl-C reaches every process, what a container sends the first alone.
+        pytest.param("basic", signal.SIGTERM, marks=pytest.mark.slow),
+        ("joblib", signal.SIGTERM),
+    ],
+)
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(launcher, number, tmp_path):
     long = [*QUICK, "trainer.steps=1000000", f"hydra/launcher={launcher}"]
     process = start("-m", "seed=0,1,2", *long, folder=tmp_path)
     while not any(tmp_path.glob("outputs/train/multiruns/*/*/checkpoints/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     before = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     out, error = process.communicate(timeout=60)
     assert time.monotonic() - before < 5
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     (sweep,) = tmp_path.glob("outputs/train/multiruns/*")
     states = [read(job / "status.json") for job in folders(sweep)]
     assert {status["state"] for status in states} == {"interrupted"}

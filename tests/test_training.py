@@ -4,12 +4,15 @@ import math
 import pytest
 import torch
 
-from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from ncsn_cli.errors import ConfigError, DivergedError
+from ncsn_cli.files import write_atomic
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP
+from ncsn_cli.runs import RunFolder
 from ncsn_cli.schedules import Geometric
 from ncsn_cli.snapshots import Snapshots
+from ncsn_cli.train import _save
 from ncsn_cli.training import Trainer, Training, fit
 
 from .conftest import two_modes_1d, two_modes_2d
@@ -275,3 +278,13 @@ def test_weights_that_are_not_finite_are_never_saved():
 def test_endless_data_needs_a_batch_size_and_fresh_noise(case, message):
     with pytest.raises(ConfigError, match=message):
         start(**case)
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_displace_new_ones(tmp_path):
+    training = start()
+    advance(training, 5)
+    later = checkpoint_path(tmp_path, 99)
+    write_atomic(later, b"damaged")
+    with RunFolder(tmp_path, "", "ncsn-train", {}) as folder:
+        _save(folder, training, {}, [], None)
+    assert [path.name for path in later.parent.iterdir()] == ["step_000000005.safetensors"]

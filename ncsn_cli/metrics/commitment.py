@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _MOST_MODES = 10  # for which shares and transitions are kept
+_MOST_TRANSITIONS = 100_000  # for which they are kept
 
 
 def settled_from(labels: Tensor) -> Tensor:
@@ -25,13 +26,13 @@ def settled_from(labels: Tensor) -> Tensor:
 def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:
     """Counts, which add up over sets of chains, from the mode of each after each level (L, N).
 
-    ``committed`` (L,): chains that never change mode after the level. For few modes also
-    ``in_mode`` (L, K): chains in each, and ``moved`` (L - 1, K, K): chains in mode a after level
-    i that are in mode b after level i + 1.
+    ``committed`` (L,): chains that never change mode after the level. For few modes and levels
+    also ``in_mode`` (L, K): chains in each, and ``moved`` (L - 1, K, K): chains in mode a after
+    level i that are in mode b after level i + 1.
     """
     levels = torch.arange(len(labels), device=labels.device)[:, None]
     counts = {"committed": (settled_from(labels) <= levels).sum(1)}
-    if num_modes > _MOST_MODES:
+    if num_modes > _MOST_MODES or len(labels) * num_modes**2 > _MOST_TRANSITIONS:
         return counts
     pairs = [
         torch.bincount(before.long() * num_modes + after, minlength=num_modes**2)
@@ -47,7 +48,7 @@ def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:
 def mode_commitment(counts: dict[str, Tensor]) -> dict[str, Any]:
     """At which level chains settle, from what ``count_commitment`` counted.
 
-    ``committed`` (L): the share of chains that never change mode after the level. For few modes
+    ``committed`` (L): the share of chains that never change mode after the level. Where counted,
     also ``shares`` (L, K) of chains in each, and ``transitions`` (L - 1, K, K): the share of the
     chains in mode a after level i that are in mode b after level i + 1; None where there is none.
     """

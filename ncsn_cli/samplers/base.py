@@ -56,7 +56,7 @@ class Sampler(ABC):
 
     A subclass plans its ``levels`` and may replace the Langevin steps made at a level
     (``_at_level``) and, if it ``descends``, writes the step from one level to the next
-    (``_to_next``); it ``remembers`` if that step depends on those before.
+    (``_to_next``).
 
     Args:
         denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), sigma the last
@@ -67,7 +67,11 @@ class Sampler(ABC):
 
     descends: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on more than the state before it."""
+        return False
 
     @abstractmethod
     def levels(self, sigmas: Tensor) -> list[Level]:

@@ -107,9 +107,12 @@ class ProbabilityFlow(_Descent):
             step; ``heun``, order 2, takes two.
     """
 
-    remembers: ClassVar[bool] = True
-
     solver: Literal["euler", "heun", "multistep"]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on more than the state before it."""
+        return self.solver == "multistep"
 
     def _descent(self) -> Step:
         if self.solver == "multistep":

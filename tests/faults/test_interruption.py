@@ -1,6 +1,7 @@
 """Signals at random times: what was made is saved, the command ends soon, and can go on."""
 
 import collections
+import os
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs import RunFolder
 
 from ..forked import read
 from .states import digest_of_run, newest_checkpoint
@@ -116,3 +118,22 @@ def test_a_second_signal_ends_at_once_and_what_was_saved_is_whole(forked, tmp_pa
         assert result.seconds - moment - gap < 1.0 or result.returncode == 0
         if newest_checkpoint(run) is not None:
             load_checkpoint(newest_checkpoint(run))
+
+
+def end_by(number):
+    """A signal comes while the run says how it ended."""
+    original = RunFolder._end
+
+    def end(self, error):
+        RunFolder._end = original
+        os.kill(os.getpid(), number)
+        original(self, error)
+
+    RunFolder._end = end
+
+
+def test_a_signal_at_the_very_end_is_told(forked, tmp_path):
+    before = ["tests.faults.test_interruption", "end_by", int(signal.SIGTERM)]
+    result = forked.call("train", [*TRAIN, "hydra.run.dir=a/../run"], tmp_path, before=before)
+    assert result.returncode == 143, result.stderr
+    assert read(tmp_path / "run" / "status.json")["state"] == "interrupted"
