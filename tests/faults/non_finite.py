@@ -42,7 +42,7 @@ def _data(now, value):
 
     def change(call, training):
         x, noise = call()
-        return (x.clone().index_fill_(0, torch.tensor([3]), value) if now() else x), noise
+        return (x.clone().index_fill_(0, torch.tensor([0]), value) if now() else x), noise
 
     _wrap(Training, "_batch", change)
 
