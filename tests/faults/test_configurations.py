@@ -168,7 +168,8 @@ BY_HAND = [  # command, arguments, what must be named
     *(("train", ["--config-dir", "options/trainer", "--config-name", name], name)
       for name in ("binary", "latin", "list", "broken", "tabs", "nosuch")),
     *((command, [flag, "nosuch"], "nosuch") for command in ("train", "sample")
-      for flag in ("--config-dir", "--config-name", "--config-path", "--experimental-rerun")),
+      for flag in ("--config-dir", "--config-name", "--config-path")),
+    ("train", ["--experimental-rerun", "nosuch"], "--experimental-rerun"),
     ("compare", [".", "--sort=nosuch", "--nosuch"], "--nosuch"),
     ("compare", [], "FOLDER"),
     ("compare", ["nowhere"], "nowhere"),
