@@ -36,6 +36,7 @@ from ncsn_cli.runs import flatten, hold, refuse_run, release_all, without_home
 _ROSTER = "NCSN_CLI_SWEEP"
 """Environment variable: the folder in which the jobs of a sweep sign in."""
 
+_STOPPED = "stopped"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_SAVE = 3.0
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -105,6 +106,9 @@ class Sweep(Callback):
     @_refuse
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Record the overrides, and sign in; in a process beside others, be quiet."""
+        roster = os.environ.get(_ROSTER)
+        if roster is not None and Path(roster, _STOPPED).exists():
+            raise KeyboardInterrupt
         record = Path(config.hydra.runtime.output_dir, ".hydra")
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         hydra_config = OmegaConf.masked_copy(config, ["hydra"])
@@ -115,7 +119,6 @@ class Sweep(Callback):
         ):
             text = without_home(OmegaConf.to_yaml(values))
             write_atomic(record / f"{name}.yaml", text.encode())
-        roster = os.environ.get(_ROSTER)
         if roster is None:
             return
         entry = {
@@ -167,6 +170,7 @@ class _Watch(threading.Thread):
         """
         for each in _STOPPING:
             signal.signal(each, signal.default_int_handler)
+        (self.roster / _STOPPED).touch()  # no further job begins
         if number != signal.SIGINT and not self._is_elsewhere:
             for entry in self.roster.glob("*.json"):
                 pid = read_json(entry).get("pid")

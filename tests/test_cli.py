@@ -285,6 +285,7 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number):
     arguments = ["ncsn-train", *QUICK, "trainer.steps=1500", "trainer.checkpoint_every=100000"]
+    arguments.append("trainer.eval_every=500")
     process = subprocess.Popen(
         [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

@@ -56,7 +56,7 @@ def console(arguments, folder, seconds=None):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode in (0, -signal.SIGKILL)
-    return time.monotonic() - start
+    return time.monotonic() - start, process.returncode != 0
 
 
 class Chain:
@@ -95,17 +95,21 @@ def test_killed_training_resumes_to_the_same_bits(data, tmp_path, forked, trials
         pytest.skip("endless data: with --all-trials")
     job, chance, hit = [*JOB, data], random.Random(data), collections.Counter()
     expected, seconds = undisturbed(forked, tmp_path, job)
-    for first in range(0, number, KILLS_IN_A_ROW):
-        chain = Chain(tmp_path / f"chain{first}", job)
-        for _ in range(min(KILLS_IN_A_ROW, number - first)):
+    kills = 0
+    while kills < number:
+        chain = Chain(tmp_path / f"chain{kills}", job)
+        for _ in range(KILLS_IN_A_ROW):
             run, arguments = chain.begin()
-            when = chance.uniform(0, 1.1 * seconds)
-            forked.call("train", arguments, tmp_path, signals=[(when, signal.SIGKILL)])
+            when = chance.uniform(0, seconds)
+            result = forked.call("train", arguments, tmp_path, signals=[(when, signal.SIGKILL)])
+            if result.returncode == 0:  # it was faster: no kill
+                assert digest_of_run(run) == expected
+                seconds = min(seconds, result.seconds)
+                break
+            assert result.returncode == -signal.SIGKILL
+            kills += 1
             hit[phase(run)] += 1
             chain.check(run)
-            if phase(run) == "after the run":
-                assert digest_of_run(run) == expected
-                chain.source = None  # so that the next one has all of its run ahead
         run, arguments = chain.begin()
         result = forked.call("train", arguments, tmp_path)
         assert result.returncode == 0, (chain.source, result.stderr)
@@ -119,11 +123,16 @@ def test_the_killed_command_resumes_to_the_same_bits(tmp_path, forked, trials, r
         pytest.skip("starts the installed command each time: with --all-trials")
     job, chance, hit = [*JOB, DATA[0]], random.Random(0), collections.Counter()
     expected, _ = undisturbed(forked, tmp_path, job)
-    seconds = console([*job, f"hydra.run.dir={tmp_path / 'timed'}"], tmp_path)
-    for first in range(number):
-        chain = Chain(tmp_path / f"chain{first}", job)
+    seconds, _ = console([*job, f"hydra.run.dir={tmp_path / 'timed'}"], tmp_path)
+    kills = 0
+    while kills < number:
+        chain = Chain(tmp_path / f"chain{kills}", job)
         run, arguments = chain.begin()
-        console(arguments, tmp_path, chance.uniform(0, 1.1 * seconds))
+        took, was_killed = console(arguments, tmp_path, chance.uniform(0, seconds))
+        if not was_killed:
+            seconds = min(seconds, took)
+            continue
+        kills += 1
         hit[phase(run)] += 1
         chain.check(run)
         run, arguments = chain.begin()
