@@ -143,11 +143,15 @@ class Sampling:
         self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
         self._num, self._sigmas, self._truth = num, sigmas, truth
         self._seed, self._device, self._tile = seed, device, TILE[device.type]
+        self._num_tiles = -(-num // self._tile)
         self._plan = sampler.levels(sigmas)
         levels = [0, *sampler.levels_of_states(sigmas)]  # of each step, the start among them
         self._last = len(levels) - 1
         self._ends = {level: step for step, level in enumerate(levels)}
-        self._begins = {0: 0, **{end + sampler.descends: i + 1 for i, end in self._ends.items()}}
+        begins = {end + sampler.descends: level + 1 for level, end in self._ends.items()}
+        if sampler.remembers:
+            begins = {}
+        self._begins = {0: 0, **{step: i for step, i in begins.items() if step < self._last}}
         frames = [*range(0, self._last, -(-self._last // _FRAMES)), self._last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
         self._frame_sigmas = [self._plan[levels[step]].sigma for step in frames]
@@ -177,16 +181,18 @@ class Sampling:
             DivergedError: If a chain is not finite.
             InterruptedRun: If a signal asked to stop; ``save`` has been called then.
         """
-        first, num_tiles = 0, -(-self._num // self._tile)
+        first = 0
         if saved is not None:
             self._take_up(saved)
             first = saved[1]["tile"]
         last_save = time.monotonic()
         with (
             signals_as_requests() as requests,
-            tqdm(total=num_tiles * self._last, desc="sampling", unit="step", disable=None) as bar,
+            tqdm(
+                total=self._num_tiles * self._last, desc="sampling", unit="step", disable=None
+            ) as bar,
         ):
-            for tile in range(first, num_tiles):
+            for tile in range(first, self._num_tiles):
                 earlier = None if saved is None or tile > first else _Begun.of(saved)
                 for begun in self._run_tile(tile, earlier, bar):
                     if requests or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
@@ -195,8 +201,8 @@ class Sampling:
                     if requests:
                         hand_to_scheduler(requests[0])
                         where = f"level {begun.level + 1} of {len(self._plan)}"
-                        if num_tiles > 1:
-                            where += f", tile {tile + 1} of {num_tiles}"
+                        if self._num_tiles > 1:
+                            where += f", tile {tile + 1} of {self._num_tiles}"
                         raise InterruptedRun(f"stopped by a signal at {where}", requests[0])
             if requests:
                 save(self.finished())
@@ -209,9 +215,8 @@ class Sampling:
         tensors, record = saved
         numbers = [record.get(name) for name in ("tile", "step", "level", "evaluations")]
         tile, step, level, evaluations = (n if type(n) is int else -1 for n in numbers)
-        num_tiles = -(-self._num // self._tile)
         expected = self._left | self._counts
-        if tile < num_tiles:
+        if tile < self._num_tiles:
             ended = sum(end <= step for end in self._ends.values())
             stream = torch.Generator(self._device).get_state()
             expected |= {
@@ -226,7 +231,9 @@ class Sampling:
             and (tensors[name].dtype == tensor.dtype or tensor.numel() == 0)
             for name, tensor in expected.items()
         )
-        place = 0 <= tile <= num_tiles and self._begins.get(step) == level and evaluations >= 0
+        place = (
+            0 <= tile <= self._num_tiles and self._begins.get(step) == level and evaluations >= 0
+        )
         if not (same and place):
             raise BadCheckpointError("resume: the stopped chains are not like those asked for")
         self._left = {name: tensors[name].clone() for name in self._left}
@@ -235,8 +242,7 @@ class Sampling:
 
     def finished(self) -> Saved:
         """What ``run`` needs to return the same chains again, once it has."""
-        num_tiles = -(-self._num // self._tile)
-        record = {"tile": num_tiles, "step": 0, "level": 0, "evaluations": self._evaluations}
+        record = {"tile": self._num_tiles, "step": 0, "level": 0, "evaluations": self._evaluations}
         return self._left | self._counts, record
 
     def _run_tile(self, tile: int, begun: _Begun | None, bar: tqdm[Any]) -> Iterator[_Begun]:
@@ -286,7 +292,7 @@ class Sampling:
             if acceptance is not None:
                 accepted[level] += acceptance
             look(step, level, x)
-            if step in self._begins and step < self._last and not sampler.remembers:
+            if step in self._begins:
                 state = stream.get_state()
                 begun = _Begun(
                     step, self._begins[step], x, state, [*labels], accepted.clone(),
@@ -317,7 +323,7 @@ class Sampling:
         left, sigmas = self._left, [level.sigma for level in self._plan]
         by_level = {sigmas[level]: left["by_level"][i] for level, i in self._kept_levels.items()}
         steps = torch.tensor([level.steps for level in self._plan])
-        acceptance = left["accepted"] / (steps * -(-self._num // self._tile))
+        acceptance = left["accepted"] / (steps * self._num_tiles)
         return Chains(
             samples=left["samples"],
             init=left["init"],

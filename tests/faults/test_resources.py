@@ -50,6 +50,15 @@ def assert_refused(result, codes):
     assert "Traceback" not in result.stderr
 
 
+def is_done_or_refused(result, run):
+    """Whether the run is done; what it wrote is whole, and nothing else is left beside it."""
+    assert_all_whole(run)
+    assert not list(run.parent.rglob("*.tmp"))
+    if result.returncode != 0:
+        assert_refused(result, (73, 74))
+    return result.returncode == 0
+
+
 @contextmanager
 def disk(folder, *options):
     """A file system of its own at ``folder``."""
@@ -81,12 +90,7 @@ def test_a_full_disk_leaves_whole_files(forked, tmp_path, needed, trials, record
     for i, size in enumerate(np.linspace(8_192, 1.3 * needed[0], number).astype(int)):
         with disk(tmp_path / f"disk{i}", f"size={size}") as small:
             result = forked.call("train", [*JOB, f"hydra.run.dir={small}/run"], tmp_path)
-            assert_all_whole(small / "run")
-            assert not list(small.rglob("*.tmp"))
-            if result.returncode == 0:
-                done += 1
-            else:
-                assert_refused(result, (73, 74))
+            done += is_done_or_refused(result, small / "run")
     record_property("saw", f"{number - done} disks too small")
 
 
@@ -99,12 +103,7 @@ def test_a_limit_on_files_leaves_whole_files(forked, tmp_path, needed, trials, r
     for i, size in enumerate(np.geomspace(4_096, needed[1], number).astype(int).tolist()):
         before = ["tests.faults.test_resources", "limit_file_size", size]
         result = forked.call("train", [*JOB, f"hydra.run.dir=run{i}"], tmp_path, before=before)
-        assert_all_whole(tmp_path / f"run{i}")
-        assert not list(tmp_path.rglob("*.tmp"))
-        if result.returncode == 0:
-            done += 1
-        else:
-            assert_refused(result, (73, 74))
+        done += is_done_or_refused(result, tmp_path / f"run{i}")
     record_property("saw", f"{number - done} limits too low")
 
 
