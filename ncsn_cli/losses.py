@@ -17,13 +17,28 @@ from ncsn_cli.scores import STRICT, Score, derivative_along, score_and_jacobian
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 
 
+class Draws(NamedTuple):
+    """What is random in a loss on B points.
+
+    Args:
+        place: Of each point's sigma: a row of the levels (B,), or t in [0, 1) (B,); empty where
+            every level is used.
+        z: The noise (B, D), or (B, L, D) where every level is used.
+        v: A direction (P, D) for each perturbed point; empty where none is needed.
+    """
+
+    place: Tensor
+    z: Tensor
+    v: Tensor
+
+
 class Perturbed(NamedTuple):
     """Points x = data + sigma z (P, D), their sigma (P,) and z (P, D), and what a term needs."""
 
     x: Tensor
     sigma: Tensor
     z: Tensor
-    generator: torch.Generator
+    v: Tensor
     true_score: Score | None
 
 
@@ -58,30 +73,57 @@ class Loss(ABC):
         ``noise`` (B, L, D) are the draws to use at each point and level; None draws fresh ones.
         ``true_score`` is grad log p_sigma, for the losses that match it.
         """
+        draws = self.draw(x, sigmas, generator, noise)
+        return self.given(draws, score, x, sigmas, true_score)
+
+    def draw(
+        self, x: Tensor, sigmas: Tensor, generator: torch.Generator, noise: Tensor | None = None
+    ) -> Draws:
+        """All that the loss on ``x`` (B, D) at ``sigmas`` (L,) draws; ``noise`` as there."""
         batch, dim = x.shape
         if self.levels == "all":
+            place = x.new_empty(0)
             z = _normal((batch, len(sigmas), dim), x, generator) if noise is None else noise
-            x_noisy = (x[:, None] + sigmas[:, None] * z).reshape(-1, dim)  # (B L, D)
-            z = z.reshape(-1, dim)
-            sigma = sigmas.repeat(batch)  # (B L,)
         else:
             if self.levels == "random":
-                level = torch.randint(len(sigmas), (batch,), generator=generator, device=x.device)
-                sigma = sigmas[level]  # (B,)
+                place = torch.randint(len(sigmas), (batch,), generator=generator, device=x.device)
             else:
-                t = torch.rand(batch, generator=generator, device=x.device, dtype=x.dtype)
-                sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** t  # (B,)
+                place = torch.rand(batch, generator=generator, device=x.device, dtype=x.dtype)
             if noise is None:
                 z = _normal((batch, dim), x, generator)
             else:
-                z = noise[torch.arange(batch, device=x.device), level]
+                z = noise[torch.arange(batch, device=x.device), place]
+        return Draws(place, z, self._directions(z.reshape(-1, dim), generator))
+
+    def given(
+        self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
+    ) -> Tensor:
+        """The loss, a function of the ``draws`` alone beside what ``__call__`` takes."""
+        dim = x.shape[-1]
+        if self.levels == "all":
+            x_noisy = (x[:, None] + sigmas[:, None] * draws.z).reshape(-1, dim)  # (B L, D)
+            z = draws.z.reshape(-1, dim)
+            sigma = sigmas.repeat(len(x))  # (B L,)
+        else:
+            if self.levels == "random":
+                sigma = sigmas[draws.place]  # (B,)
+            else:
+                sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** draws.place  # (B,)
+            z = draws.z
             x_noisy = x + sigma[:, None] * z
-        perturbed = Perturbed(x_noisy, sigma, z, generator, true_score)
-        return self._terms(score, perturbed).mean()
+        return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score)).mean()
+
+    def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """A direction for each perturbed point, in the shape of ``z`` (P, D); none by default."""
+        return z.new_empty(0)
 
     @abstractmethod
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         """The weighted term (P,) of each perturbed point."""
+
+    def points(self, batch: int, num_levels: int) -> int:
+        """P, the perturbed points of ``batch`` points."""
+        return batch * num_levels if self.levels == "all" else batch
 
     def weight(self, sigma: float) -> float:
         """lambda(sigma) = sigma^weight_power, and 1 at 0."""
@@ -241,13 +283,14 @@ class Sliced(Loss):
     variance_reduced: bool
 
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
-        x, sigma, _, generator, _ = perturbed
-        v = _normal(tuple(x.shape), x, generator)
-        if self.directions == "rademacher":
-            v = torch.where(v < 0, -1.0, 1.0)
+        x, sigma, _, v, _ = perturbed
         s, along = derivative_along(v, score, x, sigma)
         square = s.square().sum(-1) if self.variance_reduced else (v * s).sum(-1).square()
         return self._weights(sigma) * (square / 2 + (v * along).sum(-1))
+
+    def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        v = _normal(tuple(z.shape), z, generator)
+        return v if self.directions == "gaussian" else torch.where(v < 0, -1.0, 1.0)
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """-lambda/2 I(p_sigma)."""

@@ -150,8 +150,7 @@ def trace_over_dimension(loss, score, perturbed):
 
 
 def unit_norm_direction(loss, score, perturbed):
-    x, sigma, _, generator, _ = perturbed
-    v = torch.randn(x.shape, generator=generator)
+    x, sigma, _, v, _ = perturbed
     v = v / v.norm(dim=-1, keepdim=True)
     s, along = derivative_along(v, score, x, sigma)
     return sigma**2 * (s.square().sum(-1) / 2 + (v * along).sum(-1))
