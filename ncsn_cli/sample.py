@@ -47,6 +47,7 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
+    keep_freed_memory,
     objective_of,
     open_folder,
     output_folder,
@@ -89,6 +90,7 @@ def sample(cfg: DictConfig) -> float | None:
     if before := done_before(request):
         return objective_of(before, run.objective)
     device = choose_device(run.device)
+    keep_freed_memory()
     torch.set_num_threads(1)  # sums depend on their number; small tiles gain nothing by more
     dataset: Dataset = _object(config, trained, "dataset", run.plugins)
     schedule = _schedule(config, trained, dataset, run)
