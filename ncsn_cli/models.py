@@ -303,7 +303,8 @@ class EnergyMLP(_DataScale):
 
 def _positive_column(sigma: Tensor, x: Tensor) -> Tensor:
     """Sigma () or (B,), above 0, as a column (1, 1) or (B, 1) like ``x``."""
-    if not bool((sigma > 0).all()):
+    # A tensor of levels is not looked through at each step: they are tried one by one before.
+    if sigma.ndim == 0 and not bool(sigma > 0):
         raise ConfigError("schedule: this network divides by sigma and needs every one above 0")
     return sigma.to(x).reshape(-1, 1)
 

@@ -39,6 +39,7 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
+    keep_freed_memory,
     objective_of,
     open_folder,
     output_folder,
@@ -51,7 +52,7 @@ from ncsn_cli.samplers import Sampler
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard
-from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit
+from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit, settle
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def train(cfg: DictConfig) -> float | None:
         return objective_of(before, run.objective)
     device = choose_device(run.device)
     trainer: Trainer = instantiate(config, "trainer")
-    torch.set_num_threads(trainer.threads)
+    torch.set_num_threads(1)
+    keep_freed_memory()
     dataset: Dataset = instantiate(config, "dataset")
     data = known_points(dataset, run.seed)
     sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
@@ -100,13 +102,18 @@ def train(cfg: DictConfig) -> float | None:
     if instantiate_list(config, "metric"):
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
+    begun = _begun_before(trainer.resume)
+    points = loss.points(trainer.batch_size or len(data), len(sigmas))
+    trainer = settle(trainer, model, optimizer, points, _settings_of(begun))
+    config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
+    torch.set_num_threads(int(trainer.threads))
     training = Training(trainer, model, optimizer, loss, dataset, sigmas, run.seed)
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
     weights = list(model.parameters())  # beside them their average and what the optimizer keeps
     check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
-    history = _resume(training, config, snapshots)
+    history = _resume(training, config, snapshots, begun)
 
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request}
@@ -211,8 +218,12 @@ def _history_csv(history: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _begun_before(training: Training) -> tuple[Path, dict[str, Tensor], Config] | None:
-    """The checkpoint to go on from: of the job itself in a sweep run again, else as asked for."""
+_Begun = tuple[Path, dict[str, Tensor], Config]
+"""A checkpoint to go on from: its file, tensors and record."""
+
+
+def _begun_before(resume: str | None) -> _Begun | None:
+    """The checkpoint of the job itself in a sweep run again, else the one asked for."""
     if in_sweep():
         try:
             return load_newest(output_folder())
@@ -220,13 +231,19 @@ def _begun_before(training: Training) -> tuple[Path, dict[str, Tensor], Config] 
             pass
         except BadCheckpointError as error:
             log.warning("%s; starting afresh", error)
-    resume = training.trainer.resume
     return None if resume is None else load_newest(Path(resume))
 
 
-def _resume(training: Training, config: Config, snapshots: Snapshots | None) -> list[Row]:
+def _settings_of(begun: _Begun | None) -> Config:
+    """The group ``trainer`` of a run begun before."""
+    trainer = {} if begun is None else begun[2]["config"].get("trainer")
+    return trainer if isinstance(trainer, dict) else {}
+
+
+def _resume(
+    training: Training, config: Config, snapshots: Snapshots | None, begun: _Begun | None
+) -> list[Row]:
     """Put ``training`` where it was left, if it was begun before; returns its history."""
-    begun = _begun_before(training)
     if begun is None:
         return []
     path, tensors, record = begun

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun
+from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun, one_line
 from ncsn_cli.evaluation import excess_loss
-from ncsn_cli.losses import Loss
+from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from ncsn_cli.compiled import CompiledSteps
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ class Trainer:
         tensorboard: Whether to write the history, with each checkpoint, and the pictures for
             TensorBoard, too.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
+            ``auto``: as ``settle`` finds for the sizes.
+        compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
+            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
@@ -69,8 +76,45 @@ class Trainer:
     keep_last: Count
     snapshots: Annotated[int, Field(gt=0, le=10**4)]
     tensorboard: bool
-    threads: Annotated[int, Field(gt=0, le=1024)]
+    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"]
+    compile: bool | Literal["auto"]
     resume: str | None
+
+
+_POINTS_FOR_TWO_THREADS = 2**19  # times the width
+_SECONDS_TO_COMPILE = 20.0
+
+
+def settle(
+    trainer: Trainer,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    points: int,
+    earlier: dict[str, Any],
+) -> Trainer:
+    """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
+
+    Both change the last bits of results, so the rules know sizes alone, and no machine. P
+    ``points`` a step and a widest layer of W: two threads from P W = 2^19. ...
+    """
+    can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+    if trainer.compile is True and not can_compile:
+        raise ConfigError("trainer.compile: true needs optimizer=adam or adamw; set auto or false")
+    outputs = points * max(weight.shape[0] for weight in model.parameters())
+    threads, compiled = trainer.threads, trainer.compile
+    if threads == "auto":
+        before = earlier.get("threads")
+        by_rule = 2 if outputs >= _POINTS_FOR_TWO_THREADS else 1
+        threads = before if isinstance(before, int) else by_rule
+    if compiled == "auto":
+        before = earlier.get("compile")
+        saved = trainer.steps * (1e-3 + 3e-9 * outputs)
+        pays = can_compile and saved > _SECONDS_TO_COMPILE
+        compiled = before if isinstance(before, bool) else pays
+    return replace(trainer, threads=threads, compile=compiled)
+
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 class Training:
@@ -106,6 +150,9 @@ class Training:
         self.sigmas = sigmas.to(self.device, torch.float32)  # (L,)
         self.step = 0
         self.generator = random_stream(seed, "training", self.device)
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, _FUSED) and group["fused"] is None:  # it was left open
+                group["fused"] = True  # one operation for all weights
         self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         self._average: AveragedModel | None = None
         if trainer.ema_decay is not None:
@@ -115,7 +162,11 @@ class Training:
         if self._data is None and trainer.batch_size is None:
             raise ConfigError("trainer.batch_size: dataset.num_samples=null needs a number here")
         self._noise = self._fixed_noise()  # (N, L, D) or None
-        self._order = torch.empty(0, dtype=torch.long)
+        self._orders: dict[int, Tensor] = {}
+        self._is_to_compile = trainer.compile is True
+        self._compiled: CompiledSteps | None = None
+        self.grad_norm = math.nan
+        """Norm of the last step's gradient, as clipped."""
 
     def _fixed_noise(self) -> Tensor | None:
         stream = random_stream(self.seed, "fixed noise", self.device)
@@ -130,34 +181,75 @@ class Training:
         """The network to use: the average of the weights where there is one."""
         return self.model if self._average is None else self._average.module
 
-    def advance(self) -> float:
-        """One optimizer step; returns the loss of its batch.
+    def advance(self, most: int = 1) -> float:
+        """At least one optimizer step, at most so many; returns the loss of the last one's batch.
 
         Raises:
             DivergedError: If the loss or a gradient is not finite; the weights are then those
                 before the step.
         """
+        # The optimizer's first step makes its state, which the compiled ones read.
+        if self._is_to_compile and self.step > 0:
+            self._is_to_compile, self._compiled = False, self._compile()
+        if self._compiled is not None:
+            state = self.generator.get_state()
+            value = self._advance_compiled(self._compiled, most)
+            if value is not None:
+                return value
+            self.generator.set_state(state)  # the plain steps find which one it is
+        return self._advance_plainly()
+
+    def _compile(self) -> CompiledSteps | None:
+        from ncsn_cli.compiled import CompiledSteps  # takes a second to import
+
+        start, state = time.monotonic(), self.generator.get_state()
+        log.info("trainer.compile: compiling the steps")
+        try:
+            compiled = CompiledSteps(
+                self.model, self.optimizer, self._average, self.loss, self.sigmas,
+                self.dataset.score, self.trainer.grad_clip, *self._draw(self.step),
+            )  # fmt: skip
+        except Exception as error:  # torch's are of many kinds, and plain steps always work
+            log.warning("trainer.compile: %s; the steps stay plain", one_line(str(error)))
+            return None
+        finally:
+            self.generator.set_state(state)
+        seconds = time.monotonic() - start
+        log.info("trainer.compile: %.1f s, up to %d steps a call", seconds, compiled.most)
+        return compiled
+
+    def _advance_compiled(self, compiled: CompiledSteps, most: int) -> float | None:
+        """At most so many compiled steps; None, and nothing is changed, if one is not finite."""
+        steps = range(self.step, self.step + min(most, compiled.most))
+        rates = [self._learning_rates[0] * self._decay(step) for step in steps]
+        made = 0 if self._average is None else int(self._average.n_averaged)
+        decay = self.trainer.ema_decay or 0.0
+        lerps = [_lerp_weight(decay, made + i) for i in range(len(steps))]
+        found = compiled([self._draw(step) for step in steps], rates, lerps)
+        if found is None:
+            return None
+        self.step = steps.stop
+        self.optimizer.param_groups[0]["lr"] = rates[-1]
+        self.grad_norm = float(found[1][-1])
+        return float(found[0][-1])
+
+    def _advance_plainly(self) -> float:
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
-            group["lr"] = lr * self._decay()
-        x, noise = self._batch()
-        loss = self.loss(
-            self.model,
-            x,
-            self.sigmas,
-            generator=self.generator,
-            noise=noise,
-            true_score=self.dataset.score,
-        )
+            group["lr"] = lr * self._decay(self.step)
+        x, draws = self._draw(self.step)
+        loss = self.loss.given(draws, self.model, x, self.sigmas, self.dataset.score)
         value = loss.item()
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}", x)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.get_total_norm(self._gradients())
-        if not math.isfinite(norm.item()):
-            raise self._diverged(f"the norm of the gradient is {norm.item()}", x)
+        self.grad_norm = norm.item()
+        if not math.isfinite(self.grad_norm):
+            raise self._diverged(f"the norm of the gradient is {self.grad_norm}", x)
         if self.trainer.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
+            self.grad_norm = nn.utils.get_total_norm(self._gradients()).item()
         self.optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
@@ -186,7 +278,7 @@ class Training:
         )
 
     def row(self, loss: float, excess: float | None, seconds: float) -> Row:
-        """The line of ``history.csv`` for the step just made; its gradient is as clipped.
+        """The line of ``history.csv`` for the step just made.
 
         Raises:
             DivergedError: If a number in it is not finite.
@@ -195,7 +287,7 @@ class Training:
             "step": self.step,
             "loss": loss,
             "excess_loss": excess,
-            "grad_norm": nn.utils.get_total_norm(self._gradients()).item(),
+            "grad_norm": self.grad_norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
         }
@@ -214,25 +306,43 @@ class Training:
             self.score, self.dataset, self.sigmas, self.loss, _POINTS_ALONG_THE_WAY, stream
         )
 
-    def _decay(self) -> float:
+    def _decay(self, step: int) -> float:
         if self.trainer.lr_decay == "none":
             return 1.0
-        return (1 + math.cos(math.pi * self.step / self.trainer.steps)) / 2
+        return (1 + math.cos(math.pi * step / self.trainer.steps)) / 2
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """Points (B, D) of the next step, and their fixed noise (B, L, D) if any."""
+    def _draw(self, step: int) -> tuple[Tensor, Draws]:
+        """All that the step is random in: points (B, D), levels and noise."""
+        x, noise = self._batch(step)
+        return x, self.loss.draw(x, self.sigmas, self.generator, noise)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Points (B, D) of the step, and their fixed noise (B, L, D) if any.
+
+        Epochs follow each other without a gap: a batch may hold the last points of one and the
+        first of the next, so all have the same size.
+        """
         size = self.trainer.batch_size
         if self._data is None:
             assert size is not None
             return self.dataset.sample(size, generator=self.generator), None
         if size is None or size >= len(self._data):
             return self._data, self._noise
-        epoch, position = divmod(self.step, math.ceil(len(self._data) / size))
-        if position == 0 or len(self._order) == 0:
-            stream = random_stream(self.seed, f"epoch {epoch}")
-            self._order = torch.randperm(len(self._data), generator=stream).to(self.device)
-        chosen = self._order[position * size : (position + 1) * size]
+        epoch, first = divmod(step * size, len(self._data))
+        chosen = self._order(epoch)[first : first + size]
+        if len(chosen) < size:
+            chosen = torch.cat([chosen, self._order(epoch + 1)[: size - len(chosen)]])
         return self._data[chosen], None if self._noise is None else self._noise[chosen]
+
+    def _order(self, epoch: int) -> Tensor:
+        """The rows of the training set in the epoch's order, (N,)."""
+        if epoch not in self._orders:
+            stream = random_stream(self.seed, f"epoch {epoch}")
+            assert self._data is not None
+            order = torch.randperm(len(self._data), generator=stream).to(self.device)
+            before = {e: rows for e, rows in self._orders.items() if e == epoch - 1}
+            self._orders = before | {epoch: order}
+        return self._orders[epoch]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which ``restore`` continues exactly.
@@ -297,10 +407,14 @@ def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
 
 def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        num = int(num_averaged)
-        return torch.lerp(averaged, current, 1 - min(decay, (1 + num) / (10 + num)))
+        return torch.lerp(averaged, current, _lerp_weight(decay, int(num_averaged)))
 
     return average
+
+
+def _lerp_weight(decay: float, num: int) -> float:
+    """How far the average of ``num`` weights moves to the next ones."""
+    return 1 - min(decay, (1 + num) / (10 + num))
 
 
 def fit(
@@ -325,10 +439,10 @@ def fit(
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
         while training.step < trainer.steps and not (late or requests):
-            loss = training.advance()
+            loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start
             late = trainer.max_seconds is not None and seconds > trainer.max_seconds
-            progress.update()
+            progress.update(step - progress.n)
             if snapshots is not None and (late or step in snapshots.due):
                 snapshots.take(step, training.score)
             if late or step == trainer.steps or step % trainer.eval_every == 0:
@@ -350,3 +464,12 @@ def fit(
         raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
     if late:
         log.info("stopped at step %d: trainer.max_seconds is over", training.step)
+
+
+def _steps_to_next_stop(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
+    """Steps from ``step`` to the next one after which something is written."""
+    every = [trainer.log_every, trainer.eval_every, trainer.checkpoint_every]
+    stops = [1, trainer.steps, *(step - step % n + n for n in every)]
+    if snapshots is not None:
+        stops += snapshots.due
+    return min(stop for stop in stops if stop > step) - step

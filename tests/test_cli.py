@@ -28,8 +28,8 @@ QUICK = [
 
 
 def run(command, *arguments, folder, **kwargs):
-    # The warning ignored is torch's own, at the first torch.func.jvp.
-    warnings = "default,ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+    # The warnings ignored are torch's own, at the first torch.func.jvp and torch.compile.
+    warnings = "default,ignore:`torch.jit.script:DeprecationWarning"
     environment = {**os.environ, "PYTHONWARNINGS": warnings, "OMP_NUM_THREADS": "1"}
     environment.pop("HYDRA_FULL_ERROR", None)
     return subprocess.run(

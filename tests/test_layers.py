@@ -14,6 +14,7 @@ ORCHESTRATION = [
     "files",
     "runs",
     "checkpoints",
+    "compiled",
     "doctor",
     "evaluation",
     "floors",

@@ -1,0 +1,211 @@
+"""Many training steps in one call: the step traced once, compiled, and repeated in a loop.
+
+The mathematics is that of the loss, the network and the optimizer themselves: the trace records
+what they do. All weights are one vector in it, and so is what the optimizer keeps of each: what
+Adam does, it does to every weight alone. So an operation on all weights is one, not one a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.swa_utils import AveragedModel
+
+from ncsn_cli.losses import Draws, Loss
+from ncsn_cli.scores import Score
+
+_MAX_STEPS = 64
+_MAX_NUMBERS = 2**20  # noise held for the steps of one call
+
+
+class CompiledSteps:
+    """Steps of ``Training.advance``, some at a time; the first of a run must have been made.
+
+    Args:
+        model: The network.
+        optimizer: Its optimizer, Adam or AdamW, with one group: they act on each weight for
+            itself, and take lr as a tensor.
+        average: The average of the weights; None: there is none.
+        loss: The loss.
+        sigmas: Noise levels (L,), descending.
+        true_score: See ``Loss``.
+        grad_clip: Largest norm of the gradient; None: no limit.
+        x: Points (B, D) of a step, for their shape.
+        draws: Draws of a step, for theirs.
+
+    Raises:
+        Exception: Of several kinds, by torch, if the step cannot be traced or compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedModel | None,
+        loss: Loss,
+        sigmas: Tensor,
+        true_score: Score,
+        grad_clip: float | None,
+        x: Tensor,
+        draws: Draws,
+    ) -> None:
+        self._optimizer, self._average = optimizer, average
+        self._loss, self._sigmas, self._true_score = loss, sigmas, true_score
+        self._model, self._grad_clip = model, grad_clip
+        # A weight without a gradient, as an energy's constant, has no state and stays.
+        self._weights = {n: w for n, w in model.named_parameters() if optimizer.state.get(w)}
+        self._sizes = [weight.numel() for weight in self._weights.values()]
+        numbers = sum(t.numel() for t in (x, *draws))
+        self.most = max(1, min(_MAX_STEPS, _MAX_NUMBERS // numbers))
+        self._stacks = [torch.zeros((self.most, *t.shape)).to(t) for t in (x, *draws)]
+        self._rates = [torch.ones(self.most, device=x.device) for _ in range(2)]
+        step = torch.func.functionalize(self._step)
+        rows = [stack[0] for stack in (*self._rates, *self._stacks)]
+        self._graph: GraphModule = make_fx(step)(*rows, *self._state())
+        for node in reversed(self._graph.graph.nodes):
+            if "profiler" in str(node.target):  # optimizers announce their step to it
+                self._graph.graph.erase_node(node)
+        self._graph.graph.eliminate_dead_code()  # checks of shapes by derivatives
+        self._graph.recompile()
+        # The cache in the folder for temporary files, its default, is open to other users.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        torch.compiler.reset()  # it counts what it compiles, over all runs of a process
+        # cpp_wrapper: also the loop, and the calls of kernels in it, are C++.
+        self._steps: Any = torch.compile(
+            self._repeat, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
+        )
+        self._call(0)
+
+    def __call__(
+        self, batches: Sequence[tuple[Tensor, Draws]], rates: list[float], lerps: list[float]
+    ) -> tuple[Tensor, Tensor] | None:
+        """One step for each of the ``batches``, points (B, D) and draws; at most ``most``.
+
+        ``rates`` are their learning rates, ``lerps`` how far the average moves to the weights.
+        Returns the losses and the norms of the gradients, as clipped, (steps,) each; None, and
+        nothing is changed, if one of them is not finite.
+        """
+        num = len(batches)
+        for i, stack in enumerate(self._stacks):
+            torch.stack([(x, *draws)[i] for x, draws in batches], out=stack[:num])
+        for rate, values in zip(self._rates, (rates, lerps), strict=True):
+            rate[:num] = torch.tensor(values)
+        losses, norms, state = self._call(num)
+        if not bool((losses + norms).isfinite().all()):
+            return None
+        self._take(state, num)
+        return losses, norms
+
+    @torch.no_grad()
+    def _call(self, num: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Losses (num,), norms (num,) and the ``_state`` after ``num`` steps."""
+        count = torch.tensor(num, device=self._sigmas.device)
+        made = self._steps(count, *self._rates, *self._stacks, *self._state())
+        _, losses, norms, *state = made
+        return losses[:num], norms[:num], state
+
+    def _state(self) -> list[Tensor]:
+        """All weights in a row; then what the optimizer keeps of them; then their average."""
+        kept = [self._optimizer.state[weight] for weight in self._weights.values()]
+        state = [_row(self._weights.values())]
+        for name, value in kept[0].items():
+            state.append(value if value.ndim == 0 else _row([entry[name] for entry in kept]))
+        if self._average is not None:
+            state.append(_row(self._averages()))
+        return [row.detach() for row in state]
+
+    def _averages(self) -> list[Tensor]:
+        """The averages of the weights, one a weight."""
+        assert self._average is not None
+        return [self._average.module.get_parameter(name) for name in self._weights]
+
+    @torch.no_grad()
+    def _take(self, state: list[Tensor], num: int) -> None:
+        """Write what ``_state`` has become after ``num`` steps to where it was read."""
+        kept = [self._optimizer.state[weight] for weight in self._weights.values()]
+        row, *others = state
+        self._write(row, self._weights.values())
+        for (name, value), row in zip(kept[0].items(), others, strict=False):
+            if value.ndim == 0:
+                for entry in kept:
+                    entry[name].copy_(row)
+            else:
+                self._write(row, [entry[name] for entry in kept])
+        if self._average is not None:
+            self._write(state[-1], self._averages())
+            self._average.n_averaged += num
+
+    def _write(self, row: Tensor, tensors: Iterable[Tensor]) -> None:
+        for tensor, part in zip(tensors, row.split(self._sizes), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def _step(self, rate: Tensor, lerp: Tensor, x: Tensor, *rest: Tensor) -> list[Tensor]:
+        """Loss, norm of the gradient as clipped, and the new ``_state``, from the old one."""
+        num_draws = len(Draws._fields)
+        draws, (weights, *state) = Draws(*rest[:num_draws]), rest[num_draws:]
+
+        def loss_of(weights: Tensor) -> Tensor:
+            parts = zip(self._weights.items(), weights.split(self._sizes), strict=True)
+            named = {name: part.view_as(weight) for (name, weight), part in parts}
+
+            def score(points: Tensor, sigma: Tensor) -> Tensor:
+                made: Tensor = torch.func.functional_call(self._model, named, (points, sigma))
+                return made
+
+            return self._loss.given(draws, score, x, self._sigmas, self._true_score)
+
+        gradient, loss = torch.func.grad_and_value(loss_of)(weights)
+        weights = weights.clone()
+        weights.grad = gradient
+        if self._grad_clip is not None:
+            nn.utils.clip_grad_norm_(weights, self._grad_clip, foreach=False)
+        names = list(self._optimizer.state[next(iter(self._weights.values()))])
+        kept = dict(zip(names, (value.clone() for value in state), strict=False))
+        # ``differentiable`` keeps the count of steps a tensor.
+        group = {"params": [weights], "lr": rate, "differentiable": True}
+        optimizer = copy.copy(self._optimizer)
+        optimizer.param_groups = [
+            {**self._optimizer.param_groups[0], **group, "foreach": False, "fused": False}
+        ]
+        optimizer.state = defaultdict(dict, {weights: kept})
+        optimizer.step()
+        new = [weights, *(optimizer.state[weights][name] for name in names)]
+        if self._average is not None:
+            new.append(torch.lerp(state[-1], weights, lerp))
+        assert weights.grad is not None
+        return [loss, weights.grad.square().sum().sqrt(), *new]
+
+    def _repeat(self, num: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``num`` steps, each with its rows of the stacks; losses, norms and the last state."""
+        num_stacks = len(self._rates) + len(self._stacks)
+        stacks, state = tensors[:num_stacks], tensors[num_stacks:]
+        steps = torch.arange(len(stacks[0]), device=num.device)
+
+        def is_left(i: Tensor, *_: Tensor) -> Tensor:
+            return i < num
+
+        def step(i: Tensor, losses: Tensor, norms: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            rows = [stack.index_select(0, i.reshape(1))[0] for stack in stacks]
+            loss, norm, *state = self._graph(*rows, *state)
+            here = steps == i
+            losses, norms = torch.where(here, loss, losses), torch.where(here, norm, norms)
+            return i + 1, losses, norms, *state
+
+        nothing = torch.zeros(len(stacks[0]), device=num.device)
+        start = (torch.zeros_like(num), nothing, nothing.clone(), *state)
+        made: tuple[Tensor, ...] = torch.while_loop(is_left, step, start)
+        return made
+
+
+def _row(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
