@@ -8,10 +8,8 @@ Adam does, it does to every weight alone. So an operation on all weights is one,
 from __future__ import annotations
 
 import copy
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,9 +74,6 @@ class CompiledSteps:
                 self._graph.graph.erase_node(node)
         self._graph.graph.eliminate_dead_code()  # checks of shapes by derivatives
         self._graph.recompile()
-        # The cache in the folder for temporary files, its default, is open to other users.
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         torch.compiler.reset()  # it counts what it compiles, over all runs of a process
         # cpp_wrapper: also the loop, and the calls of kernels in it, are C++.
         self._steps: Any = torch.compile(

@@ -94,6 +94,10 @@ def train(cfg: DictConfig) -> float | None:
         adapt_to(data)
     _try_once(model, dataset, loss, float(sigmas[-1]), device)
     _check_learning_rate(config)
+    # Where compiled steps are kept: torch, which chooses with the first optimizer, takes a folder
+    # for temporary files, in which other users may have put theirs.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")

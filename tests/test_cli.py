@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
@@ -218,6 +219,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
     assert "optimizer.lr=0.003" in changed.stderr
 
 
+def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled = succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
+    assert list((tmp_path / "cache" / "ncsn_cli").iterdir())
+    config = OmegaConf.load(compiled / "config.yaml")
+    assert (config.trainer.threads, config.trainer.compile) == (1, True)
+    assert "steps a call" in (compiled / "train.log").read_text()
+
+
 def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, forked):
     arguments = [*QUICK, f"trainer.resume={trained}"]
     cases = {
@@ -282,12 +292,20 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
     assert "has all its samples" in complete.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "compiled"),
+    [
+        (signal.SIGINT, "false"),
+        (signal.SIGTERM, "false"),
+        pytest.param(signal.SIGTERM, "true", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number, compiled):
     arguments = ["ncsn-train", *QUICK, "trainer.steps=1500", "trainer.checkpoint_every=100000"]
     arguments.append("trainer.eval_every=500")
+    begun = [*arguments, f"trainer.compile={compiled}"]
     process = subprocess.Popen(
-        [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [BIN / begun[0], *begun[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     while not list(tmp_path.glob("outputs/train/runs/*/run.json")):
         assert process.poll() is None
@@ -300,8 +318,9 @@ def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number
     state = read(stopped / "status.json")
     assert state["state"] == "interrupted"
     assert 0 < state["step"] < 1500
+    # By its rule it would not compile so few steps; but it goes on as it began.
     resumed = succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
-    assert_same_run(resumed, succeed(*arguments, folder=tmp_path))
+    assert_same_run(resumed, succeed(*begun, folder=tmp_path))
 
 
 def test_a_sweep_runs_every_combination(tmp_path):
