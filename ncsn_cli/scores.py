@@ -21,6 +21,20 @@ The exact mixture and the network share it, so each sampler, metric and plot tak
 """
 
 
+def at_level(score: Score, sigma: Tensor) -> Callable[[Tensor], Tensor]:
+    """X (B, D) -> ``score(x, sigma)`` for one sigma (), valid until the next evaluation.
+
+    Without gradients it is the score's own method ``at_level(sigma)``, where it has one.
+    """
+    for kind in () if torch.is_grad_enabled() else type(score).__mro__:
+        if "at_level" in vars(kind):
+            quick: Callable[[Tensor], Tensor] = vars(kind)["at_level"](score, sigma)
+            return quick
+        if "forward" in vars(kind):  # a method inherited from beyond knows nothing of this one
+            break
+    return lambda x: score(x, sigma)
+
+
 def derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """S and (grad s) v, both (B, D), in one forward differentiation; ``v`` and ``x`` (B, D)."""
     result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))

@@ -80,3 +80,11 @@ def assert_variance(values, expected):
     values = torch.as_tensor(values, dtype=torch.float64)
     error = expected * math.sqrt(2 / len(values))
     assert abs(float(values.var()) - expected) <= 5 * error
+
+
+def shaken(network):
+    """Weights away from their start, where the residual networks are 0."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=stream(1)).to(parameter)
+    return network

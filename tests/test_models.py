@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
+from ncsn_cli.scores import at_level
 
-from .conftest import correlated_2d, stream
+from .conftest import correlated_2d, shaken, stream
 
 RESIDUAL = {"features": 6, "hidden": [8, 5], "activation": "silu"}
 
@@ -21,14 +24,6 @@ def networks(dim):
     ]
 
 
-def shaken(network):
-    """Weights away from their start, where the residual networks are 0."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=stream(1)).to(parameter)
-    return network
-
-
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_one_sigma_for_all_equals_the_same_sigma_for_each(dim, device):
     x = torch.randn(7, dim, device=device)
@@ -37,6 +32,54 @@ def test_one_sigma_for_all_equals_the_same_sigma_for_each(dim, device):
         score = network(x, torch.tensor(0.3, device=device))
         assert score.shape == (7, dim)
         torch.testing.assert_close(score, network(x, torch.full((7,), 0.3, device=device)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_at_one_level_scores_are_the_same_but_for_rounding(dim, activation, dtype, device):
+    # Rounding is eps times the sum of the terms' sizes, layer by layer, which is the score where
+    # no weight is negative; once that was met.
+    random = stream(dim)
+    residual = {**RESIDUAL, "activation": activation}
+    some = [
+        MLP(dim, hidden=[8, 5], activation=activation, conditional=True),
+        MLP(dim, hidden=[], activation=activation, conditional=True),
+        MLP(dim, hidden=[8], activation=activation, conditional=False),
+        EmbeddingMLP(dim, embedding=4, hidden=[8, 5], activation=activation),
+        FourierMLP(dim, **residual),
+        PreconditionedMLP(dim, sigma_data=1.5, **residual),
+        NCSNv2MLP(dim, hidden=[8, 5], activation=activation),
+    ]
+    for network in some:
+        shaken(network).to(device, dtype)
+        if isinstance(network, PreconditionedMLP):
+            network.mean += 3
+        positive = copy.deepcopy(network)
+        for parameter in positive.parameters():
+            parameter.data.abs_()
+        for sigma in torch.tensor([0.01, 0.5, 20.0], dtype=dtype, device=device):
+            with torch.no_grad():
+                quick = network.at_level(sigma)
+                for num in (9, 40, 9):
+                    x = 3 * torch.randn(num, dim, generator=random).to(device, dtype)
+                    expected, terms = network(x, sigma), positive(x.abs(), sigma).abs().max()
+                    rounding = 5 * torch.finfo(dtype).eps * float(terms)
+                    for points in (x, x.mT.contiguous().mT):
+                        found = quick(points)
+                        assert found.shape == (num, dim)
+                        torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_passed_over():
+    class Doubled(MLP):
+        def forward(self, x, sigma):
+            return 2 * super().forward(x, sigma)
+
+    network = Doubled(2, hidden=[8], activation="relu", conditional=True)
+    x, sigma = torch.randn(7, 2), torch.tensor(0.5)
+    with torch.no_grad():
+        assert torch.equal(at_level(network, sigma)(x), network(x, sigma))
 
 
 def test_conditional_networks_see_sigma_and_others_do_not():

@@ -11,7 +11,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, Score
+from ncsn_cli.scores import STRICT, Score, at_level
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
@@ -105,6 +105,7 @@ class Sampler(ABC):
         ``remembers`` more.
         """
         plan, to_next = self.levels(sigmas), self._descent()
+        x = x.mT.contiguous().mT  # as draws and networks have it: whole rows of coordinates
         noise_levels = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
         for i, level in list(enumerate(plan))[first:]:
             moves = self._at_level(score, x, noise_levels[i], level, generator, log_prob)
@@ -128,9 +129,12 @@ class Sampler(ABC):
         log_prob: LogProb | None,
     ) -> Iterator[tuple[Tensor, float | None]]:
         """The Langevin steps at one level: x and the share of accepted proposals after each."""
+        score_here, noise = at_level(score, sigma), math.sqrt(2 * level.tau)
+        z = torch.empty_like(x)
+        coordinates = z.mT  # its rows are contiguous
         for _ in range(level.steps):
-            z = standard_normal(x, generator)
-            x = x + level.tau * score(x, sigma) + math.sqrt(2 * level.tau) * z
+            coordinates.normal_(generator=generator)
+            x = torch.add(x, score_here(x), alpha=level.tau).add_(z, alpha=noise)
             yield x, None
 
     def _descent(self) -> Step:
@@ -164,5 +168,5 @@ class Sampler(ABC):
 
 
 def standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws of N(0, I) in the shape of ``x``."""
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    """Draws of N(0, I) in the shape of ``x`` (B, D), the transpose contiguous."""
+    return torch.randn(x.mT.shape, generator=generator, device=x.device, dtype=x.dtype).mT

@@ -1,4 +1,9 @@
-"""Score networks s(x, sigma), trained to approach grad log p_sigma(x)."""
+"""The networks.
+
+Each has ``forward`` for any sigmas. ``at_level(sigma)``, for sigma (), returns the same scores,
+but for rounding, as a function of x alone, for many evaluations with the weights as they are and
+without gradients.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,8 @@ from pydantic import Field, PositiveFloat, validate_call
 from torch import Tensor, nn
 
 from ncsn_cli.errors import ConfigError
+from ncsn_cli.models.columns import AtLevel, matrix, perceptron, residual, with_inputs
 from ncsn_cli.scores import STRICT, Count
-
-__all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "PreconditionedMLP"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class MLP(nn.Module):
         super().__init__()
         self.conditional = conditional
         self.layers = _perceptron(dim + int(conditional), hidden, dim, activation)
+        self.activation = _ACTIVATIONS[activation]()
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -67,6 +72,13 @@ class MLP(nn.Module):
         if self.conditional:
             x = torch.cat([x, _column(sigma, x)], dim=-1)  # (B, D + 1)
         return self.layers(x)
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """``forward`` at ``sigma`` ()."""
+        first, *rest = _matrices(self.layers)
+        if self.conditional:
+            first = with_inputs(first, sigma.to(first).reshape(1))
+        return perceptron([first, *rest], self.activation)
 
 
 class EmbeddingMLP(nn.Module):
@@ -93,11 +105,18 @@ class EmbeddingMLP(nn.Module):
         super().__init__()
         self.embedding = _perceptron(1, [embedding], embedding, activation)
         self.layers = _perceptron(dim + embedding, hidden, dim, activation)
+        self.activation = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
         embedded = self.embedding(_column(sigma, x))  # (B, E)
         return self.layers(torch.cat([x, embedded], dim=-1))
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """``forward`` at ``sigma`` ()."""
+        first, *rest = _matrices(self.layers)
+        embedded = self.embedding(sigma.to(first).reshape(1, 1))[0]  # (E,)
+        return perceptron([with_inputs(first, embedded), *rest], self.activation)
 
 
 class NCSNv2MLP(nn.Module):
@@ -124,10 +143,16 @@ class NCSNv2MLP(nn.Module):
                 {1: 18.6, 2: 17.9}[dim],
             )
         self.layers = _perceptron(dim, hidden, dim, activation)
+        self.activation = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         return self.layers(x) / _positive_column(sigma, x)
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """``forward`` at ``sigma`` ()."""
+        *layers, last = _matrices(self.layers)
+        return perceptron([*layers, last / _positive_column(sigma, last)], self.activation)
 
 
 class _ResidualNetwork(nn.Module):
@@ -159,12 +184,32 @@ class _ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """F (B, outputs) at ``x`` (B, D) and ``sigma``, a column of one or B rows."""
-        angles = sigma.log() * self.frequencies
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (1 or B, features)
+        features = self._features(sigma)
         h = self.entry(x)
         for inner, level, outer in zip(self.inner, self.level, self.outer, strict=True):
             h = h + outer(self.activation(inner(h) + level(features)))
         return self.exit(h)
+
+    def at_level(
+        self, sigma: Tensor, mean: Tensor, scale: Tensor, factor: Tensor, skip: Tensor
+    ) -> AtLevel:
+        """The function factor F((x - mean)/scale, sigma) + skip (x - mean) of x (B, D).
+
+        ``mean`` is (D,), ``sigma`` and the others one number, (1, 1).
+        """
+        features = self._features(sigma)
+        entry = matrix(self.entry)
+        entry = torch.cat([entry[:, :-1] / scale, entry[:, -1:]], dim=1)
+        blocks = []
+        for inner, level, outer in zip(self.inner, self.level, self.outer, strict=True):
+            shift = nn.functional.pad(level(features).mT, (self.entry.out_features, 0))
+            blocks.append((matrix(inner) + shift, matrix(outer)))
+        return residual(entry, blocks, factor * matrix(self.exit), self.activation, mean, skip)
+
+    def _features(self, sigma: Tensor) -> Tensor:
+        """phi(log sigma), (1 or B, features), at ``sigma`` (1 or B, 1)."""
+        angles = sigma.log() * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class FourierMLP(nn.Module):
@@ -194,6 +239,13 @@ class FourierMLP(nn.Module):
         """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         sigma = _positive_column(sigma, x)
         return self.network(x / (1 + sigma**2).sqrt(), sigma) / sigma
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """``forward`` at ``sigma`` ()."""
+        weight = self.network.entry.weight
+        sigma, nothing = _positive_column(sigma, weight), torch.zeros_like(weight[0])
+        scale = (1 + sigma**2).sqrt()
+        return self.network.at_level(sigma, nothing, scale, 1 / sigma, 0 * sigma)
 
 
 class _DataScale(nn.Module):
@@ -254,6 +306,13 @@ class PreconditionedMLP(_DataScale):
         sigma, x = _positive_column(sigma, x), x - self.mean
         total = (sigma**2 + self.sigma_data**2).sqrt()
         return self.sigma_data / (sigma * total) * self.network(x / total, sigma) - x / total**2
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """``forward`` at ``sigma`` ()."""
+        sigma = _positive_column(sigma, self.mean)
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        factor = self.sigma_data / (sigma * total)
+        return self.network.at_level(sigma, self.mean, total, factor, -1 / total**2)
 
 
 class EnergyMLP(_DataScale):
@@ -321,3 +380,7 @@ def _perceptron(
     for width_in, width_out in pairwise([inputs, *hidden]):
         layers += [nn.Linear(width_in, width_out), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], outputs))
+
+
+def _matrices(layers: nn.Sequential) -> list[Tensor]:
+    return [matrix(layer) for layer in layers if isinstance(layer, nn.Linear)]

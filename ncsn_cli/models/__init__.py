@@ -1,0 +1,12 @@
+"""Score networks s(x, sigma), trained to approach grad log p_sigma(x)."""
+
+from ncsn_cli.models.networks import (
+    MLP,
+    EmbeddingMLP,
+    EnergyMLP,
+    FourierMLP,
+    NCSNv2MLP,
+    PreconditionedMLP,
+)
+
+__all__ = ["MLP", "EmbeddingMLP", "EnergyMLP", "FourierMLP", "NCSNv2MLP", "PreconditionedMLP"]

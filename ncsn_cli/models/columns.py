@@ -1,0 +1,111 @@
+"""Networks at one level of noise, for many evaluations without gradients.
+
+Points stand in columns, their features in rows, over a row of ones: so a layer, with all in it
+that depends on sigma, is one matrix [W, b] (outputs, inputs + 1), and the work is a small matrix
+times a wide one, written where the last evaluation's was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+AtLevel = Callable[[Tensor], Tensor]
+"""Scores (B, D) at points (B, D), quickest at those whose transpose is contiguous.
+
+The next evaluation overwrites them.
+"""
+
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu_,
+    nn.Sigmoid: torch.sigmoid_,
+    nn.Tanh: torch.tanh_,
+    nn.SiLU: partial(functional.silu, inplace=True),
+}
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """[W, b], (outputs, inputs + 1), of an ``nn.Linear``."""
+    weight, bias = layer.parameters()
+    return torch.cat([weight, bias[:, None]], dim=1)
+
+
+def with_inputs(layer: Tensor, values: Tensor) -> Tensor:
+    """``layer``, a matrix [W, b], when its last inputs are always ``values`` (inputs,)."""
+    rest = layer.shape[1] - 1 - len(values)
+    constant = layer[:, rest:] @ torch.cat([values, values.new_ones(1)])  # (outputs,)
+    return torch.cat([layer[:, :rest], constant[:, None]], dim=1)
+
+
+class _Columns:
+    """Room for the features of points: ``all`` (width + 1, B), the last row of ones.
+
+    ``features`` (width, B) and ``points`` (B, width) are views of the others.
+    """
+
+    def __init__(self, width: int, x: Tensor) -> None:
+        self.all = x.new_ones(width + 1, len(x))
+        self.features = self.all[:-1]
+        self.points = self.features.mT
+
+
+def perceptron(layers: list[Tensor], activation: nn.Module) -> AtLevel:
+    """The perceptron of the matrices ``layers``."""
+    activate = _in_place(activation)
+    *before, last = layers
+    columns: list[_Columns] = []
+
+    def score(x: Tensor) -> Tensor:
+        if not columns or columns[0].points.shape != x.shape:
+            columns[:] = [_Columns(layer.shape[1] - 1, x) for layer in layers]
+            columns.append(_Columns(last.shape[0], x))
+        inputs = columns[0]
+        inputs.points.copy_(x)
+        for layer, outputs in zip(before, columns[1:], strict=False):
+            activate(torch.mm(layer, inputs.all, out=outputs.features))
+            inputs = outputs
+        torch.mm(last, inputs.all, out=columns[-1].features)
+        return columns[-1].points
+
+    return score
+
+
+def residual(
+    entry: Tensor,
+    blocks: list[tuple[Tensor, Tensor]],
+    leave: Tensor,
+    activation: nn.Module,
+    mean: Tensor,
+    skip: Tensor,
+) -> AtLevel:
+    """leave(h) + skip (x - mean), h = entry(x - mean), h <- h + outer(activation(inner(h))).
+
+    All but ``mean`` (D,) and ``skip`` () are matrices; ``blocks`` are pairs of inner and outer.
+    """
+    activate, slope = _in_place(activation), float(skip)
+    columns: list[_Columns] = []
+
+    def score(x: Tensor) -> Tensor:
+        if not columns or columns[0].points.shape != x.shape:
+            widths = [x.shape[1], len(entry), len(leave)]
+            widths += [len(inner) for inner, _ in blocks]
+            columns[:] = [_Columns(width, x) for width in widths]
+        inputs, h, scores, *hidden = columns
+        torch.sub(x, mean, out=inputs.points)
+        torch.mm(entry, inputs.all, out=h.features)
+        for (inner, outer), inside in zip(blocks, hidden, strict=True):
+            activate(torch.mm(inner, h.all, out=inside.features))
+            h.features.addmm_(outer, inside.all)
+        torch.mm(leave, h.all, out=scores.features)
+        return scores.points.add_(inputs.points, alpha=slope)
+
+    return score
+
+
+def _in_place(activation: nn.Module) -> Callable[[Tensor], Tensor]:
+    """``activation``, which overwrites what it is given."""
+    return _IN_PLACE.get(type(activation), lambda x: x.copy_(activation(x)))
