@@ -65,6 +65,8 @@ log = logging.getLogger(__name__)
 _STOPPED = "sampling.safetensors"
 """Where a run that was stopped keeps its chains."""
 
+_THREADS = torch.get_num_threads()  # now: the second job of a sweep would find 1
+
 _MAY_CHANGE_ON_RESUME = {
     "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
     "plugins",
@@ -91,7 +93,7 @@ def sample(cfg: DictConfig) -> float | None:
         return objective_of(before, run.objective)
     device = choose_device(run.device)
     keep_freed_memory()
-    torch.set_num_threads(1)  # sums depend on their number; small tiles gain nothing by more
+    torch.set_num_threads(1)  # sums depend on their number; tiles run side by side instead
     dataset: Dataset = _object(config, trained, "dataset", run.plugins)
     schedule = _schedule(config, trained, dataset, run)
     sampler: Sampler = _object(config, trained, "sampler", run.plugins)
@@ -134,6 +136,7 @@ def sample(cfg: DictConfig) -> float | None:
         keep_by_level=run.trajectory_metrics,
         seed=run.seed,
         device=device,
+        workers=_THREADS if device.type == "cpu" else 1,
     )
     identity = {
         "config": without_paths(config),

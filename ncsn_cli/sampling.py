@@ -1,16 +1,21 @@
-"""Running chains, a tile of them at a time: progress, paths, and what becomes of the modes.
+"""Running chains, some tiles of them at a time: progress, paths, and what becomes of the modes.
 
 Each tile has the same number of chains, the last one more than are asked for, and a stream of
 random numbers of its own. So a chain depends on the seed and its place alone, not on how many
-others there are, and memory holds what is returned and one tile.
+others there are nor on how many threads share the tiles, and memory holds what is returned and
+one tile a thread.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,18 +27,20 @@ from tqdm import tqdm
 from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.metrics import count_commitment, mode_commitment, nearest_mode, settled_from
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
-from ncsn_cli.samplers import LogProb, Sampler
-from ncsn_cli.scores import Dataset, Score, random_stream
+from ncsn_cli.samplers import LogProb, Sampler, State
+from ncsn_cli.scores import Dataset, Score, at_level, random_stream
 
-TILE = {"cpu": 1024, "cuda": 65_536, "mps": 65_536}
+TILE = {"cpu": 1280, "cuda": 65_536, "mps": 65_536}
 """Chains in a tile, by type of device."""
 
 _FRAMES = 200  # at most so many states of a kept chain
 _KEPT_LEVELS = 20  # at most so many at whose end all chains are kept
+_BLOCK = 16  # at most so many steps between looks at whether chains are finite
+_SECONDS_BETWEEN_LOOKS = 0.1  # at signals and progress
 _SECONDS_BETWEEN_SAVES = 60.0
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
-"""Chains stopped at the beginning of a level: tensors, and numbers for JSON."""
+"""Tiles stopped at the beginning of a level each: tensors, and numbers for JSON."""
 
 
 @dataclass(frozen=True)
@@ -75,37 +82,68 @@ class _Begun(NamedTuple):
     Args:
         step: States of its chains before.
         level: Row of ``Sampler.levels``.
+        evaluations: Evaluations of the score before.
         x: The chains (B, D).
         generator: State of their stream of random numbers.
-        labels: The mode of each chain at the end of the levels before, (B,) each.
-        accepted: Sum over the steps of the share of accepted proposals, by level.
-        evaluations: Evaluations of the score before.
+        labels: The mode of each chain at the end of the levels before (ended, B).
     """
 
     step: int
     level: int
+    evaluations: int
     x: Tensor
     generator: Tensor
-    labels: list[Tensor]
-    accepted: Tensor
+    labels: Tensor
+
+
+@dataclass
+class _Tile:
+    """A tile to be run, which its thread keeps up to date for the others.
+
+    Args:
+        number: Its place.
+        begun: Where it goes on from if it is stopped; None: it has not begun.
+        step: States of its chains so far.
+        state: The last of them.
+    """
+
+    number: int
+    begun: _Begun | None
+    step: int = 0
+    state: State | None = None
+
+
+class _Finished(NamedTuple):
+    """What finished tiles add up.
+
+    Args:
+        counts: See ``metrics.count_commitment``.
+        evaluations: Evaluations of the score, each of a whole tile.
+    """
+
+    counts: dict[str, Tensor]
     evaluations: int
 
-    def to_save(self, tile: int, left: dict[str, Tensor]) -> Saved:
-        """Together with what chains have ``left`` so far, all that is needed to go on."""
-        labels = torch.stack(self.labels) if self.labels else torch.zeros(0, len(self.x))
-        tensors = {"x": self.x, "generator": self.generator, "labels": labels}
-        tensors |= {"accepted_in_tile": self.accepted}
-        numbers = {"step": self.step, "level": self.level, "evaluations": self.evaluations}
-        return left | tensors, {"tile": tile, **numbers}
 
-    @staticmethod
-    def of(saved: Saved) -> _Begun:
-        """What ``to_save`` returned."""
-        tensors, record = saved
-        return _Begun(
-            record["step"], record["level"], tensors["x"], tensors["generator"],
-            list(tensors["labels"]), tensors["accepted_in_tile"], record["evaluations"],
-        )  # fmt: skip
+class _Counted:
+    """A score, and how often it was evaluated."""
+
+    def __init__(self, score: Score, evaluations: int) -> None:
+        self._score = score
+        self.evaluations = evaluations
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self._score(x, sigma)
+
+    def at_level(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
+        score = at_level(self._score, sigma)
+
+        def counted(x: Tensor) -> Tensor:
+            self.evaluations += 1
+            return score(x)
+
+        return counted
 
 
 class Sampling:
@@ -123,6 +161,7 @@ class Sampling:
         keep_by_level: Whether to keep all chains at the end of some levels.
         seed: Seed of all chains.
         device: Where they run.
+        workers: At most so many tiles run at a time, each in a thread.
     """
 
     def __init__(
@@ -139,11 +178,13 @@ class Sampling:
         keep_by_level: bool,
         seed: int,
         device: torch.device,
+        workers: int = 1,
     ) -> None:
         self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
         self._num, self._sigmas, self._truth = num, sigmas, truth
         self._seed, self._device, self._tile = seed, device, TILE[device.type]
         self._num_tiles = -(-num // self._tile)
+        self._workers = min(workers, self._num_tiles)
         self._plan = sampler.levels(sigmas)
         levels = [0, *sampler.levels_of_states(sigmas)]  # of each step, the start among them
         self._last = len(levels) - 1
@@ -151,9 +192,11 @@ class Sampling:
         begins = {end + sampler.descends: level + 1 for level, end in self._ends.items()}
         if sampler.remembers:
             begins = {}
+        self._level_ends = [*self._ends.values()]
         self._begins = {0: 0, **{step: i for step, i in begins.items() if step < self._last}}
         frames = [*range(0, self._last, -(-self._last // _FRAMES)), self._last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
+        self._looks = sorted({*self._begins, *self._frames, *self._ends.values()})
         self._frame_sigmas = [self._plan[levels[step]].sigma for step in frames]
         num_kept = min(len(self._plan), _KEPT_LEVELS) if keep_by_level else 0
         kept = np.linspace(0, len(self._plan) - 1, num_kept).round().astype(int).tolist()
@@ -164,7 +207,10 @@ class Sampling:
             "settled": torch.zeros(num, dtype=torch.int32),
             "by_level": torch.zeros(num_kept, num, truth.dim),
             "paths": torch.zeros(len(frames), min(num_paths, num), truth.dim),
-            "accepted": torch.zeros(len(self._plan), dtype=torch.float64),
+            "accepted": torch.zeros(
+                self._num_tiles * sampler.needs_log_prob, len(self._plan), dtype=torch.float64
+            ),  # tile by tile, for a sum depends on its order
+            "finished": torch.zeros(self._num_tiles, dtype=torch.bool),
         }
         nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
         self._counts = count_commitment(nobody, len(truth.modes))
@@ -181,133 +227,202 @@ class Sampling:
             DivergedError: If a chain is not finite.
             InterruptedRun: If a signal asked to stop; ``save`` has been called then.
         """
-        first = 0
-        if saved is not None:
-            self._take_up(saved)
-            first = saved[1]["tile"]
-        last_save = time.monotonic()
+        begun = {} if saved is None else self._take_up(saved)
+        missing = (~self._left["finished"]).nonzero()[:, 0].tolist()
+        waiting = [_Tile(number, begun.get(number)) for number in reversed(missing)]
+        running: dict[Future[_Finished | None], _Tile] = {}
+        failed, last_save = threading.Event(), time.monotonic()
         with (
             signals_as_requests() as requests,
             tqdm(
                 total=self._num_tiles * self._last, desc="sampling", unit="step", disable=None
             ) as bar,
+            ThreadPoolExecutor(self._workers) as pool,
         ):
-            for tile in range(first, self._num_tiles):
-                earlier = None if saved is None or tile > first else _Begun.of(saved)
-                for begun in self._run_tile(tile, earlier, bar):
-                    if requests or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-                        save(begun.to_save(tile, self._left | self._counts))
+
+            def is_over() -> bool:
+                return bool(requests) or failed.is_set()
+
+            try:
+                while running or (waiting and not requests):
+                    while waiting and len(running) < self._workers and not requests:
+                        tile = waiting.pop()
+                        running[pool.submit(self._run_tile, tile, is_over)] = tile
+                    wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                    for future in [future for future in running if future.done()]:
+                        tile = running.pop(future)
+                        finished = future.result()
+                        if finished is None:
+                            waiting.append(tile)
+                        else:
+                            self._add(tile, finished)
+                    self._show(bar, [*running.values()])
+                    if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                        save(self._to_save([*running.values(), *waiting]))
                         last_save = time.monotonic()
-                    if requests:
-                        hand_to_scheduler(requests[0])
-                        where = f"level {begun.level + 1} of {len(self._plan)}"
-                        if self._num_tiles > 1:
-                            where += f", tile {tile + 1} of {self._num_tiles}"
-                        raise InterruptedRun(f"stopped by a signal at {where}", requests[0])
+            finally:
+                failed.set()
             if requests:
-                save(self.finished())
+                save(self._to_save(waiting))
                 hand_to_scheduler(requests[0])
-                raise InterruptedRun("stopped by a signal after the last step", requests[0])
+                raise InterruptedRun(f"stopped by a signal {self._where(waiting)}", requests[0])
         return self._chains()
 
-    def _take_up(self, saved: Saved) -> None:
-        """Raises BadCheckpointError if ``saved`` is not what chains like these leave."""
+    def _take_up(self, saved: Saved) -> dict[int, _Begun]:
+        """The tiles in ``saved`` that have begun, by their number.
+
+        Raises:
+            BadCheckpointError: If ``saved`` is not what chains like these leave.
+        """
         tensors, record = saved
-        numbers = [record.get(name) for name in ("tile", "step", "level", "evaluations")]
-        tile, step, level, evaluations = (n if type(n) is int else -1 for n in numbers)
-        expected = self._left | self._counts
-        if tile < self._num_tiles:
-            ended = sum(end <= step for end in self._ends.values())
-            stream = torch.Generator(self._device).get_state()
-            expected |= {
-                "x": torch.empty(self._tile, self._truth.dim),
-                "labels": torch.empty(ended, self._tile, dtype=torch.int16),
-                "accepted_in_tile": self._left["accepted"],
-                "generator": stream,
-            }
-        same = all(
-            name in tensors
-            and tensors[name].shape == tensor.shape
-            and (tensors[name].dtype == tensor.dtype or tensor.numel() == 0)
-            for name, tensor in expected.items()
-        )
-        place = (
-            0 <= tile <= self._num_tiles and self._begins.get(step) == level and evaluations >= 0
-        )
-        if not (same and place):
-            raise BadCheckpointError("resume: the stopped chains are not like those asked for")
+        places, evaluations = record.get("tiles"), record.get("evaluations")
+        refusal = BadCheckpointError("resume: the stopped chains are not like those asked for")
+
+        def has(name: str, like: Tensor, *shape: int) -> bool:
+            return (
+                name in tensors
+                and tensors[name].shape == (shape or like.shape)
+                and (tensors[name].dtype == like.dtype or like.numel() == 0)
+            )
+
+        if (
+            not all(has(name, like) for name, like in (self._left | self._counts).items())
+            or not _is_place([evaluations])
+            or not isinstance(places, list)
+            or not all(_is_place(place) and len(place) == 4 for place in places)
+            or len({number for number, *_ in places}) < len(places)
+            or _beyond(tensors["settled"], len(self._plan))
+        ):
+            raise refusal
+        begun = {}
+        stream = torch.Generator(self._device)
+        for number, step, level, evaluated in places:
+            x, state, labels = (f"{number}.{name}" for name in ("x", "generator", "labels"))
+            ended = bisect_right(self._level_ends, step)
+            if (
+                number >= self._num_tiles
+                or bool(tensors["finished"][number])
+                or self._begins.get(step) != level
+                or not has(x, torch.empty(self._tile, self._truth.dim))
+                or not has(state, stream.get_state())
+                or not has(labels, torch.empty(ended, self._tile, dtype=torch.int16))
+                or _beyond(tensors[labels], len(self._truth.modes))
+            ):
+                raise refusal
+            try:
+                stream.set_state(tensors[state])
+            except RuntimeError:
+                raise refusal from None
+            begun[number] = _Begun(
+                step, level, evaluated, tensors[x], tensors[state], tensors[labels]
+            )
         self._left = {name: tensors[name].clone() for name in self._left}
         self._counts = {name: tensors[name] for name in self._counts}
         self._evaluations = record["evaluations"]
+        return begun
 
     def finished(self) -> Saved:
         """What ``run`` needs to return the same chains again, once it has."""
-        record = {"tile": self._num_tiles, "step": 0, "level": 0, "evaluations": self._evaluations}
-        return self._left | self._counts, record
+        return self._to_save([])
 
-    def _run_tile(self, tile: int, begun: _Begun | None, bar: tqdm[Any]) -> Iterator[_Begun]:
-        """Run one tile, from ``begun`` if given; yields after each step the level last begun."""
+    def _to_save(self, tiles: list[_Tile]) -> Saved:
+        """All that is needed to go on: what chains have left, and those of ``tiles`` that began.
+
+        What running tiles have left of levels after the one last begun will be written again.
+        """
+        begun = {tile.number: tile.begun for tile in tiles}
+        stopped = {number: at for number, at in sorted(begun.items()) if at is not None}
+        # Copies: the running tiles' threads go on writing.
+        tensors = {name: tensor.clone() for name, tensor in (self._left | self._counts).items()}
+        for number, at in stopped.items():
+            tensors[f"{number}.x"] = at.x
+            tensors[f"{number}.generator"] = at.generator
+            tensors[f"{number}.labels"] = at.labels
+        places = [[number, at.step, at.level, at.evaluations] for number, at in stopped.items()]
+        return tensors, {"tiles": places, "evaluations": self._evaluations}
+
+    def _run_tile(self, tile: _Tile, is_over: Callable[[], bool]) -> _Finished | None:
+        """Run a tile from where it has begun; None if it ``is_over`` before its end."""
         sampler, left = self._sampler, self._left
-        rows = slice(tile * self._tile, min((tile + 1) * self._tile, self._num))
+        rows = slice(tile.number * self._tile, min((tile.number + 1) * self._tile, self._num))
         num = rows.stop - rows.start
         paths = slice(rows.start, max(rows.start, min(rows.stop, left["paths"].shape[1])))
-        stream = random_stream(self._seed, f"chains {tile}", self._device)
-
-        def score(x: Tensor, sigma: Tensor) -> Tensor:
-            self._evaluations += 1
-            return self._score(x, sigma)
+        stream = random_stream(self._seed, f"chains {tile.number}", self._device)
+        labels = torch.zeros(len(self._plan), self._tile, dtype=torch.int16)
 
         def look(step: int, level: int, x: Tensor) -> None:
             if step in self._frames:
                 path = x[: paths.stop - paths.start].cpu()
                 left["paths"][self._frames[step], paths] = path
             if step == self._ends[level]:
-                labels.append(nearest_mode(x, self._truth).to("cpu", torch.int16))
+                labels[level] = nearest_mode(x, self._truth)
                 if level in self._kept_levels:
                     left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
-
-        if begun is None:
-            x = self._init(self._tile, stream)  # (B, D)
-            labels: list[Tensor] = []
-            self._evaluations = 0
-            accepted = torch.zeros(len(self._plan), dtype=torch.float64)
-            left["init"][rows] = x[:num].cpu()
-            look(0, 0, x)
-            begun = _Begun(0, 0, x, stream.get_state(), [*labels], accepted.clone(), 0)
-        else:
-            x, labels, accepted = begun.x.to(self._device), [*begun.labels], begun.accepted.clone()
-            self._evaluations = begun.evaluations
-            stream.set_state(begun.generator)
-        bar.update(tile * self._last + begun.step - bar.n)
-        chain = sampler.chain(
-            score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=begun.level
-        )
-        for step, (level, sigma, x, acceptance) in enumerate(chain, start=begun.step + 1):
-            # The sum is cheaper, and finite but for points beyond 1e34.
-            if not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
-                raise DivergedError(
-                    f"a sample is not finite at step {step}, level {level + 1} (sigma ="
-                    f" {sigma:g}); take smaller steps"
-                )
-            if acceptance is not None:
-                accepted[level] += acceptance
-            look(step, level, x)
             if step in self._begins:
-                state = stream.get_state()
-                begun = _Begun(
-                    step, self._begins[step], x, state, [*labels], accepted.clone(),
-                    self._evaluations,
+                tile.begun = _Begun(
+                    step, self._begins[step], score.evaluations, x, stream.get_state(),
+                    labels[: bisect_right(self._level_ends, step)],
                 )  # fmt: skip
-            bar.update()
-            if step in self._frames:
-                bar.set_postfix(self._numbers(level, acceptance))
-            yield begun
-        modes = torch.stack(labels)[:, :num]  # (V, num)
-        left["samples"][rows] = x[:num].cpu()
-        left["settled"][rows] = settled_from(modes)
-        left["accepted"] += accepted
-        for name, count in count_commitment(modes, len(self._truth.modes)).items():
+
+        with torch.no_grad():  # each thread has its own switch
+            if tile.begun is None:
+                score, level, x = _Counted(self._score, 0), 0, self._init(self._tile, stream)
+                left["init"][rows] = x[:num].cpu()
+                look(0, 0, x)
+            else:
+                begun = tile.begun
+                tile.step, level, x = begun.step, begun.level, begun.x.to(self._device)
+                score = _Counted(self._score, begun.evaluations)
+                stream.set_state(begun.generator)
+                labels[: len(begun.labels)] = begun.labels
+            accepted = left["accepted"][tile.number : tile.number + 1]  # none where none refused
+            accepted[:, level:] = 0
+            chain = sampler.chain(
+                score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=level
+            )
+            while tile.step < self._last:
+                if is_over():
+                    return None
+                next_look = self._looks[bisect_right(self._looks, tile.step)]
+                block = list(islice(chain, min(next_look - tile.step, _BLOCK)))
+                _refuse_non_finite(block, tile.step)
+                for state in block:
+                    if state.acceptance is not None:
+                        accepted[:, state.level] += state.acceptance
+                tile.step, tile.state, x = tile.step + len(block), block[-1], block[-1].x
+                look(tile.step, block[-1].level, x)
+            modes = labels[:, :num]  # (V, num)
+            left["samples"][rows] = x[:num].cpu()
+            left["settled"][rows] = settled_from(modes)
+            counts = count_commitment(modes, len(self._truth.modes))
+        return _Finished(counts, score.evaluations)
+
+    def _add(self, tile: _Tile, finished: _Finished) -> None:
+        """Count a finished tile in."""
+        self._left["finished"][tile.number] = True
+        for name, count in finished.counts.items():
             self._counts[name] = self._counts[name] + count
+        self._evaluations = max(self._evaluations, finished.evaluations)
+
+    def _where(self, stopped: list[_Tile]) -> str:
+        """Where the first of the tiles that began and are not finished was ``stopped``."""
+        begun = [(tile.number, tile.begun) for tile in stopped if tile.begun is not None]
+        if not stopped:
+            return "after the last step"
+        if not begun:
+            return "between tiles"
+        number, at = min(begun)
+        where = f"at level {at.level + 1} of {len(self._plan)}"
+        return (
+            where if self._num_tiles == 1 else f"{where}, tile {number + 1} of {self._num_tiles}"
+        )
+
+    def _show(self, bar: tqdm[Any], running: list[_Tile]) -> None:
+        """Bring the progress bar up to date."""
+        steps = int(self._left["finished"].sum()) * self._last + sum(tile.step for tile in running)
+        for state in [tile.state for tile in running if tile.state is not None][:1]:
+            bar.set_postfix(self._numbers(state.level, state.acceptance), refresh=False)
+        bar.update(steps - bar.n)
 
     def _numbers(self, level: int, acceptance: float | None) -> dict[str, str]:
         """What the progress bar shows."""
@@ -323,7 +438,7 @@ class Sampling:
         left, sigmas = self._left, [level.sigma for level in self._plan]
         by_level = {sigmas[level]: left["by_level"][i] for level, i in self._kept_levels.items()}
         steps = torch.tensor([level.steps for level in self._plan])
-        acceptance = left["accepted"] / (steps * self._num_tiles)
+        acceptance = left["accepted"].sum(0) / (steps * self._num_tiles)
         return Chains(
             samples=left["samples"],
             init=left["init"],
@@ -336,3 +451,30 @@ class Sampling:
             acceptance=acceptance.tolist() if self._sampler.needs_log_prob else [],
             mode_commitment={"sigmas": sigmas, **mode_commitment(self._counts)},
         )
+
+
+def _refuse_non_finite(block: list[State], step: int) -> None:
+    """Look at the last of the states after ``step``: what is not finite stays so.
+
+    Raises:
+        DivergedError: If a chain there is not finite; it names the first such state.
+    """
+    # The sum is cheaper, and finite but for points beyond 1e34.
+    if math.isfinite(float(block[-1].x.sum())):
+        return
+    for number, state in enumerate(block, start=step + 1):
+        if not bool(torch.isfinite(state.x).all()):
+            raise DivergedError(
+                f"a sample is not finite at step {number}, level {state.level + 1} (sigma ="
+                f" {state.sigma:g}); take smaller steps"
+            )
+
+
+def _is_place(numbers: object) -> bool:
+    """Whether these are integers from 0 on, as a place in a run has."""
+    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _beyond(indices: Tensor, num: int) -> bool:
+    """Whether some of ``indices`` are none of 0, ..., num - 1."""
+    return bool(((indices < 0) | (indices >= num)).any())

@@ -3,6 +3,8 @@ import json
 import math
 import os
 import signal
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 import torch
 
 from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
+from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
 from ncsn_cli.sampling import TILE, Sampling
 from ncsn_cli.schedules import Geometric
 
-from .conftest import two_modes_1d
+from .conftest import shaken, two_modes_1d
 
 ANNEALED = AnnealedLangevin(step_size=0.01, steps_per_level=3, denoise=False)
 
@@ -104,69 +107,160 @@ def test_a_chain_does_not_depend_on_how_many_there_are(sampler, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
-def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, monkeypatch):
+def test_chains_do_not_depend_on_how_many_threads_run_them(sampler, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    whole = sampling(sampler, num=40)
+    one = sampling(sampler, num=150).run()
+    for workers in (2, 3, 99):
+        assert_same(sampling(sampler, num=150, workers=workers).run(), one)
+
+
+def test_a_networks_chains_do_not_depend_on_how_many_threads_run_them(monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 100)
+    network = shaken(MLP(1, hidden=[33], activation="relu", conditional=True))
+    found = []
+    for workers in (1, 3):
+        several = sampling(ANNEALED, num=450, workers=workers)
+        several._score = network
+        found.append(several.run())
+    assert_same(*found)
+    assert found[0].score_evaluations == 15
+
+
+def ask_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.02)  # the main thread hears of it
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
+def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 16)
+    whole = sampling(sampler, num=70)
     undisturbed = whole.run()
-    assert_same(sampling(sampler, num=40).run(saved=whole.finished()), undisturbed)
-    steps = 3 * len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas))
+    assert_same(sampling(sampler, num=70).run(saved=whole.finished()), undisturbed)
+    steps = 5 * len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas))
     for stop in range(1, steps, 4):
-        stopped, states = sampling(sampler, num=40), []
+        stopped, states = sampling(sampler, num=70, workers=workers), []
         evaluated = 0
 
-        def score(x, sigma, stopped=stopped, stop=stop):
+        def score(x, sigma, stop=stop):
             nonlocal evaluated
             evaluated += 1
             if evaluated == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
+                ask_to_stop()
             return two_modes_1d().score(x, sigma)
 
         stopped._score = score
-        try:
+        with pytest.raises(InterruptedRun) as interruption:
             stopped.run(states.append)
-        except InterruptedRun as interruption:
-            assert interruption.exit_code == 143
+        assert interruption.value.exit_code == 143
         (state,) = states
         state = copy.deepcopy(state)
         json.dumps(state[1])
-        assert_same(sampling(sampler, num=40).run(saved=state), undisturbed)
+        assert_same(sampling(sampler, num=70, workers=2).run(saved=state), undisturbed)
 
 
-def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
+def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 16)
+    stopped, states, late = sampling(MALA, num=70, workers=2), [], threading.Event()
+    slow, evaluated = None, 0
+
+    def score(x, sigma):
+        nonlocal slow, evaluated
+        slow = slow or threading.get_ident()
+        if threading.get_ident() == slow:
+            assert late.wait(10)
+        else:
+            evaluated += 1
+            if evaluated == 2 * 21 + 10:  # 21 for a tile: at the middle of the third
+                ask_to_stop()
+                late.set()
+        return two_modes_1d().score(x, sigma)
+
+    stopped._score = score
+    with pytest.raises(InterruptedRun, match="at level 1 of 5, tile 1 of 5"):
+        stopped.run(states.append)
+    ((tensors, record),) = states
+    assert tensors["finished"].tolist() == [False, True, True, False, False]
+    assert [place[0] for place in record["tiles"]] == [0, 3]
+    resumed = sampling(MALA, num=70).run(saved=(tensors, record))
+    assert_same(resumed, sampling(MALA, num=70).run())
+
+
+def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_SAVES", 0.0)
-    states = []
-    sampling(ANNEALED, num=40).run(states.append)
-    tensors, record = states[-1]
-    with pytest.raises(BadCheckpointError):
-        sampling(ANNEALED, num=41).run(saved=(tensors, record))
-    edits = [
-        ("tile", "0"),
-        ("tile", 99),
-        ("tile", -1),
-        ("level", 77),
-        ("step", 1),
-        ("level", None),
-    ]
-    for name, value in edits:
-        with pytest.raises(BadCheckpointError):
-            sampling(ANNEALED, num=40).run(saved=(tensors, {**record, name: value}))
-    for name in tensors:
-        for value in (tensors[name][..., :-1], tensors[name].double()[None], None):
-            edited = {**tensors, name: value}
-            if value is None:
-                del edited[name]
-            with pytest.raises(BadCheckpointError):
-                sampling(ANNEALED, num=40).run(saved=(edited, record))
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_LOOKS", 0.001)
+    for sampler in (ANNEALED, MALA):
+        states = []
+        whole = sampling(sampler, num=70, workers=2).run(states.append)
+        for state in states[:: -(-len(states) // 10)]:
+            assert_same(sampling(sampler, num=70).run(saved=state), whole)
 
 
-def test_a_sample_that_is_not_finite_is_named_at_its_step():
-    broken, evaluated = sampling(ANNEALED), 0
+def saved_half_way():
+    """Chains of which one tile is finished and two are not."""
+    stopped, states, evaluated = sampling(ANNEALED, num=40), [], 0
 
     def score(x, sigma):
         nonlocal evaluated
         evaluated += 1
-        return x * math.inf if evaluated == 8 else -x
+        if evaluated == 23:
+            ask_to_stop()
+        return two_modes_1d().score(x, sigma)
+
+    stopped._score = score
+    with pytest.raises(InterruptedRun):
+        stopped.run(states.append)
+    return states[0]
+
+
+def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
+    monkeypatch.setitem(TILE, "cpu", 16)
+    tensors, record = saved_half_way()
+    ((number, step, level, evaluations),) = record["tiles"]
+    assert (number, step, level, evaluations) == (1, 6, 2, 6)
+    with pytest.raises(BadCheckpointError):
+        sampling(ANNEALED, num=41).run(saved=(tensors, record))
+    places = [
+        None, {}, [None], [[]], [7], [[1, 6, 2]], [[1, 6, 2, 6, 0]], [[1, 6, 2, 6], [1, 6, 2, 6]],
+        [["1", 6, 2, 6]], [[99, 6, 2, 6]], [[-1, 6, 2, 6]], [[0, 6, 2, 6]], [[2, 6, 2, 6]],
+        [[1, 6, 77, 6]], [[1, 1, 2, 6]], [[1, 6, None, 6]], [[1, 6, 2, -1]], [[1, 6, 2, True]],
+    ]  # fmt: skip
+    edits = [{"tiles": value} for value in places]
+    edits += [{"evaluations": value} for value in ("0", -1, None, 1.0)]
+    for edit in edits:
+        with pytest.raises(BadCheckpointError):
+            sampling(ANNEALED, num=40).run(saved=(tensors, {**record, **edit}))
+    for name, tensor in tensors.items():
+        for value in (tensor[..., :-1], tensor.double()[None], tensor.to(torch.float16), None):
+            edited = {**tensors, name: value}
+            if value is None:
+                del edited[name]
+            elif value.numel() == tensor.numel() == 0:
+                continue
+            with pytest.raises(BadCheckpointError):
+                sampling(ANNEALED, num=40).run(saved=(edited, record))
+    for name, value in [("1.labels", 2), ("1.labels", -1), ("settled", 5), ("1.generator", 255)]:
+        edited = {**tensors, name: torch.full_like(tensors[name], value)}
+        with pytest.raises(BadCheckpointError):
+            sampling(ANNEALED, num=40).run(saved=(edited, record))
+    sampling(ANNEALED, num=40).run(saved=(tensors, record))
+
+
+@pytest.mark.parametrize("step", [1, 8, 16, 17, 49, 120])
+def test_a_sample_that_is_not_finite_is_named_at_its_step(step):
+    sampler = AnnealedLangevin(step_size=0.01, steps_per_level=24, denoise=False)
+    broken, evaluated = sampling(sampler), 0
+
+    def score(x, sigma):
+        nonlocal evaluated
+        evaluated += 1
+        return x * math.inf if evaluated == step else 0 * x
 
     broken._score = score
-    with pytest.raises(DivergedError, match=r"step 8, level 3 \(sigma = 1\)"):
+    level = (step - 1) // 24
+    sigma = Geometric(10.0, 0.1, 5).sigmas[level]
+    expected = rf"step {step}, level {level + 1} \(sigma = {sigma:g}\)"
+    with pytest.raises(DivergedError, match=expected):
         broken.run()
