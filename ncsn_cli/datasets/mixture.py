@@ -163,18 +163,24 @@ class GaussianMixture(Dataset):
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
-        return self._log_terms(x, sigma).logsumexp(-1)
+        if not self._is_isotropic:
+            return self._terms(x, sigma)[0].logsumexp(-1)
+        exponents, variance = self._isotropic_exponents(x, sigma)
+        return exponents.logsumexp(0) - self.dim / 2 * (2 * math.pi * variance).log()
 
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Responsibilities r_k(x) = P(component k | x) at level sigma, (B, K)."""
-        return self._log_terms(x, sigma).softmax(-1)
+        if not self._is_isotropic:
+            return self._terms(x, sigma)[0].softmax(-1)
+        return self._isotropic_exponents(x, sigma)[0].softmax(0).mT
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
         if not self._is_isotropic:
             return self._mean_pull(*self._terms(x, sigma))
-        _, means, _ = self._parameters(x)
-        return (self.posterior(x, sigma) @ means - x) / self._isotropic_variance(x, sigma)
+        exponents, variance = self._isotropic_exponents(x, sigma)
+        means = self._parameters(x)[1].mT @ exponents.softmax(0)  # (D, B)
+        return ((means - x.mT) / variance).mT
 
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """P(X <= x) = sum_k w_k Phi((x - mu_k)/s_k), s_k^2 = Sigma_k + sigma^2; D = 1."""
@@ -222,23 +228,20 @@ class GaussianMixture(Dataset):
             self._cast[key] = tuple(p.to(x) for p in parameters if p is not None)
         return self._cast[key]
 
-    def _log_terms(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """log(w_k N_k(x)), (B, K)."""
-        if not self._is_isotropic:
-            return self._terms(x, sigma)[0]
-        weights, means, _ = self._parameters(x)
-        variance = self._isotropic_variance(x, sigma)
-        # torch.cdist has no forward-mode derivative.
-        square = sum((x[:, i, None] - means[:, i]).square() for i in range(self.dim))  # (B, K)
-        log_normaliser = self.dim * (2 * math.pi * variance).log()
-        return weights.log() - (square / variance + log_normaliser) / 2
+    def _isotropic_exponents(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Exponents log w_k - ||x - mu_k||^2/(2 v) (K, B); variance v () or (B,).
 
-    def _isotropic_variance(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The common variance v + sigma^2, () or (B, 1)."""
+        Points stand in columns: there are many of them and few components.
+        """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         self._require_density(sigma)
-        variance = self._parameters(x)[2][0, 0] + sigma**2
-        return variance[:, None] if variance.ndim else variance
+        weights, means, variances = self._parameters(x)
+        variance = variances[0, 0] + sigma**2
+        # torch.cdist has no forward-mode derivative.
+        square = (x[:, 0] - means[:, :1]).square()
+        for i in range(1, self.dim):
+            square = square + (x[:, i] - means[:, i, None]).square()
+        return weights.log()[:, None] - square / (2 * variance), variance
 
     def _terms(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """log(w_k N_k(x)), (B, K), and (Sigma_k + sigma^2 I)^-1 (mu_k - x), rotated, (B, K, D)."""
