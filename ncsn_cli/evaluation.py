@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from ncsn_cli.errors import DivergedError
 from ncsn_cli.floors import Floor
-from ncsn_cli.losses import Loss
+from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
+    FisherDivergence,
     SampleMetric,
     fisher_divergence,
+    in_parts,
     log_likelihood,
     prior_log_prob,
     recovered_density,
@@ -67,26 +69,20 @@ def evaluate_training(
     ``loss`` is the trained loss, ``loss_floor`` its value at the true score, ``excess_loss``
     their difference computed directly as lambda/2 E||s - grad log p_sigma||^2, ``score_error``
     the squared relative error E||s - s*||^2/E||s*||^2; means over the levels, each with
-    100 000 draws. A loss with a penalty reports it as ``penalty``, part of ``loss``. Per level
-    also E||s - s*||^2, the scale c that makes c s best, the relative curl for D = 2, and for
-    D = 1 the KL divergence of the density that integrating the score recovers.
+    100 000 draws, the same for loss and errors where the loss needs no derivative. A loss with a
+    penalty reports it as ``penalty``, part of ``loss``. Per level also E||s - s*||^2, the scale c
+    that makes c s best, the relative curl for D = 2, and for D = 1 the KL divergence of the
+    density that integrating the score recovers.
     """
     losses, penalties, floors, excesses = [], [], [], []
     divergences, errors, scales, curls, kls = [], [], [], [], []
     stream = random_stream(seed, "evaluation", device)
     for sigma in tqdm(sigmas.tolist(), desc="evaluation", unit="level", disable=None, leave=False):
-        x = dataset.sample(_POINTS_PER_LEVEL, generator=stream)
-        level = torch.tensor([sigma], dtype=x.dtype, device=device)
-        state = stream.get_state()
-        value = float(loss(score, x, level, generator=stream, true_score=dataset.score))
+        value, penalty, found = _at_level(score, dataset, sigma, loss, stream)
         losses.append(value)
-        if loss.without_penalty is not loss:
-            stream.set_state(state)  # the same draws
-            penalties.append(
-                value - float(loss.without_penalty(score, x, level, generator=stream))
-            )
+        if penalty is not None:
+            penalties.append(penalty)
         floors.append(loss.floor(sigma, dataset.dim, dataset.fisher_information(sigma)))
-        found = fisher_divergence(score, dataset, sigma, _POINTS_PER_LEVEL, stream)
         excesses.append(loss.weight(sigma) / 2 * found.divergence)
         divergences.append(found.divergence)
         errors.append(found.relative)
@@ -94,7 +90,7 @@ def evaluate_training(
         if dataset.dim == 2:
             curls.append(relative_curl(score, dataset, sigma, _POINTS_FOR_CURL, stream))
         if dataset.dim == 1:
-            kls.append(recovered_density(score, dataset, level[0]).kl)
+            kls.append(recovered_density(score, dataset, torch.tensor(sigma, device=device)).kl)
     means = {
         "loss": float(np.mean(losses)),
         **({"penalty": float(np.mean(penalties))} if penalties else {}),
@@ -114,6 +110,39 @@ def evaluate_training(
         **({"curl_per_level": curls} if curls else {}),
         **({"recovered_kl_per_level": kls} if kls else {}),
     }
+
+
+def _at_level(
+    score: Score, dataset: Dataset, sigma: float, loss: Loss, stream: torch.Generator
+) -> tuple[float, float | None, FisherDivergence]:
+    """The loss, its penalty if it has one, and how the score differs from the true one."""
+    x = dataset.sample(_POINTS_PER_LEVEL, generator=stream)
+    level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
+    # These two evaluate the score at draws of p_sigma and nowhere else, and do not differentiate.
+    is_shared = type(loss) in (Denoising, Explicit)
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def shared(points: Tensor, _: Tensor) -> Tensor:
+        learned = score(points, level)  # which need not embed one level for every point
+        pairs.append((learned, dataset.score(points, level)))
+        return learned
+
+    def total(loss: Loss, part: Tensor) -> float:
+        function = shared if is_shared else score
+        mean = loss(function, part, level[None], generator=stream, true_score=dataset.score)
+        return float(mean) * len(part)
+
+    value = plain = 0.0
+    for part in in_parts(x, dataset):
+        state = stream.get_state()
+        value += total(loss, part) / len(x)
+        if loss.without_penalty is not loss:
+            stream.set_state(state)  # the same draws
+            plain += total(loss.without_penalty, part) / len(x)
+    penalty = None if loss.without_penalty is loss else value - plain
+    if is_shared:
+        return value, penalty, FisherDivergence.of(pairs)
+    return value, penalty, fisher_divergence(score, dataset, sigma, _POINTS_PER_LEVEL, stream)
 
 
 def evaluate_samples(

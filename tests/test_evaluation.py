@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.evaluation import evaluate_log_density, evaluate_samples, evaluate_trajectory
+from ncsn_cli.evaluation import (
+    evaluate_log_density,
+    evaluate_samples,
+    evaluate_training,
+    evaluate_trajectory,
+)
 from ncsn_cli.floors import noise_floor
+from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
 
 from .conftest import correlated_2d, stream, two_modes_1d
@@ -81,3 +87,52 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
             assert entry["value"][i] == distance(states[sigmas[i]], stream())
             assert entry["floor"][i] == noise_floor(metric, dataset, sigmas[i], 400)["floor"]
             assert entry["ratio"][i] == entry["value"][i] / entry["floor"][i]
+
+
+LEVELS = {"levels": "all", "weight_power": 2.0}
+EVALUATED_LOSSES = [
+    Denoising(**LEVELS, noise="fresh"),
+    Denoising(levels="continuous", weight_power=2.0, noise="fresh"),
+    Explicit(**LEVELS),
+    ImplicitRegularized(**LEVELS, regularization=0.1),
+    Sliced(**LEVELS, directions="rademacher", variance_reduced=True),
+]
+
+
+@pytest.mark.parametrize("loss", EVALUATED_LOSSES, ids=lambda loss: type(loss).__name__)
+def test_the_evaluation_of_a_score_that_is_off_by_a_constant(loss):
+    # ||s - s*||^2 is |c|^2 everywhere, so each number but the loss is exact at any draws.
+    dataset, c = correlated_2d(), torch.tensor([0.3, -0.4])
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    found = evaluate_training(
+        lambda x, sigma: dataset.score(x, sigma) + c, dataset, sigmas, loss, 0, CPU
+    )
+    excess = (1.0**2 + 0.5**2) / 2 * 0.25 / 2
+    assert found["fisher_divergence_per_level"] == pytest.approx([0.25, 0.25], rel=1e-5)
+    assert found["excess_loss"] == pytest.approx(excess, rel=1e-5)
+    information = [dataset.fisher_information(s) for s in sigmas.tolist()]
+    # E<s, s*>/E||s||^2, as E s* = 0; errors of E||s*||^2 and E s* with 100 000 draws.
+    scales = [i / (i + 0.25) for i in information]
+    assert found["best_scale_per_level"] == pytest.approx(scales, abs=0.01)
+    if isinstance(loss, Explicit):
+        assert found["loss"] == pytest.approx(excess, rel=1e-5)
+    # A term's variance is of order 1: five standard errors at 200 000 draws.
+    error = 5 * 2 / math.sqrt(200_000)
+    assert found["loss"] - found.get("penalty", 0.0) == pytest.approx(
+        found["loss_floor"] + excess, abs=error
+    )
+    assert ("penalty" in found) == isinstance(loss, ImplicitRegularized)
+
+
+def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():
+    dataset = GaussianMixture(weights=[1.0], means=[[0.0, 0.0, 0.0]], stds=1.0)
+    sizes = []
+
+    def score(x, sigma):
+        sizes.append(len(x))
+        return dataset.score(x, sigma)
+
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    evaluate_training(score, dataset, sigmas, EVALUATED_LOSSES[0], 0, CPU)
+    assert sum(sizes) == 2 * 100_000
+    assert max(sizes) <= 2048

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, Score, score_and_jacobian
+from ncsn_cli.scores import STRICT, Count, Dataset, Score
+
+_POINTS_IN_CACHE = 2048  # of float32, and 128 units a layer: 1 MB, a core's share
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -59,6 +62,25 @@ class FisherDivergence(NamedTuple):
         """E||s - s*||^2 / E||s*||^2, no unit; nan where floats tell s* nowhere from 0."""
         return self.divergence / self.information if self.information > 0 else math.nan
 
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """From the score and the true one, each (B, D), at the points of every part."""
+        num, sums = 0, torch.zeros(4, dtype=torch.float64)
+        for learned, true in pairs:
+            products = [
+                (a * b).sum(-1)
+                for a, b in (
+                    (learned - true, learned - true),
+                    (true, true),
+                    (learned, true),
+                    (learned, learned),
+                )
+            ]
+            num += len(true)
+            sums += torch.stack(products).cpu().double().sum(-1)
+        error, information, product, square = sums.tolist()
+        return cls(error / num, information / num, product / square if square > 0 else 0.0)
+
 
 def fisher_divergence(
     score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
@@ -66,19 +88,19 @@ def fisher_divergence(
     """The Fisher divergence of ``score`` from the truth, from ``num`` exact draws."""
     x = truth.sample(num, sigma=sigma, generator=generator)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
-    error = information = product = square = 0.0
-    for part in x.split(max(1, 2_000_000 // len(truth.weights))):  # for the memory that K asks
-        true, learned = truth.score(part, level), score(part, level)
-        error += _sum(learned - true, learned - true)
-        information += _sum(true, true)
-        product += _sum(learned, true)
-        square += _sum(learned, learned)
-    best_scale = product / square if square > 0 else 0.0
-    return FisherDivergence(error / num, information / num, best_scale)
+    return FisherDivergence.of(
+        (score(part, level), truth.score(part, level)) for part in in_parts(x, truth)
+    )
 
 
-def _sum(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(-1).cpu().double().sum())
+def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
+    """Points (B, D) in parts at which a network, or the true score, is evaluated fastest.
+
+    On a CPU, what its layers pass on then stays in the cache: twice to three times as fast as
+    100 000 points at once. Elsewhere the memory that K components ask bounds a part.
+    """
+    most = max(1, 2_000_000 // len(truth.weights))
+    return x.split(min(most, _POINTS_IN_CACHE) if x.device.type == "cpu" else most)
 
 
 def relative_curl(
@@ -91,6 +113,21 @@ def relative_curl(
     """
     x = truth.sample(num, sigma=sigma, generator=generator)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
-    learned, true = (score_and_jacobian(f, x, level)[1] for f in (score, truth.score))
-    curl = learned[:, 1, 0] - learned[:, 0, 1]
-    return float(curl.square().double().mean() / true.square().sum((1, 2)).double().mean())
+    curl = square = 0.0
+    for part in in_parts(x, truth):
+        learned, true = (_jacobian(f, part, level) for f in (score, truth.score))
+        curl += float((learned[:, 1, 0] - learned[:, 0, 1]).square().cpu().double().sum())
+        square += float(true.square().sum((1, 2)).cpu().double().sum())
+    return curl / square
+
+
+def _jacobian(score: Score, x: Tensor, sigma: Tensor) -> Tensor:
+    """d_j s_i (B, i, j), by D backward differentiations, where nothing differentiates it again."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        s = score(x, sigma).sum(0)  # (D,): each point's score depends on that point alone
+        rows = [
+            torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True)[0]
+            for value in s
+        ]
+    return torch.stack(rows, dim=1)
