@@ -14,8 +14,6 @@ from typing import Annotated, Self
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
-from scipy.optimize import brentq
-from scipy.stats import chi2, norm
 from torch import Tensor
 
 from ncsn_cli.errors import ConfigError
@@ -208,7 +206,8 @@ def technique_2(ratio: float, dim: int) -> float:
     never below .99.
     """
     shift = math.sqrt(2 * dim) * (ratio - 1)
-    return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
+    low, high = ((shift + side * ratio) / math.sqrt(2) for side in (-3, 3))
+    return (math.erfc(low) - math.erfc(high)) / 2
 
 
 def overlap(ratio: float, dim: int) -> float:
@@ -218,7 +217,10 @@ def overlap(ratio: float, dim: int) -> float:
     is the smaller, outside the narrower one.
     """
     crossing = 2 * dim * math.log(ratio) / (1 - ratio**-2)
-    return float(chi2.cdf(crossing / ratio**2, dim) + chi2.sf(crossing, dim))
+    half, inner, outer = (
+        torch.tensor([dim, crossing / ratio**2, crossing], dtype=torch.float64) / 2
+    )
+    return float(torch.special.gammainc(half, inner) + torch.special.gammaincc(half, outer))
 
 
 def level_ratio(dim: int) -> float:
@@ -228,7 +230,11 @@ def level_ratio(dim: int) -> float:
     of two neighbouring levels overlap by half: 3.133, 2.098, 1.798, 1.649 for D = 1 to 4.
     """
     rule = technique_2 if dim >= 10 else overlap
-    return float(brentq(lambda ratio: rule(ratio, dim) - 0.5, 1 + 1e-9, 10.0))
+    low, high = 1 + 1e-9, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rule(middle, dim) > 0.5 else (low, middle)
+    return high
 
 
 def num_levels_between(sigma_max: float, sigma_min: float, ratio: float) -> int:

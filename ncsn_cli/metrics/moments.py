@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
-from scipy.special import bdtrik
 from torch import Tensor
 
 from ncsn_cli.metrics.base import Distance, SampleMetric
@@ -35,6 +34,8 @@ class ModeWeights(SampleMetric):
 
     def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
         """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
+        from scipy.special import bdtrik  # here, as scipy takes long to import
+
         expected = _mode_shares(truth, sigma)
         n, q = len(samples), expected.numpy()
         low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))

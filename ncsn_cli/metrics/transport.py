@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ncsn_cli.metrics.base import Distance, SampleMetric
@@ -36,6 +35,8 @@ class Wasserstein(SampleMetric):
         """W1 for ``num`` samples."""
         if truth.dim == 1:
             return _wasserstein_1d(truth, sigma, num)
+        from scipy.optimize import linear_sum_assignment  # here, as scipy takes long to import
+
         num = min(num, self.max_points)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
