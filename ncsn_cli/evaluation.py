@@ -19,6 +19,7 @@ from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
     FisherDivergence,
     SampleMetric,
+    divergence_of,
     fisher_divergence,
     in_parts,
     log_likelihood,
@@ -120,12 +121,11 @@ def _at_level(
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
     # These two evaluate the score at draws of p_sigma and nowhere else, and do not differentiate.
     is_shared = type(loss) in (Denoising, Explicit)
-    pairs: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def shared(points: Tensor, _: Tensor) -> Tensor:
-        learned = score(points, level)  # which need not embed one level for every point
-        pairs.append((learned, dataset.score(points, level)))
-        return learned
+        seen.append((points, score(points, level)))  # it need not embed one level for every point
+        return seen[-1][1]
 
     def total(loss: Loss, part: Tensor) -> float:
         function = shared if is_shared else score
@@ -141,7 +141,8 @@ def _at_level(
             plain += total(loss.without_penalty, part) / len(x)
     penalty = None if loss.without_penalty is loss else value - plain
     if is_shared:
-        return value, penalty, FisherDivergence.of(pairs)
+        points, learned = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return value, penalty, divergence_of(learned, points, dataset, level)
     return value, penalty, fisher_divergence(score, dataset, sigma, _POINTS_PER_LEVEL, stream)
 
 

@@ -135,4 +135,4 @@ def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():
     sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
     evaluate_training(score, dataset, sigmas, EVALUATED_LOSSES[0], 0, CPU)
     assert sum(sizes) == 2 * 100_000
-    assert max(sizes) <= 2048
+    assert max(sizes) <= 4096

@@ -15,6 +15,7 @@ from ncsn_cli.metrics.moments import ModeWeights, Moments
 from ncsn_cli.metrics.moments import nearest_mode as nearest_mode
 from ncsn_cli.metrics.score_error import FisherDivergence as FisherDivergence
 from ncsn_cli.metrics.score_error import ScoreError
+from ncsn_cli.metrics.score_error import divergence_of as divergence_of
 from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
 from ncsn_cli.metrics.score_error import in_parts as in_parts
 from ncsn_cli.metrics.score_error import relative_curl as relative_curl
