@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ncsn_cli.errors import ConfigError
 
@@ -33,6 +32,8 @@ class TensorBoard:
 
     def write(self, history: list[dict[str, Any]], with_pictures: bool = False) -> None:
         """Write those rows of the history that have come since, and the pictures in ``plots/``."""
+        from PIL import Image
+
         files = self._folder.glob("plots/*.png") if with_pictures else []
         with self._open(str(self._folder / "tensorboard"), purge_step=self._step + 1) as writer:
             for row in history:

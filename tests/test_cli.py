@@ -582,6 +582,47 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ncsn-train", *QUICK, "trainer.steps=1"],
+        ["ncsn-sample", "score=exact", "dataset=two_modes_1d", "sampler=langevin",
+         "sampler.steps=2", "num_samples=10", "metric=[moments]", "plot=[]"],
+    ],
+)  # fmt: skip
+def test_a_job_imports_nothing_that_it_does_not_use(arguments, tmp_path):
+    script = (
+        "import sys\nfrom ncsn_cli import cli\n"
+        f"sys.argv = {arguments}\n{arguments[0].replace('ncsn-', 'cli.')}()\n"
+        "print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    unused = {"matplotlib", "PIL", "tensorboard", "scipy.stats", "scipy.interpolate"}
+    assert not unused & set(result.stdout.split())
+
+
+def cannot_draw(_):
+    """For the ``before`` of ``tests.forked``."""
+    import matplotlib.figure
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("cannot draw")
+
+    matplotlib.figure.Figure.__init__ = fail
+
+
+def test_the_numbers_are_on_disk_before_a_picture_is_drawn(trained, forked, tmp_path):
+    source = [f"checkpoint={trained}", "num_samples=10", "metric=[moments]", "plot=[samples]"]
+    for command, arguments in (("train", [*QUICK, "trainer.steps=1", "plot=[score]"]),
+                               ("sample", source)):  # fmt: skip
+        result = forked.call(command, arguments, tmp_path, ["tests.test_cli", "cannot_draw", None])
+        assert (result.returncode, "cannot draw" in result.stderr) == (1, True)
+        assert read(only_run(tmp_path, command) / "metrics.json")["seconds"] > 0
+
+
+@pytest.mark.parametrize(
     ("typed", "completed"),
     [
         ("ncsn-train experiment=mds", ["experiment=mdsm_1d", "experiment=mdsm_1d_fixed_noise"]),
