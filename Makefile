@@ -30,7 +30,8 @@ test-slow: install  ## Run the tests that take longer
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal tests/faults --all-trials
 
-bench: install  ## Print what the default network and every sampler reach (hours)
+bench: install  ## Measure speed, and what the default network and every sampler reach (hours)
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/quality.py presets
 	$(BIN)/python benchmarks/quality.py small_mode
 	$(BIN)/python benchmarks/samplers.py evaluations
