@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import inspect
 import json
 import os
 import resource
@@ -37,19 +36,19 @@ def ours() -> dict[str, Work]:
     from hydra import compose, initialize_config_dir
     from samplers import METRIC, NUM, SIGMA_MAX, samplers
 
-    from ncsn_cli import training as training_module
     from ncsn_cli.cli import config_dir
     from ncsn_cli.configuration import fit_schedule, instantiate, known_points, read_config
     from ncsn_cli.floors import noise_floor
+    from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling import Sampling
     from ncsn_cli.schedules import Geometric, Karras
     from ncsn_cli.scores import Dataset, Score, random_stream
     from ncsn_cli.train import _initial_model
-    from ncsn_cli.training import Row, Training, fit
+    from ncsn_cli.training import Row, Training, fit, settle
 
     threads = torch.get_num_threads()  # torch's default, a notebook's
-    settle = getattr(training_module, "settle", None)  # what auto stands for, if there is auto
+    keep_freed_memory()
 
     def configuration(name: str, overrides: list[str]) -> dict[str, Any]:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -68,14 +67,13 @@ def ours() -> dict[str, Work]:
             model.adapt_to(data)
         optimizer = instantiate(config, "optimizer", params=model.parameters())
         loss = instantiate(config, "loss")
-        if settle is not None:
-            points = loss.points(trainer.batch_size or len(data), len(sigmas))
-            trainer = settle(trainer, model, optimizer, points, {})
+        points = loss.points(trainer.batch_size or len(data), len(sigmas))
+        trainer = settle(trainer, model, optimizer, points, {})
         torch.set_num_threads(int(trainer.threads))
         return Training(trainer, model, optimizer, loss, dataset, sigmas, seed)
 
     def train(overrides: list[str]) -> Answer:
-        """``fit`` with its history and evaluations; no files, no snapshots for animations."""
+        """``fit`` with its history; no evaluations but the last, no files, no snapshots."""
         training, history = new_training(overrides), list[Row]()
         start = time.perf_counter()
         fit(training, history, None, lambda: None)
@@ -101,21 +99,22 @@ def ours() -> dict[str, Work]:
             "experiment=mdsm_1d", f"dataset.num_samples={request['points']}",
             f"schedule.num_levels={request['levels']}", f"trainer.steps={request['steps']}",
             f"trainer.batch_size={request['points']}", f"model.hidden=[{request['width']}]",
-            f"seed={request.get('seed', 0)}", *request.get("overrides", []),
+            f"trainer.eval_every={request['steps']}", f"seed={request.get('seed', 0)}",
+            *request.get("overrides", []),
         ])  # fmt: skip
 
     def two_dimensional(request: Request) -> Answer:
         return train([
             "experiment=ncsn_2d", f"schedule.num_levels={request['levels']}",
             f"trainer.steps={request['steps']}", f"trainer.batch_size={request['batch']}",
-            f"model.hidden=[{request['width']}]", *request.get("overrides", []),
+            f"trainer.eval_every={request['steps']}", f"model.hidden=[{request['width']}]",
+            *request.get("overrides", []),
         ])  # fmt: skip
 
     def run_chains(request: Request, *args: Any, **options: Any) -> tuple[Any, float]:  # noqa: ANN401
         """``Sampling.run`` as ``ncsn-sample`` calls it."""
         torch.set_num_threads(1)
-        if "workers" in inspect.signature(Sampling).parameters:  # tiles side by side
-            options["workers"] = request["cores"]
+        options["workers"] = request["cores"]
         cpu = torch.device("cpu")
         sampling = Sampling(*args, keep_by_level=False, device=cpu, **options)
         start = time.perf_counter()

@@ -34,8 +34,6 @@ from typing import Any
 import contestants
 import numpy as np
 
-from ncsn_cli.cli import config_dir
-
 FOLDER = contestants.HERE.parent / "outputs" / "bench"
 PARTS = {  # and about so many minutes on two quiet cores
     "P1": 1, "P2": 3, "P3": 3, "P4": 5, "commands": 3, "growth": 6, "memory": 2, "quality": 9,
@@ -142,7 +140,7 @@ class Bench:
             jobs = [shrunk(job) for job in jobs]
         for job in jobs:
             if job.worker == "ours" and self.overrides:
-                job.request["overrides"] = self.overrides
+                job.request["overrides"] = [*job.request.get("overrides", []), *self.overrides]
             job.request["cores"] = self.cores
         done: dict[str, int] = {}
         for record in self.records():
@@ -252,12 +250,14 @@ def save(path: Path, arrays: list[Any]) -> None:
 
 
 def training_parts(part: str) -> list[Job]:
-    """P1 and P2: the notebook does a tenth of P2's steps."""
+    """P1 and P2: who does not compile does a tenth of P2's steps."""
     work, share = (P1, 1) if part == "P1" else (P2, 10)
+    part_of_it = {**work, "steps": work["steps"] // share}
     return [
-        Job("notebook", {**work, "steps": work["steps"] // share}, share),
+        Job("notebook", part_of_it, share),
         Job("jax", work),
-        Job("ours", work),
+        Job("ours, plain", {**part_of_it, "overrides": ["trainer.compile=false"]}, share),
+        Job("ours, compiled", {**work, "overrides": ["trainer.compile=true"]}),
     ]
 
 
@@ -281,7 +281,7 @@ def p4(bench: Bench) -> list[Job]:
         Job("notebook", {**work, "seeds": 2, "steps": 250}, 32),
         Job("jax, seeds in turn", {**work, "seeds": 2, "vmap": False}, 8),
         Job("jax, vmap over seeds", {**work, "seeds": 16, "vmap": True, "steps": 100}, 10),
-        Job("ours, fits alone", {**work, "seeds": 4}, 4),
+        Job("ours, plain fits", {**work, "seeds": 4, "overrides": ["trainer.compile=false"]}, 4),
     ]
     for name, words in (("", sweep), (", joblib", [*sweep, *joblib])):
         if not name or importlib.util.find_spec("joblib") is not None:
@@ -366,12 +366,10 @@ def memory(bench: Bench) -> list[Job]:
 def quality(bench: Bench) -> Iterator[tuple[str, list[Job]]]:
     """Score error against seconds of training, sliced Wasserstein against those of sampling."""
     jobs = []
-    can_compile = "compile:" in (config_dir() / "trainer" / "default.yaml").read_text()
-    loops = {"ours": [], "ours, compiled": ["trainer.compile=true"], "notebook": []}
-    if can_compile:
-        loops["ours"] = ["trainer.compile=false"]
-    else:
-        del loops["ours, compiled"]
+    loops = {
+        "ours, plain": ["trainer.compile=false"], "ours, compiled": ["trainer.compile=true"],
+        "notebook": [],
+    }  # fmt: skip
     for name, options in (("default", []), ("ncsn_2d", ["experiment=ncsn_2d"])):
         for loop, own in loops.items():
             limits = [1, 3, 10, 30, 60]

@@ -88,18 +88,18 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def contest(records: list[Record]) -> str:
-    """One work: every contestant's seconds, and how many times ours they are."""
+    """One work: every contestant's seconds, and how many times as fast it is as the notebook."""
     groups = grouped(records, lambda record: record["label"])
-    base = next((g for label, g in groups.items() if label.startswith("ours")), None)
+    base = groups.get("notebook")
     checks = list(dict.fromkeys(key for r in records for key in r.get("check", {})))
     with_steady = any("steady" in record for record in records)
-    head = ["contestant", "seconds", *["steady"] * with_steady, "/ ncsn_cli", "first", "compiling",
+    head = ["contestant", "seconds", *["steady"] * with_steady, "times as fast", "first", "compiling",
             "share", *checks]  # fmt: skip
     rows = []
     for label, group in sorted(groups.items(), key=lambda item: -median(item[1])):
         first = [record["first"] for record in group if "first" in record]
         compiling = [record["compile"] for record in group if "compile" in record]
-        ratio = "-" if base is None else f"{median(group) / median(base):.2f}"
+        ratio = "-" if base is None else f"{median(base) / median(group):.2f}"
         rows.append([
             name_of(label), spread(group, "seconds"),
             *[spread(group, "steady")] * with_steady, ratio,
@@ -250,7 +250,7 @@ def draw_quality(training: list[Record], samples: list[Record], path: Path) -> N
     for record in training:
         entry = record["entry"]
         times, _, errors = zip(*record["points"], strict=True)
-        colour = {"ours": MODEL, "ours, compiled": SERIES[0]}.get(entry["loop"], NEUTRAL)
+        colour = {"ours, plain": MODEL, "ours, compiled": SERIES[0]}.get(entry["loop"], NEUTRAL)
         dashes = "-" if entry["preset"] == "default" else "--"
         name = f"{name_of(entry['loop'])}, {entry['preset']}"
         axes[0].plot(times, errors, dashes, color=colour, marker="o", label=name)
@@ -318,5 +318,9 @@ def write(records: list[Record], docs: Path) -> None:
 
 def _ratios(records: list[Record]) -> dict[str, float]:
     groups = grouped(records, lambda record: record["label"])
-    base = [median(g) for label, g in groups.items() if label.startswith("ours")]
-    return {label: round(median(g) / base[0], 3) for label, g in groups.items() if base}
+    return {
+        f"{other} / {label}": round(median(groups[other]) / median(group), 3)
+        for label, group in groups.items()
+        if label.startswith("ours")
+        for other in groups.keys() - {label}
+    }
