@@ -191,9 +191,16 @@ def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_SAVES", 0.0)
     monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_LOOKS", 0.001)
+
+    def score(x, sigma):
+        time.sleep(0.001)
+        return two_modes_1d().score(x, sigma)
+
     for sampler in (ANNEALED, MALA):
-        states = []
-        whole = sampling(sampler, num=70, workers=2).run(states.append)
+        several, states = sampling(sampler, num=70, workers=2), []
+        several._score = score
+        whole = several.run(states.append)
+        assert any(step > 0 for _, record in states for _, step, *_ in record["tiles"])
         for state in states[:: -(-len(states) // 10)]:
             assert_same(sampling(sampler, num=70).run(saved=state), whole)
 
@@ -241,7 +248,9 @@ def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
                 continue
             with pytest.raises(BadCheckpointError):
                 sampling(ANNEALED, num=40).run(saved=(edited, record))
-    for name, value in [("1.labels", 2), ("1.labels", -1), ("settled", 5), ("1.generator", 255)]:
+    for name, value in [
+        ("1.labels", 2), ("1.labels", -1), ("settled", 5), ("1.generator", 255), ("finished", 1)
+    ]:  # fmt: skip
         edited = {**tensors, name: torch.full_like(tensors[name], value)}
         with pytest.raises(BadCheckpointError):
             sampling(ANNEALED, num=40).run(saved=(edited, record))
@@ -249,7 +258,8 @@ def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 8, 16, 17, 49, 120])
-def test_a_sample_that_is_not_finite_is_named_at_its_step(step):
+def test_a_sample_that_is_not_finite_is_named_at_its_step(step, monkeypatch):
+    monkeypatch.setattr("ncsn_cli.sampling._FRAMES", 2)  # which end blocks of steps
     sampler = AnnealedLangevin(step_size=0.01, steps_per_level=24, denoise=False)
     broken, evaluated = sampling(sampler), 0
 

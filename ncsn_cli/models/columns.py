@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +57,22 @@ class _Columns:
 def perceptron(layers: list[Tensor], activation: nn.Module) -> AtLevel:
     """The perceptron of the matrices ``layers``."""
     activate = _in_place(activation)
-    *before, last = layers
     columns: list[_Columns] = []
+    products: list[tuple[Tensor, Tensor, Tensor]] = []  # matrix, its inputs, its outputs
 
     def score(x: Tensor) -> Tensor:
         if not columns or columns[0].points.shape != x.shape:
-            columns[:] = [_Columns(layer.shape[1] - 1, x) for layer in layers]
-            columns.append(_Columns(last.shape[0], x))
-        inputs = columns[0]
-        inputs.points.copy_(x)
-        for layer, outputs in zip(before, columns[1:], strict=False):
-            activate(torch.mm(layer, inputs.all, out=outputs.features))
-            inputs = outputs
-        torch.mm(last, inputs.all, out=columns[-1].features)
+            widths = [x.shape[1], *(len(layer) for layer in layers)]
+            columns[:] = [_Columns(width, x) for width in widths]
+            products[:] = [
+                (layer, before.all, after.features)
+                for layer, (before, after) in zip(layers, pairwise(columns), strict=True)
+            ]
+        columns[0].points.copy_(x)
+        for layer, inputs, outputs in products[:-1]:
+            activate(torch.mm(layer, inputs, out=outputs))
+        layer, inputs, outputs = products[-1]
+        torch.mm(layer, inputs, out=outputs)
         return columns[-1].points
 
     return score
