@@ -93,8 +93,8 @@ def contest(records: list[Record]) -> str:
     base = groups.get("notebook")
     checks = list(dict.fromkeys(key for r in records for key in r.get("check", {})))
     with_steady = any("steady" in record for record in records)
-    head = ["contestant", "seconds", *["steady"] * with_steady, "times as fast", "first", "compiling",
-            "share", *checks]  # fmt: skip
+    head = ["contestant", "seconds", *["steady"] * with_steady, "times as fast", "first",
+            "compiling", "share", *checks]  # fmt: skip
     rows = []
     for label, group in sorted(groups.items(), key=lambda item: -median(item[1])):
         first = [record["first"] for record in group if "first" in record]
