@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ncsn_cli.errors import ConfigError
@@ -161,12 +160,12 @@ def technique_4(sigmas: Tensor, steps_per_level: int) -> float:
         raise ConfigError("sampler.step_size: auto needs at least two noise levels; give a number")
     gamma, sigma_min = float(sigmas[-2] / sigmas[-1]), float(sigmas[-1])
 
-    def variance_ratio(log_eta: float) -> float:
-        eta = math.exp(log_eta)
-        stationary = 1 / (1 - eta / 2)
-        return (1 - eta) ** (2 * steps_per_level) * (gamma**2 - stationary) + stationary
-
-    best = minimize_scalar(
-        variance_ratio, bounds=(math.log(1e-9), 0.0), method="bounded", options={"xatol": 1e-9}
-    )
-    return math.exp(best.x) * sigma_min**2
+    low, high = math.log(1e-9), 0.0
+    for _ in range(5):  # each time between the neighbours of the best of 1001, to 1e-9 at last
+        log_etas = torch.linspace(low, high, 1001, dtype=torch.float64)
+        etas = log_etas.exp()
+        stationary = 1 / (1 - etas / 2)
+        ratios = (1 - etas) ** (2 * steps_per_level) * (gamma**2 - stationary) + stationary
+        best = int(ratios.argmin())
+        low, high = float(log_etas[max(best - 1, 0)]), float(log_etas[min(best + 1, 1000)])
+    return float(etas[best]) * sigma_min**2
