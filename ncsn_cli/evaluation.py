@@ -38,7 +38,8 @@ FloorOf = Callable[[SampleMetric, Dataset, float, int], Floor]
 EVALUATED = ["loss", "loss_floor", "excess_loss", "score_error"]
 """Numbers of every training, the smaller the better but for the floor."""
 
-_POINTS = 500_000  # over all levels: the means over them err by about .3 %
+_POINTS = 500_000  # over all levels
+_POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
 _POINTS_FOR_CURL = 10_000
 _LEVELS_IN_2D = 3
 _FLOW_STEPS = 50  # an error of .002 nats in root mean square on grid_2d, less on the others
@@ -75,7 +76,8 @@ def evaluate_training(
     also E||s - s*||^2, the scale c that makes c s best, the relative curl for D = 2, and for
     D = 1 the KL divergence of the density that integrating the score recovers.
     """
-    num = min(100_000, max(10_000, _POINTS // len(sigmas)))
+    least, most = _POINTS_PER_LEVEL
+    num = min(most, max(least, _POINTS // len(sigmas)))
     losses, penalties, floors, excesses = [], [], [], []
     divergences, errors, scales, curls, kls = [], [], [], [], []
     stream = random_stream(seed, "evaluation", device)

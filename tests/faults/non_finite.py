@@ -33,7 +33,7 @@ def _loss(now, value):
     from ncsn_cli.training import Training
 
     for kind in Loss.__subclasses__():
-        _wrap(kind, "__call__", lambda call, loss: call() * (value if now() else 1.0))
+        _wrap(kind, "given", lambda call, loss: call() * (value if now() else 1.0))
     _wrap(Training, "excess_loss", lambda call, training: 0.0)  # it evaluates losses, too
 
 

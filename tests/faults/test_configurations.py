@@ -37,7 +37,7 @@ KINDS = {
     "width": "sigma std regularization weight_decay momentum eps ema_decay",
     "number": "weight_power mean low high",
     "flag": "denoise conditional variance_reduced tensorboard trajectory_metrics log_density"
-    " nesterov",
+    " nesterov compile",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
     "path": "checkpoint resume objective",
@@ -331,7 +331,7 @@ def test_a_configuration_runs_or_is_refused(
 ):
     number = trials("D2", 1000, 5)
     for module, name, value in [
-        (evaluation, "_POINTS_PER_LEVEL", 100), (evaluation, "_FLOW_STEPS", 2), (evaluation,
+        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (evaluation, "_FLOW_STEPS", 2), (evaluation,
         "_POINTS_FOR_CURL", 50),
         (quadrature, "_MOST_TERMS", 1e4), (quadrature, "_DRAWS", 1000), (floors, "REPEATS", 4),
         (hydra, "compose", functools.cache(compose)),
