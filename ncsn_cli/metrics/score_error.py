@@ -85,7 +85,8 @@ def divergence_of(learned: Tensor, x: Tensor, truth: Dataset, sigma: Tensor) -> 
 def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
     """Points (B, D) in parts at which a network, or the true score, is evaluated fastest.
 
-    On a CPU, what its layers pass on then stays in the cache, and memory is flat. Elsewhere the memory that K components ask bounds a part.
+    On a CPU, what its layers pass on then stays in the cache, and memory is flat. Elsewhere the
+    memory that K components ask bounds a part.
     """
     most = max(1, 2_000_000 // len(truth.weights))
     return x.split(min(most, _POINTS_IN_CACHE) if x.device.type == "cpu" else most)
