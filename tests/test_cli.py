@@ -221,6 +221,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
 
 def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
     compiled = succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
     assert list((tmp_path / "cache" / "ncsn_cli").iterdir())
     config = OmegaConf.load(compiled / "config.yaml")
