@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.scores import Score
 
-_MAX_STEPS = 64
+_MAX_STEPS = 128
 _MAX_NUMBERS = 2**20  # noise held for the steps of one call
 
 
@@ -82,17 +82,19 @@ class CompiledSteps:
         self._call(0)
 
     def __call__(
-        self, batches: Sequence[tuple[Tensor, Draws]], rates: list[float], lerps: list[float]
+        self, batches: Tensor, draws: list[Draws], rates: list[float], lerps: list[float]
     ) -> tuple[Tensor, Tensor] | None:
-        """One step for each of the ``batches``, points (B, D) and draws; at most ``most``.
+        """One step for each of the ``batches`` (steps, B, D) and their draws; at most ``most``.
 
         ``rates`` are their learning rates, ``lerps`` how far the average moves to the weights.
         Returns the losses and the norms of the gradients, as clipped, (steps,) each; None, and
         nothing is changed, if one of them is not finite.
         """
         num = len(batches)
-        for i, stack in enumerate(self._stacks):
-            torch.stack([(x, *draws)[i] for x, draws in batches], out=stack[:num])
+        points, *stacks = self._stacks
+        points[:num] = batches
+        for stack, drawn in zip(stacks, zip(*draws, strict=True), strict=True):
+            torch.stack(drawn, out=stack[:num])
         for rate, values in zip(self._rates, (rates, lerps), strict=True):
             rate[:num] = torch.tensor(values)
         losses, norms, state = self._call(num)

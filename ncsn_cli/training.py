@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -81,8 +82,9 @@ class Trainer:
     resume: str | None
 
 
-_POINTS_FOR_TWO_THREADS = 2**19  # times the width
-_SECONDS_TO_COMPILE = 20.0
+_OUTPUTS_FOR_TWO_THREADS = 2**18
+_SECONDS_TO_COMPILE = 15.0
+_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds
 
 
 def settle(
@@ -94,8 +96,13 @@ def settle(
 ) -> Trainer:
     """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
 
-    Both change the last bits of results, so the rules know sizes alone, and no machine. P
-    ``points`` a step and a widest layer of W: two threads from P W = 2^19. ...
+    Both change the last bits of results, so the rules know sizes alone and no machine; their
+    numbers are from benchmarks/speed.py on two cores (docs/performance.md). With P ``points`` a
+    step and a widest layer of W units: two threads from P W = 2^18 on; compiled steps, of Adam
+    and AdamW, where all ``steps`` are to save 15 seconds, each 1.5 ms and 2 ns for each of P W.
+
+    Raises:
+        ConfigError: If steps are to be compiled that cannot be.
     """
     can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
     if trainer.compile is True and not can_compile:
@@ -104,12 +111,13 @@ def settle(
     threads, compiled = trainer.threads, trainer.compile
     if threads == "auto":
         before = earlier.get("threads")
-        by_rule = 2 if outputs >= _POINTS_FOR_TWO_THREADS else 1
+        by_rule = 2 if outputs >= _OUTPUTS_FOR_TWO_THREADS else 1
         threads = before if isinstance(before, int) else by_rule
     if compiled == "auto":
         before = earlier.get("compile")
-        saved = trainer.steps * (1e-3 + 3e-9 * outputs)
-        pays = can_compile and saved > _SECONDS_TO_COMPILE
+        saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
+        limit = trainer.max_seconds or math.inf
+        pays = can_compile and min(saved, limit / 2) > _SECONDS_TO_COMPILE
         compiled = before if isinstance(before, bool) else pays
     return replace(trainer, threads=threads, compile=compiled)
 
@@ -204,10 +212,11 @@ class Training:
 
         start, state = time.monotonic(), self.generator.get_state()
         log.info("trainer.compile: compiling the steps")
+        batches, draws = self._draw(range(self.step, self.step + 1))
         try:
             compiled = CompiledSteps(
                 self.model, self.optimizer, self._average, self.loss, self.sigmas,
-                self.dataset.score, self.trainer.grad_clip, *self._draw(self.step),
+                self.dataset.score, self.trainer.grad_clip, batches[0], draws[0],
             )  # fmt: skip
         except Exception as error:  # torch's are of many kinds, and plain steps always work
             log.warning("trainer.compile: %s; the steps stay plain", one_line(str(error)))
@@ -225,7 +234,7 @@ class Training:
         made = 0 if self._average is None else int(self._average.n_averaged)
         decay = self.trainer.ema_decay or 0.0
         lerps = [_lerp_weight(decay, made + i) for i in range(len(steps))]
-        found = compiled([self._draw(step) for step in steps], rates, lerps)
+        found = compiled(*self._draw(steps), rates, lerps)
         if found is None:
             return None
         self.step = steps.stop
@@ -236,7 +245,7 @@ class Training:
     def _advance_plainly(self) -> float:
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
             group["lr"] = lr * self._decay(self.step)
-        x, draws = self._draw(self.step)
+        (x,), (draws,) = self._draw(range(self.step, self.step + 1))
         loss = self.loss.given(draws, self.model, x, self.sigmas, self.dataset.score)
         value = loss.item()
         if not math.isfinite(value):
@@ -311,38 +320,48 @@ class Training:
             return 1.0
         return (1 + math.cos(math.pi * step / self.trainer.steps)) / 2
 
-    def _draw(self, step: int) -> tuple[Tensor, Draws]:
-        """All that the step is random in: points (B, D), levels and noise."""
-        x, noise = self._batch(step)
-        return x, self.loss.draw(x, self.sigmas, self.generator, noise)
+    def _draw(self, steps: range) -> tuple[Tensor, list[Draws]]:
+        """All that the steps are random in: points (steps, B, D), levels and noise."""
+        size, draws = self.trainer.batch_size, []
+        if self._data is None:
+            assert size is not None
+            points = []
+            for _ in steps:
+                points.append(self.dataset.sample(size, generator=self.generator))
+                draws.append(self.loss.draw(points[-1], self.sigmas, self.generator))
+            return torch.stack(points), draws
+        noises: Iterable[Tensor | None] = repeat(self._noise, len(steps))
+        if size is None or size >= len(self._data):
+            batches = self._data.expand(len(steps), *self._data.shape)
+        else:
+            rows = self._rows(steps, size)
+            batches = self._data[rows]
+            if self._noise is not None:
+                noises = self._noise[rows]
+        for x, noise in zip(batches.unbind(), noises, strict=True):
+            draws.append(self.loss.draw(x, self.sigmas, self.generator, noise))
+        return batches, draws
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Points (B, D) of the step, and their fixed noise (B, L, D) if any.
+    def _rows(self, steps: range, size: int) -> Tensor:
+        """Rows of the training set for each of the steps, (steps, size).
 
         Epochs follow each other without a gap: a batch may hold the last points of one and the
         first of the next, so all have the same size.
         """
-        size = self.trainer.batch_size
-        if self._data is None:
-            assert size is not None
-            return self.dataset.sample(size, generator=self.generator), None
-        if size is None or size >= len(self._data):
-            return self._data, self._noise
-        epoch, first = divmod(step * size, len(self._data))
-        chosen = self._order(epoch)[first : first + size]
-        if len(chosen) < size:
-            chosen = torch.cat([chosen, self._order(epoch + 1)[: size - len(chosen)]])
-        return self._data[chosen], None if self._noise is None else self._noise[chosen]
+        assert self._data is not None
+        num, first, end = len(self._data), steps.start * size, steps.stop * size
+        epochs = range(first // num, (end - 1) // num + 1)
+        self._orders = {epoch: self._order(epoch) for epoch in epochs}
+        rows = torch.cat([*self._orders.values()])[first % num :]
+        return rows[: end - first].view(len(steps), size)
 
     def _order(self, epoch: int) -> Tensor:
         """The rows of the training set in the epoch's order, (N,)."""
-        if epoch not in self._orders:
-            stream = random_stream(self.seed, f"epoch {epoch}")
-            assert self._data is not None
-            order = torch.randperm(len(self._data), generator=stream).to(self.device)
-            before = {e: rows for e, rows in self._orders.items() if e == epoch - 1}
-            self._orders = before | {epoch: order}
-        return self._orders[epoch]
+        if epoch in self._orders:
+            return self._orders[epoch]
+        assert self._data is not None
+        stream = random_stream(self.seed, f"epoch {epoch}")
+        return torch.randperm(len(self._data), generator=stream).to(self.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which ``restore`` continues exactly.

@@ -142,21 +142,21 @@ def test_seeds_change_the_run_and_the_global_stream_is_left_alone():
 def test_an_epoch_holds_every_point_once_and_all_batches_are_of_a_size():
     training = start(batch_size=16)  # 50 points: an epoch ends within the fourth batch
     data = training.dataset.training_set()
-    batches = [training._batch(step)[0] for step in range(25)]
-    assert {len(batch) for batch in batches} == {16}
-    epochs = torch.cat(batches).split(50)
+    batches = training._draw(range(25))[0]
+    assert batches.shape == (25, 16, 1)
+    epochs = batches.reshape(-1, 1).split(50)
     for epoch in epochs:
         assert torch.equal(epoch.sort(0).values, data.sort(0).values)
     assert not torch.equal(*epochs[:2])
-    assert torch.equal(start(batch_size=16)._batch(17)[0], batches[17])
+    assert torch.equal(start(batch_size=16)._draw(range(17, 19))[0], batches[17:19])
 
 
 def test_fixed_noise_stays_with_its_point():
     training = start(loss=Denoising(levels="all", noise="fixed", weight_power=2.0))
     pairs = {}
     for step in range(12):
-        x, noise = training._batch(step)
-        for point, z in zip(x[:, 0].tolist(), noise, strict=True):
+        (x,), (draws,) = training._draw(range(step, step + 1))
+        for point, z in zip(x[:, 0].tolist(), draws.z, strict=True):
             assert torch.equal(pairs.setdefault(point, z), z)
     assert len(pairs) == 50
 

@@ -41,10 +41,10 @@ def _data(now, value):
     from ncsn_cli.training import Training
 
     def change(call, training):
-        x, noise = call()
-        return (x.clone().index_fill_(0, torch.tensor([0]), value) if now() else x), noise
+        batches, draws = call()
+        return (torch.full_like(batches, value) if now() else batches), draws
 
-    _wrap(Training, "_batch", change)
+    _wrap(Training, "_draw", change)
 
 
 def _weight(now, value):
