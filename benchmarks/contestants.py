@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ncsn_cli.training import Training
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -29,48 +32,59 @@ Work = Callable[[Request], Answer]
 HERE = Path(__file__).resolve().parent
 
 
+def configuration(name: str, overrides: list[str]) -> dict[str, Any]:
+    """What ``ncsn-train`` or ``ncsn-sample`` reads from its overrides."""
+    from hydra import compose, initialize_config_dir
+
+    from ncsn_cli.cli import config_dir
+    from ncsn_cli.configuration import read_config
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return read_config(compose(name, overrides))
+
+
+def new_training(overrides: list[str]) -> Training:
+    """The training that ``ncsn-train`` would begin."""
+    import torch
+
+    from ncsn_cli.configuration import fit_schedule, instantiate, known_points
+    from ncsn_cli.train import _initial_model
+    from ncsn_cli.training import Training, settle
+
+    config = configuration("train", overrides)
+    seed = config["seed"]
+    trainer = instantiate(config, "trainer")
+    dataset = instantiate(config, "dataset")
+    data = known_points(dataset, seed)
+    sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
+    model = _initial_model(config, dataset.dim, seed)
+    if hasattr(model, "adapt_to"):
+        model.adapt_to(data)
+    optimizer = instantiate(config, "optimizer", params=model.parameters())
+    loss = instantiate(config, "loss")
+    points = loss.points(trainer.batch_size or len(data), len(sigmas))
+    trainer = settle(trainer, model, optimizer, points, {})
+    torch.set_num_threads(int(trainer.threads))
+    return Training(trainer, model, optimizer, loss, dataset, sigmas, seed)
+
+
 def ours() -> dict[str, Work]:
     """This package: ``training.fit`` and ``Sampling.run``, built as its commands build them."""
     import notebook
     import torch
-    from hydra import compose, initialize_config_dir
     from samplers import METRIC, NUM, SIGMA_MAX, samplers
 
-    from ncsn_cli.cli import config_dir
-    from ncsn_cli.configuration import fit_schedule, instantiate, known_points, read_config
+    from ncsn_cli.configuration import instantiate
     from ncsn_cli.floors import noise_floor
     from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling import Sampling
     from ncsn_cli.schedules import Geometric, Karras
     from ncsn_cli.scores import Dataset, Score, random_stream
-    from ncsn_cli.train import _initial_model
-    from ncsn_cli.training import Row, Training, fit, settle
+    from ncsn_cli.training import Row, fit
 
     threads = torch.get_num_threads()  # torch's default, a notebook's
     keep_freed_memory()
-
-    def configuration(name: str, overrides: list[str]) -> dict[str, Any]:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return read_config(compose(name, overrides))
-
-    def new_training(overrides: list[str]) -> Training:
-        """As ``ncsn-train`` does it."""
-        config = configuration("train", overrides)
-        seed = config["seed"]
-        trainer = instantiate(config, "trainer")
-        dataset = instantiate(config, "dataset")
-        data = known_points(dataset, seed)
-        sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
-        model = _initial_model(config, dataset.dim, seed)
-        if hasattr(model, "adapt_to"):
-            model.adapt_to(data)
-        optimizer = instantiate(config, "optimizer", params=model.parameters())
-        loss = instantiate(config, "loss")
-        points = loss.points(trainer.batch_size or len(data), len(sigmas))
-        trainer = settle(trainer, model, optimizer, points, {})
-        torch.set_num_threads(int(trainer.threads))
-        return Training(trainer, model, optimizer, loss, dataset, sigmas, seed)
 
     def train(overrides: list[str]) -> Answer:
         """``fit`` with its history; no evaluations but the last, no files, no snapshots."""
