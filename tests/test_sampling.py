@@ -127,8 +127,10 @@ def test_a_networks_chains_do_not_depend_on_how_many_threads_run_them(monkeypatc
 
 
 def ask_to_stop():
+    handler = signal.getsignal(signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.02)  # the main thread hears of it
+    while signal.getsignal(signal.SIGTERM) is handler:  # until the main thread has heard of it
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

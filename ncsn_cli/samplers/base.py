@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ncsn_cli.scores import STRICT, Score, at_level
 
+_STEPS_A_DRAW = 16  # of the noise of Langevin steps: a call for each would cost as much again
+
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
 
@@ -130,12 +132,12 @@ class Sampler(ABC):
     ) -> Iterator[tuple[Tensor, float | None]]:
         """The Langevin steps at one level: x and the share of accepted proposals after each."""
         score_here, noise = at_level(score, sigma), math.sqrt(2 * level.tau)
-        z = torch.empty_like(x)
-        coordinates = z.mT  # its rows are contiguous
-        for _ in range(level.steps):
-            coordinates.normal_(generator=generator)
-            x = torch.add(x, score_here(x), alpha=level.tau).add_(z, alpha=noise)
-            yield x, None
+        for first in range(0, level.steps, _STEPS_A_DRAW):
+            num = min(_STEPS_A_DRAW, level.steps - first)
+            z = torch.empty(num, *x.mT.shape, dtype=x.dtype, device=x.device)
+            for z_now in z.normal_(generator=generator).mT.unbind():
+                x = torch.add(x, score_here(x), alpha=level.tau).add_(z_now, alpha=noise)
+                yield x, None
 
     def _descent(self) -> Step:
         """The step to the next level for one run of the chain, in which it may remember."""
