@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -307,12 +308,19 @@ def write(records: list[Record], docs: Path) -> None:
     }
     text = TEMPLATE.read_text()
     for name, value in values.items():
-        text = text.replace("{{" + name + "}}", value)
-    (docs / "performance.md").write_text(text)
+        is_empty = value.count("\n") < 2 and value.startswith("|")
+        text = text.replace("{{" + name + "}}", "Not measured yet." if is_empty else value)
     works = {work: parts.get(work, []) for work in TITLES}
     draw_works(works, pictures / "performance.png")
-    draw_growth(grown, pictures / "performance_growth.png")
-    draw_quality(training, samples, pictures / "performance_quality.png")
+    if grown:
+        draw_growth(grown, pictures / "performance_growth.png")
+    else:
+        text = re.sub(r"!\[[^]]*\]\([^)]*growth.png\)\n+", "", text)
+    if training and samples:
+        draw_quality(training, samples, pictures / "performance_quality.png")
+    else:
+        text = re.sub(r"!\[[^]]*\]\([^)]*quality.png\)\n+", "", text)
+    (docs / "performance.md").write_text(text)
     print(json.dumps({work: _ratios(parts.get(work, [])) for work in TITLES}, indent=1))
 
 
