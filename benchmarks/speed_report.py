@@ -197,7 +197,10 @@ def draw_works(works: dict[str, list[Record]], path: Path) -> None:
     """A panel a work, a row a contestant: median, and least to most."""
     figure, axes = new_figure(2, 2, width=5.6, height=2.7)
     for panel, (work, title) in zip(axes, TITLES.items(), strict=True):
-        groups = grouped(works.get(work, []), lambda record: record["label"])
+        if not works.get(work):
+            panel.axis("off")
+            continue
+        groups = grouped(works[work], lambda record: record["label"])
         order = sorted(groups.items(), key=lambda item: median(item[1]))
         for row, (label, group) in enumerate(order):
             values = [seconds(record) for record in group]
@@ -213,11 +216,10 @@ def draw_works(works: dict[str, list[Record]], path: Path) -> None:
         panel.set_yticks(range(len(names)), names)
         panel.set(title=title, xlabel="seconds", ylim=(-0.6, len(names) - 0.4))
         panel.grid(axis="y", color="0.9")
-        if order:
-            middles = [median(group) for _, group in order]
-            low, high = min(middles) / 2, max(middles)
-            log_scale(panel, "x", [low, high])
-            panel.set_xlim(low, high * (high / low) ** 0.4)
+        middles = [median(group) for _, group in order]
+        low, high = min(middles) / 2, max(middles)
+        log_scale(panel, "x", [low, high])
+        panel.set_xlim(low, high * (high / low) ** 0.4)
     figure.savefig(path, dpi=110)
 
 
