@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from ncsn_cli.errors import BusyFolderError, DivergedError, OutputExistsError
@@ -187,6 +187,9 @@ def refuse_run(folder: Path) -> None:
         raise OutputExistsError(f"{folder}: this folder holds a run; choose another one")
 
 
+_STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
 @contextmanager
 def signals_as_requests() -> Iterator[list[int]]:
     """Collect signals that ask to stop in a list, to be looked at between steps.
@@ -198,8 +201,7 @@ def signals_as_requests() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _STOPPING}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:
@@ -213,6 +215,34 @@ def signals_as_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within ``signals_as_requests``: a signal is a request, and ends this block at once."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(number: int, frame: FrameType | None) -> None:
+        request = before[signal.Signals(number)]
+        assert callable(request)
+        request(number, frame)
+        raise Ended
+
+    before = {n: h for n in _STOPPING if callable(h := signal.getsignal(n))}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    except Ended:
+        pass
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
 
 
 def hand_to_scheduler(number: int) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun, one_line
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs import ended_by_signals, hand_to_scheduler, signals_as_requests
 from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 
@@ -196,9 +196,6 @@ class Training:
             DivergedError: If the loss or a gradient is not finite; the weights are then those
                 before the step.
         """
-        # The optimizer's first step makes its state, which the compiled ones read.
-        if self._is_to_compile and self.step > 0:
-            self._is_to_compile, self._compiled = False, self._compile()
         if self._compiled is not None:
             state = self.generator.get_state()
             value = self._advance_compiled(self._compiled, most)
@@ -207,7 +204,16 @@ class Training:
             self.generator.set_state(state)  # the plain steps find which one it is
         return self._advance_plainly()
 
-    def _compile(self) -> CompiledSteps | None:
+    @property
+    def is_to_compile(self) -> bool:
+        """Whether steps from here on are to be compiled, and are not yet.
+
+        The optimizer's first step makes its state, which the compiled ones read.
+        """
+        return self._is_to_compile and self.step > 0
+
+    def compile(self) -> None:
+        """Compile the steps, if that can be done."""
         from ncsn_cli.compiled import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
@@ -220,12 +226,13 @@ class Training:
             )  # fmt: skip
         except Exception as error:  # torch's are of many kinds, and plain steps always work
             log.warning("trainer.compile: %s; the steps stay plain", one_line(str(error)))
-            return None
+        else:
+            self._compiled = compiled
+            seconds = time.monotonic() - start
+            log.info("trainer.compile: %.1f s, up to %d steps a call", seconds, compiled.most)
         finally:
             self.generator.set_state(state)
-        seconds = time.monotonic() - start
-        log.info("trainer.compile: %.1f s, up to %d steps a call", seconds, compiled.most)
-        return compiled
+        self._is_to_compile = False
 
     def _advance_compiled(self, compiled: CompiledSteps, most: int) -> float | None:
         """At most so many compiled steps; None, and nothing is changed, if one is not finite."""
@@ -458,6 +465,10 @@ def fit(
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
         while training.step < trainer.steps and not (late or requests):
+            if training.is_to_compile:
+                with ended_by_signals():
+                    training.compile()
+                continue
             loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start
             late = trainer.max_seconds is not None and seconds > trainer.max_seconds

@@ -43,6 +43,8 @@ def untranslated(monkeypatch):
 
 def advance_to(training, step):
     while training.step < step:
+        if training.is_to_compile:
+            training.compile()
         loss = training.advance(step - training.step)
     return loss
 
@@ -111,7 +113,7 @@ def translated():
     """A training whose steps are compiled for this machine, after its first step."""
     training = start(compile=True, steps=300, ema_decay=0.9)
     training.advance()
-    training.advance()
+    training.compile()
     return training
 
 

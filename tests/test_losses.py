@@ -240,10 +240,13 @@ def test_gradients_reach_the_weights(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dataset):
     loss, sigmas = LOSSES[name]("all", 2.0), Geometric(2.0, 0.5, 5).sigmas
-    network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
     excess = excess_loss(network, dataset, sigmas, loss, 400_000, stream(5))  # error below 0.5 %
     values = np.array(batches(loss, network, dataset, sigmas, num=200))
-    assert_mean(values - floor(loss, dataset, sigmas), excess, standard_errors=6)
+    error = 6 * values.std() / math.sqrt(len(values)) + 0.005 * excess
+    assert abs(values.mean() - floor(loss, dataset, sigmas) - excess) < error
 
 
 def test_fixed_noise_is_drawn_once_for_each_point_and_level():
