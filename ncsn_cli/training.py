@@ -97,7 +97,7 @@ def settle(
     """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
 
     Both change the last bits of results, so the rules know sizes alone and no machine; their
-    numbers are from benchmarks/speed.py on two cores (docs/performance.md). With P ``points`` a
+    numbers are from benchmarks/steps.py on two cores (docs/performance.md). With P ``points`` a
     step and a widest layer of W units: two threads from P W = 2^18 on; compiled steps, of Adam
     and AdamW, where all ``steps`` are to save 15 seconds, each 1.5 ms and 2 ns for each of P W.
 
@@ -359,8 +359,11 @@ class Training:
         num, first, end = len(self._data), steps.start * size, steps.stop * size
         epochs = range(first // num, (end - 1) // num + 1)
         self._orders = {epoch: self._order(epoch) for epoch in epochs}
-        rows = torch.cat([*self._orders.values()])[first % num :]
-        return rows[: end - first].view(len(steps), size)
+        parts = [
+            order[max(0, first - epoch * num) : end - epoch * num]
+            for epoch, order in self._orders.items()
+        ]
+        return torch.cat(parts).view(len(steps), size)
 
     def _order(self, epoch: int) -> Tensor:
         """The rows of the training set in the epoch's order, (N,)."""
