@@ -94,17 +94,11 @@ def _run(name: str) -> None:
                 signal.signal(number, _interrupt)
         before = _written(_status())
         _keep_home_out_of_logs()
-        gc.disable()  # until the run begins: importing torch makes much, and nothing to collect
         try:
-            task: Callable[[DictConfig], float | None] = getattr(
-                importlib.import_module(f"ncsn_cli.{name}"), name
-            )
-            return task(cfg)
+            return _task(name)(cfg)
         except BaseException as error:
             _record_failure(error, before)
             raise
-        finally:
-            gc.enable()
 
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error: BaseException | None = None
@@ -126,6 +120,19 @@ def _run(name: str) -> None:
         error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
     if error is not None:
         _exit(name, error, state.job_started, show_traceback)
+
+
+def _task(name: str) -> Callable[[DictConfig], float | None]:
+    """The command's function. Importing torch makes much, and nothing to collect, now or later."""
+    module = f"ncsn_cli.{name}"
+    if module not in sys.modules:  # once: an earlier job of a sweep leaves what is to be collected
+        gc.disable()
+        try:
+            importlib.import_module(module)
+            gc.freeze()
+        finally:
+            gc.enable()
+    return getattr(sys.modules[module], name)
 
 
 def _refuse_rerun() -> None:

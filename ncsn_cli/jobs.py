@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import json
 import logging
@@ -90,7 +89,6 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     command = " ".join([f"ncsn-{hydra_config.job.name}", *map(_quoted, words)])
     facts = {"threads": torch.get_num_threads(), **facts}
     settings = OmegaConf.to_yaml(without_paths(config))
-    gc.enable()
     return RunFolder(output_folder(), settings, command, facts, again=in_sweep())
 
 
