@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import time
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -35,6 +37,13 @@ Row = dict[str, float | None]
 COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
+
+# At the first call of these methods torch imports its compiler, which takes a second, to mark them
+# as not to be compiled; it keeps the marked one in this attribute. Nothing here compiles them.
+# Should a torch not look there, it imports its compiler as before.
+for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    _method = inspect.unwrap(getattr(Optimizer, _name))
+    _method.__dynamo_disable = _method
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -90,7 +99,7 @@ _SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds
 def settle(
     trainer: Trainer,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     points: int,
     earlier: dict[str, Any],
 ) -> Trainer:
@@ -145,7 +154,7 @@ class Training:
         self,
         trainer: Trainer,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         loss: Loss,
         dataset: Dataset,
         sigmas: Tensor,
@@ -161,6 +170,7 @@ class Training:
         for group in optimizer.param_groups:
             if isinstance(optimizer, _FUSED) and group["fused"] is None:  # it was left open
                 group["fused"] = True  # one operation for all weights
+        self._optimizer_step = _optimizer_step(optimizer)
         self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         self._average: AveragedModel | None = None
         if trainer.ema_decay is not None:
@@ -266,7 +276,7 @@ class Training:
         if self.trainer.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
             self.grad_norm = nn.utils.get_total_norm(self._gradients()).item()
-        self.optimizer.step()
+        self._optimizer_step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         self.step += 1
@@ -424,6 +434,18 @@ class Training:
             log.warning("the run was on another type of device: its noise goes on differently")
             name = f"training from step {self.step}"
             self.generator = random_stream(self.seed, name, self.device)
+
+
+def _optimizer_step(optimizer: Optimizer) -> Callable[[], object]:
+    """``optimizer.step``, without what torch puts around that of its own optimizers.
+
+    That is the import of its compiler, to split what it compiles there, a name for its profiler,
+    and hooks, of which there are none.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return optimizer.step
+    step = inspect.unwrap(type(optimizer).step)
+    return torch.no_grad()(lambda: step(optimizer))
 
 
 def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:

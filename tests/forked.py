@@ -97,7 +97,7 @@ def _serve():
     import tempfile
 
     import torch
-    import torch._dynamo  # which the first optimizer of a process would import, in 2 s
+    import torch._dynamo  # which a job that compiles would import, in 2 s
 
     import ncsn_cli.sample
     import ncsn_cli.train  # noqa: F401

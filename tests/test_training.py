@@ -1,5 +1,8 @@
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +58,43 @@ def assert_same(first, second):
     assert tensors.keys() == others.keys()
     for name in tensors:
         assert torch.equal(tensors[name], others[name]), name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_optimizers_step_is_torchs(optimizer):
+    ours, torchs = start(optimizer=optimizer), start(optimizer=optimizer)
+    torchs._optimizer_step = torchs.optimizer.step
+    assert advance(ours, 5) == advance(torchs, 5)
+    assert_same(ours, torchs)
+
+
+def test_an_optimizer_of_ones_own_keeps_what_is_around_its_step():
+    class Own(torch.optim.SGD):
+        pass
+
+    training = start()
+    training = Training(
+        training.trainer, training.model, Own(training.model.parameters(), lr=0.01),
+        training.loss, training.dataset, SIGMAS, seed=0,
+    )  # fmt: skip
+    seen = []
+    training.optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    advance(training, 2)
+    assert seen == [1, 1]
+
+
+def test_plain_steps_do_without_torchs_compiler():
+    """Importing it would take a fourth of a short run."""
+    code = """
+import sys
+from tests.test_training import OPTIMIZERS, advance, start
+for name in OPTIMIZERS:
+    training = start(optimizer=name)
+    advance(training, 2)
+    training.restore(*training.state())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 19])
