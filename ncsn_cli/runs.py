@@ -187,7 +187,7 @@ def refuse_run(folder: Path) -> None:
         raise OutputExistsError(f"{folder}: this folder holds a run; choose another one")
 
 
-_STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def signals_as_requests() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in _STOPPING}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:
@@ -230,7 +230,7 @@ def ended_by_signals() -> Iterator[None]:
         request(number, frame)
         raise Ended
 
-    before = {n: h for n in _STOPPING if callable(h := signal.getsignal(n))}
+    before = {n: h for n in STOPPING if callable(h := signal.getsignal(n))}
     if threading.current_thread() is not threading.main_thread():
         before = {}
     for number in before:

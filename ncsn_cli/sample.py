@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 _STOPPED = "sampling.safetensors"
 """Where a run that was stopped keeps its chains."""
 
-_THREADS = torch.get_num_threads()  # now: the second job of a sweep would find 1
+_WORKERS = torch.get_num_threads()  # now: the second job of a sweep would find 1
 
 _MAY_CHANGE_ON_RESUME = {
     "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
@@ -136,7 +136,7 @@ def sample(cfg: DictConfig) -> float | None:
         keep_by_level=run.trajectory_metrics,
         seed=run.seed,
         device=device,
-        workers=_THREADS if device.type == "cpu" else 1,
+        workers=_WORKERS if device.type == "cpu" else 1,
     )
     identity = {
         "config": without_paths(config),

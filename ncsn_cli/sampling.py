@@ -2,18 +2,17 @@
 
 Each tile has the same number of chains, the last one more than are asked for, and a stream of
 random numbers of its own. So a chain depends on the seed and its place alone, not on how many
-others there are nor on how many threads share the tiles, and memory holds what is returned and
-one tile a thread.
+others there are nor on how many processes share the tiles, and memory holds what is returned and
+one tile a process.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from ncsn_cli.metrics import count_commitment, mode_commitment, nearest_mode, se
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.samplers import LogProb, Sampler, State
 from ncsn_cli.scores import Dataset, Score, at_level, random_stream
+from ncsn_cli.workers import shared_zeros, side_by_side
 
 TILE = {"cpu": 1280, "cuda": 65_536, "mps": 65_536}
 """Chains in a tile, by type of device."""
@@ -36,7 +36,7 @@ TILE = {"cpu": 1280, "cuda": 65_536, "mps": 65_536}
 _FRAMES = 200  # at most so many states of a kept chain
 _KEPT_LEVELS = 20  # at most so many at whose end all chains are kept
 _BLOCK = 16  # at most so many steps between looks at whether chains are finite
-_SECONDS_BETWEEN_LOOKS = 0.1  # at signals and progress
+_SECONDS_BETWEEN_NEWS = 0.1  # of a tile that runs
 _SECONDS_BETWEEN_SAVES = 60.0
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
@@ -96,21 +96,20 @@ class _Begun(NamedTuple):
     labels: Tensor
 
 
-@dataclass
-class _Tile:
-    """A tile to be run, which its thread keeps up to date for the others.
+class _Running(NamedTuple):
+    """How far a tile has come.
 
     Args:
-        number: Its place.
-        begun: Where it goes on from if it is stopped; None: it has not begun.
+        begun: Where it goes on from if it is stopped.
         step: States of its chains so far.
-        state: The last of them.
+        level: Row of ``Sampler.levels``.
+        acceptance: See ``State``, of the last of them.
     """
 
-    number: int
-    begun: _Begun | None
-    step: int = 0
-    state: State | None = None
+    begun: _Begun
+    step: int
+    level: int
+    acceptance: float | None
 
 
 class _Finished(NamedTuple):
@@ -161,7 +160,7 @@ class Sampling:
         keep_by_level: Whether to keep all chains at the end of some levels.
         seed: Seed of all chains.
         device: Where they run.
-        workers: At most so many tiles run at a time, each in a thread.
+        workers: At most so many tiles run at a time, each in a process; 1 on a GPU.
     """
 
     def __init__(
@@ -183,8 +182,7 @@ class Sampling:
         self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
         self._num, self._sigmas, self._truth = num, sigmas, truth
         self._seed, self._device, self._tile = seed, device, TILE[device.type]
-        self._num_tiles = -(-num // self._tile)
-        self._workers = min(workers, self._num_tiles)
+        self._num_tiles, self._workers = -(-num // self._tile), workers
         self._plan = sampler.levels(sigmas)
         levels = [0, *sampler.levels_of_states(sigmas)]  # of each step, the start among them
         self._last = len(levels) - 1
@@ -202,15 +200,15 @@ class Sampling:
         kept = np.linspace(0, len(self._plan) - 1, num_kept).round().astype(int).tolist()
         self._kept_levels = {level: i for i, level in enumerate(kept)}
         self._left = {
-            "samples": torch.zeros(num, truth.dim),
-            "init": torch.zeros(num, truth.dim),
-            "settled": torch.zeros(num, dtype=torch.int32),
-            "by_level": torch.zeros(num_kept, num, truth.dim),
-            "paths": torch.zeros(len(frames), min(num_paths, num), truth.dim),
-            "accepted": torch.zeros(
+            "samples": shared_zeros(num, truth.dim),
+            "init": shared_zeros(num, truth.dim),
+            "settled": shared_zeros(num, dtype=torch.int32),
+            "by_level": shared_zeros(num_kept, num, truth.dim),
+            "paths": shared_zeros(len(frames), min(num_paths, num), truth.dim),
+            "accepted": shared_zeros(
                 self._num_tiles * sampler.needs_log_prob, len(self._plan), dtype=torch.float64
             ),  # tile by tile, for a sum depends on its order
-            "finished": torch.zeros(self._num_tiles, dtype=torch.bool),
+            "finished": shared_zeros(self._num_tiles, dtype=torch.bool),
         }
         nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
         self._counts = count_commitment(nobody, len(truth.modes))
@@ -229,43 +227,34 @@ class Sampling:
         """
         begun = {} if saved is None else self._take_up(saved)
         missing = (~self._left["finished"]).nonzero()[:, 0].tolist()
-        waiting = [_Tile(number, begun.get(number)) for number in reversed(missing)]
-        running: dict[Future[_Finished | None], _Tile] = {}
-        failed, last_save = threading.Event(), time.monotonic()
+        tiles = [self._run_tile(number, begun.get(number)) for number in missing]
+        running: dict[int, _Running] = {}
+        last_save = time.monotonic()
         with (
             signals_as_requests() as requests,
             tqdm(
                 total=self._num_tiles * self._last, desc="sampling", unit="step", disable=None
             ) as bar,
-            ThreadPoolExecutor(self._workers) as pool,
+            closing(side_by_side(tiles, self._workers)) as all_news,
         ):
-
-            def is_over() -> bool:
-                return bool(requests) or failed.is_set()
-
-            try:
-                while running or (waiting and not requests):
-                    while waiting and len(running) < self._workers and not requests:
-                        tile = waiting.pop()
-                        running[pool.submit(self._run_tile, tile, is_over)] = tile
-                    wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-                    for future in [future for future in running if future.done()]:
-                        tile = running.pop(future)
-                        finished = future.result()
-                        if finished is None:
-                            waiting.append(tile)
-                        else:
-                            self._add(tile, finished)
-                    self._show(bar, [*running.values()])
-                    if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-                        save(self._to_save([*running.values(), *waiting]))
-                        last_save = time.monotonic()
-            finally:
-                failed.set()
-            if requests:
-                save(self._to_save(waiting))
-                hand_to_scheduler(requests[0])
-                raise InterruptedRun(f"stopped by a signal {self._where(waiting)}", requests[0])
+            for news in all_news:
+                for i, told in news:
+                    if isinstance(told, _Running):
+                        running[missing[i]], begun[missing[i]] = told, told.begun
+                    else:
+                        running.pop(missing[i], None)
+                        begun.pop(missing[i], None)
+                        self._add(missing[i], told)
+                self._show(bar, running)
+                if requests:
+                    break
+                if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                    save(self._to_save(begun))
+                    last_save = time.monotonic()
+        if requests:
+            save(self._to_save(begun))
+            hand_to_scheduler(requests[0])
+            raise InterruptedRun(f"stopped by a signal {self._where(begun)}", requests[0])
         return self._chains()
 
     def _take_up(self, saved: Saved) -> dict[int, _Begun]:
@@ -316,38 +305,39 @@ class Sampling:
             begun[number] = _Begun(
                 step, level, evaluated, tensors[x], tensors[state], tensors[labels]
             )
-        self._left = {name: tensors[name].clone() for name in self._left}
+        for name, tensor in self._left.items():
+            tensor.copy_(tensors[name])
         self._counts = {name: tensors[name] for name in self._counts}
         self._evaluations = record["evaluations"]
         return begun
 
     def finished(self) -> Saved:
         """What ``run`` needs to return the same chains again, once it has."""
-        return self._to_save([])
+        return self._to_save({})
 
-    def _to_save(self, tiles: list[_Tile]) -> Saved:
-        """All that is needed to go on: what chains have left, and those of ``tiles`` that began.
+    def _to_save(self, begun: dict[int, _Begun]) -> Saved:
+        """All that is needed to go on: what chains have left, and the tiles that have begun.
 
         What running tiles have left of levels after the one last begun will be written again.
         """
-        begun = {tile.number: tile.begun for tile in tiles}
-        stopped = {number: at for number, at in sorted(begun.items()) if at is not None}
-        # Copies: the running tiles' threads go on writing.
+        # Copies: those who run tiles go on writing.
         tensors = {name: tensor.clone() for name, tensor in (self._left | self._counts).items()}
-        for number, at in stopped.items():
+        places = []
+        for number, at in sorted(begun.items()):
             tensors[f"{number}.x"] = at.x
             tensors[f"{number}.generator"] = at.generator
             tensors[f"{number}.labels"] = at.labels
-        places = [[number, at.step, at.level, at.evaluations] for number, at in stopped.items()]
+            places.append([number, at.step, at.level, at.evaluations])
         return tensors, {"tiles": places, "evaluations": self._evaluations}
 
-    def _run_tile(self, tile: _Tile, is_over: Callable[[], bool]) -> _Finished | None:
-        """Run a tile from where it has begun; None if it ``is_over`` before its end."""
+    @torch.no_grad()
+    def _run_tile(self, number: int, begun: _Begun | None) -> Iterator[_Running | _Finished]:
+        """Run a tile from where it has ``begun``, or from its start, and tell how far it is."""
         sampler, left = self._sampler, self._left
-        rows = slice(tile.number * self._tile, min((tile.number + 1) * self._tile, self._num))
+        rows = slice(number * self._tile, min((number + 1) * self._tile, self._num))
         num = rows.stop - rows.start
         paths = slice(rows.start, max(rows.start, min(rows.stop, left["paths"].shape[1])))
-        stream = random_stream(self._seed, f"chains {tile.number}", self._device)
+        stream = random_stream(self._seed, f"chains {number}", self._device)
         labels = torch.zeros(len(self._plan), self._tile, dtype=torch.int16)
 
         def look(step: int, level: int, x: Tensor) -> None:
@@ -358,70 +348,75 @@ class Sampling:
                 labels[level] = nearest_mode(x, self._truth)
                 if level in self._kept_levels:
                     left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
+
+        def begin(step: int, x: Tensor) -> _Begun:
+            return _Begun(
+                step, self._begins[step], score.evaluations, x, stream.get_state(),
+                labels[: bisect_right(self._level_ends, step)],
+            )  # fmt: skip
+
+        if begun is None:
+            score, step, level, x = _Counted(self._score, 0), 0, 0, self._init(self._tile, stream)
+            left["init"][rows] = x[:num].cpu()
+            look(0, 0, x)
+            begun = begin(0, x)
+        else:
+            step, level, x = begun.step, begun.level, begun.x.to(self._device)
+            score = _Counted(self._score, begun.evaluations)
+            stream.set_state(begun.generator)
+            labels[: len(begun.labels)] = begun.labels
+        accepted = left["accepted"][number : number + 1]  # none where none are refused
+        accepted[:, level:] = 0
+        chain = sampler.chain(
+            score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=level
+        )
+        last_news = time.monotonic()
+        while step < self._last:
+            next_look = self._looks[bisect_right(self._looks, step)]
+            block = list(islice(chain, min(next_look - step, _BLOCK)))
+            _refuse_non_finite(block, step)
+            for state in block:
+                if state.acceptance is not None:
+                    accepted[:, state.level] += state.acceptance
+            step, x = step + len(block), state.x
+            look(step, state.level, x)
             if step in self._begins:
-                tile.begun = _Begun(
-                    step, self._begins[step], score.evaluations, x, stream.get_state(),
-                    labels[: bisect_right(self._level_ends, step)],
-                )  # fmt: skip
+                begun = begin(step, x)
+            if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
+                # Copies, as ``labels`` and what x may be a part of are larger.
+                told = begun._replace(x=begun.x.cpu().clone(), labels=begun.labels.clone())
+                yield _Running(told, step, state.level, state.acceptance)
+                last_news = time.monotonic()
+        modes = labels[:, :num]  # (V, num)
+        left["samples"][rows] = x[:num].cpu()
+        left["settled"][rows] = settled_from(modes)
+        yield _Finished(count_commitment(modes, len(self._truth.modes)), score.evaluations)
 
-        with torch.no_grad():  # each thread has its own switch
-            if tile.begun is None:
-                score, level, x = _Counted(self._score, 0), 0, self._init(self._tile, stream)
-                left["init"][rows] = x[:num].cpu()
-                look(0, 0, x)
-            else:
-                begun = tile.begun
-                tile.step, level, x = begun.step, begun.level, begun.x.to(self._device)
-                score = _Counted(self._score, begun.evaluations)
-                stream.set_state(begun.generator)
-                labels[: len(begun.labels)] = begun.labels
-            accepted = left["accepted"][tile.number : tile.number + 1]  # none where none refused
-            accepted[:, level:] = 0
-            chain = sampler.chain(
-                score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=level
-            )
-            while tile.step < self._last:
-                if is_over():
-                    return None
-                next_look = self._looks[bisect_right(self._looks, tile.step)]
-                block = list(islice(chain, min(next_look - tile.step, _BLOCK)))
-                _refuse_non_finite(block, tile.step)
-                for state in block:
-                    if state.acceptance is not None:
-                        accepted[:, state.level] += state.acceptance
-                tile.step, tile.state, x = tile.step + len(block), block[-1], block[-1].x
-                look(tile.step, block[-1].level, x)
-            modes = labels[:, :num]  # (V, num)
-            left["samples"][rows] = x[:num].cpu()
-            left["settled"][rows] = settled_from(modes)
-            counts = count_commitment(modes, len(self._truth.modes))
-        return _Finished(counts, score.evaluations)
-
-    def _add(self, tile: _Tile, finished: _Finished) -> None:
+    def _add(self, number: int, finished: _Finished) -> None:
         """Count a finished tile in."""
-        self._left["finished"][tile.number] = True
+        self._left["finished"][number] = True
         for name, count in finished.counts.items():
             self._counts[name] = self._counts[name] + count
         self._evaluations = max(self._evaluations, finished.evaluations)
 
-    def _where(self, stopped: list[_Tile]) -> str:
-        """Where the first of the tiles that began and are not finished was ``stopped``."""
-        begun = [(tile.number, tile.begun) for tile in stopped if tile.begun is not None]
-        if not stopped:
+    def _where(self, begun: dict[int, _Begun]) -> str:
+        """Where the first of the tiles that have ``begun`` was stopped."""
+        if bool(self._left["finished"].all()):
             return "after the last step"
         if not begun:
             return "between tiles"
-        number, at = min(begun)
+        number, at = min(begun.items())
         where = f"at level {at.level + 1} of {len(self._plan)}"
         return (
             where if self._num_tiles == 1 else f"{where}, tile {number + 1} of {self._num_tiles}"
         )
 
-    def _show(self, bar: tqdm[Any], running: list[_Tile]) -> None:
+    def _show(self, bar: tqdm[Any], running: dict[int, _Running]) -> None:
         """Bring the progress bar up to date."""
-        steps = int(self._left["finished"].sum()) * self._last + sum(tile.step for tile in running)
-        for state in [tile.state for tile in running if tile.state is not None][:1]:
-            bar.set_postfix(self._numbers(state.level, state.acceptance), refresh=False)
+        steps = int(self._left["finished"].sum()) * self._last
+        for tile in running.values():
+            steps += tile.step
+            bar.set_postfix(self._numbers(tile.level, tile.acceptance), refresh=False)
         bar.update(steps - bar.n)
 
     def _numbers(self, level: int, acceptance: float | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ ORCHESTRATION = [
     "snapshots",
     "tensorboard",
     "training",
+    "workers",
 ]
 CONSOLE = ["cli", "compare", "configuration", "jobs", "sweep", "train", "sample"]
 ALLOWED = {

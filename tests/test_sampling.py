@@ -1,9 +1,9 @@
 import copy
 import json
 import math
+import multiprocessing
 import os
 import signal
-import threading
 import time
 from itertools import pairwise
 
@@ -107,14 +107,14 @@ def test_a_chain_does_not_depend_on_how_many_there_are(sampler, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
-def test_chains_do_not_depend_on_how_many_threads_run_them(sampler, monkeypatch):
+def test_chains_do_not_depend_on_how_many_workers_run_them(sampler, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     one = sampling(sampler, num=150).run()
     for workers in (2, 3, 99):
         assert_same(sampling(sampler, num=150, workers=workers).run(), one)
 
 
-def test_a_networks_chains_do_not_depend_on_how_many_threads_run_them(monkeypatch):
+def test_a_networks_chains_do_not_depend_on_how_many_workers_run_them(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 100)
     network = shaken(MLP(1, hidden=[33], activation="relu", conditional=True))
     found = []
@@ -126,10 +126,11 @@ def test_a_networks_chains_do_not_depend_on_how_many_threads_run_them(monkeypatc
     assert found[0].score_evaluations == 15
 
 
-def ask_to_stop():
+def ask_to_stop(process=None):
+    """Send SIGTERM, and return once the main thread has heard of it; a worker will be ended."""
     handler = signal.getsignal(signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-    while signal.getsignal(signal.SIGTERM) is handler:  # until the main thread has heard of it
+    os.kill(process or os.getpid(), signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) is handler:
         time.sleep(0.001)
 
 
@@ -137,19 +138,22 @@ def ask_to_stop():
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
 def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
     whole = sampling(sampler, num=70)
     undisturbed = whole.run()
     assert_same(sampling(sampler, num=70).run(saved=whole.finished()), undisturbed)
-    steps = 5 * len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas))
-    for stop in range(1, steps, 4):
+    steps, process = len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas)), os.getpid()
+    have_begun = 0
+    # Each worker runs one of the 5 tiles at least, and counts for itself.
+    for stop in range(1, 5 * steps, 4) if workers == 1 else range(1, steps, 2):
         stopped, states = sampling(sampler, num=70, workers=workers), []
-        evaluated = 0
+        evaluated, once = 0, multiprocessing.Lock()
 
-        def score(x, sigma, stop=stop):
+        def score(x, sigma, stop=stop, once=once):
             nonlocal evaluated
             evaluated += 1
-            if evaluated == stop:
-                ask_to_stop()
+            if evaluated == stop and once.acquire(block=False):
+                ask_to_stop(process)
             return two_modes_1d().score(x, sigma)
 
         stopped._score = score
@@ -157,29 +161,35 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
             stopped.run(states.append)
         assert interruption.value.exit_code == 143
         (state,) = states
+        have_begun += len(state[1]["tiles"])
         state = copy.deepcopy(state)
         json.dumps(state[1])
         assert_same(sampling(sampler, num=70, workers=2).run(saved=state), undisturbed)
+    assert have_begun > 0
 
 
 def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    stopped, states, late = sampling(MALA, num=70, workers=2), [], threading.Event()
-    slow, evaluated = None, 0
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
+    stopped, states, process = sampling(MALA, num=70, workers=2), [], os.getpid()
+    run_tile, slow, evaluated = stopped._run_tile, False, 0
+
+    def first_is_slow(number, begun):
+        nonlocal slow
+        for told in run_tile(number, begun):
+            yield told
+            slow = number == 0
 
     def score(x, sigma):
-        nonlocal slow, evaluated
-        slow = slow or threading.get_ident()
-        if threading.get_ident() == slow:
-            assert late.wait(10)
-        else:
-            evaluated += 1
-            if evaluated == 2 * 21 + 10:  # 21 for a tile: at the middle of the third
-                ask_to_stop()
-                late.set()
+        nonlocal evaluated
+        evaluated += 1
+        if slow:  # from the first news on
+            time.sleep(60)
+        if evaluated == 2 * 21 + 10:  # 21 for a tile: at the middle of the third
+            ask_to_stop(process)
         return two_modes_1d().score(x, sigma)
 
-    stopped._score = score
+    stopped._run_tile, stopped._score = first_is_slow, score
     with pytest.raises(InterruptedRun, match="at level 1 of 5, tile 1 of 5"):
         stopped.run(states.append)
     ((tensors, record),) = states
@@ -192,7 +202,7 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
 def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_SAVES", 0.0)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
 
     def score(x, sigma):
         time.sleep(0.001)
@@ -226,6 +236,7 @@ def saved_half_way():
 
 def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
+    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
     tensors, record = saved_half_way()
     ((number, step, level, evaluations),) = record["tiles"]
     assert (number, step, level, evaluations) == (1, 6, 2, 6)
