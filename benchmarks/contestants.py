@@ -154,7 +154,8 @@ def ours() -> dict[str, Work]:
             instantiate(config, "schedule").sigmas, truth, num_paths=config["trajectories"],
             seed=0,
         )  # fmt: skip
-        return {"seconds": seconds, "samples": chains.samples.numpy()}
+        workers = request["cores"] * memory(resource.RUSAGE_CHILDREN)
+        return {"seconds": seconds, "samples": chains.samples.numpy(), "workers": workers}
 
     def sweep(request: Request) -> Answer:
         runs = [one_dimensional({**request, "seed": seed}) for seed in range(request["seeds"])]
@@ -321,9 +322,9 @@ def in_modes(x: np.ndarray) -> dict[str, float]:
     return {"small mode": float((x.sum(1) > 0).mean()), "near a mode": near}
 
 
-def memory() -> float:
-    """Peak of this process so far, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory(who: int = resource.RUSAGE_SELF) -> float:
+    """Peak so far of this process, or of the largest of its children that have ended, MiB."""
+    peak = resource.getrusage(who).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -347,12 +347,14 @@ def growth(bench: Bench) -> Iterator[tuple[str, list[Job]]]:
 def memory(bench: Bench) -> list[Job]:
     """Peak memory of a fresh process that does one work once."""
     jobs = []
-    p2, p3 = {**P2, "steps": 1000}, {**P3, "weights": weights(bench), "steps": 10}
+    p2 = {**P2, "steps": 1000, "overrides": ["trainer.compile=true"]}
+    p3 = {**P3, "weights": weights(bench), "steps": 10}
     axes: list[tuple[str, dict[str, Any], str, list[int]]] = [
         ("P2", p2, "levels", [25, 100, 400]),
         ("P2", p2, "steps", [1000, 4000, 16_000]),
         ("P3", p3, "levels", [25, 100, 400]),
         ("P3", p3, "steps", [10, 40, 160]),
+        ("P3", {**p3, "levels": 10, "steps": 2}, "particles", [10_000, 100_000, 1_000_000]),
         ("P1", {**P1, "steps": 50}, "levels", [16, 64, 256]),
     ]
     for work, base, axis, sizes in axes:

@@ -158,7 +158,8 @@ def memory(records: list[Record]) -> str:
     rows = []
     for (work, axis), group in axes.items():
         found = {r["entry"]["size"]: r for r in group}
-        cells = [f"{size}: {r['memory']:.0f}" for size, r in sorted(found.items())]
+        peaks = {size: r["memory"] + r.get("workers", 0) for size, r in found.items()}
+        cells = [f"{size}: {peak:.0f}" for size, peak in sorted(peaks.items())]
         before = np.median([r["memory_before"] for r in found.values()])
         rows.append([work, axis, ", ".join(cells), f"{before:.0f}"])
     return table(["work", "in", "size: peak", "before"], rows)
