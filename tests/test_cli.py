@@ -265,23 +265,26 @@ def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
 
 
 def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path):
-    quick = [f"checkpoint={trained}", "num_samples=50", "metric=[]", "plot=[]"]
+    quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=300"]
     process = subprocess.Popen(
-        [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+        [BIN / arguments[0], *arguments[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"}, start_new_session=True,
+    )  # fmt: skip
     while not list(tmp_path.glob("outputs/sample/runs/*/run.json")):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     error = process.communicate(timeout=30)[1]
-    assert process.returncode == 143, error
+    assert process.returncode == 130, error
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     (stopped,) = tmp_path.glob("outputs/sample/runs/*")
     assert read(stopped / "status.json")["state"] == "interrupted"
     changed = run(*arguments, f"resume={stopped}", "num_samples=60", folder=tmp_path)
     assert changed.returncode == 2
-    assert "num_samples=50" in changed.stderr
+    assert "num_samples=3000" in changed.stderr
     resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
     whole = succeed(*arguments, folder=tmp_path)
     with np.load(resumed / "samples.npz") as found, np.load(whole / "samples.npz") as expected:
