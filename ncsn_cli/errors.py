@@ -70,9 +70,14 @@ class InterruptedRun(KeyboardInterrupt):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self._signal_number = signal_number
         self.exit_code = (
             85 if signal_number in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signal_number
         )
+
+    def __reduce__(self) -> tuple[type[InterruptedRun], tuple[str, int]]:
+        """How it leaves a job's process; joblib kills all jobs when an error cannot be read."""
+        return type(self), (str(self), self._signal_number)
 
 
 def one_line(text: str, most: int = 400) -> str:

@@ -100,6 +100,7 @@ class Sweep(Callback):
         watch.start()
         os.environ[_ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # joblib's helper may be dead
             for number in _STOPPING:
                 signal.signal(number, watch.interrupt)
 
@@ -166,17 +167,19 @@ class _Watch(threading.Thread):
     def interrupt(self, number: int, frame: object) -> None:
         """The launcher kills the jobs once it comes to know of it: let them save first.
 
-        Ctrl-C reaches all processes, other signals this one alone. A second one does not wait.
+        Ctrl-C reaches all processes, other signals this one alone, or all of them too. So the jobs
+        get another one: the second of a kind would not let them save. A second one does not wait.
         """
         for each in _STOPPING:
             signal.signal(each, signal.default_int_handler)
         (self.roster / _STOPPED).touch()  # no further job begins
+        other = signal.SIGUSR1 if number == signal.SIGUSR2 else signal.SIGUSR2
         if number != signal.SIGINT and not self._is_elsewhere:
             for entry in self.roster.glob("*.json"):
                 pid = read_json(entry).get("pid")
                 if _read_job(entry, None).state == "running" and isinstance(pid, int):
                     with suppress(ProcessLookupError):
-                        os.kill(pid, number)
+                        os.kill(pid, other)
         deadline = time.monotonic() + _SECONDS_TO_SAVE
         while time.monotonic() < deadline and any(j.state == "running" for j in self._jobs()):
             time.sleep(0.05)

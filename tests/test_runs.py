@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 
 import pytest
@@ -55,6 +56,13 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
 def test_exit_codes_of_signals():
     assert InterruptedRun("", signal.SIGTERM).exit_code == 143
     assert InterruptedRun("", signal.SIGUSR1).exit_code == 85
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_is_known_beyond_the_process_of_its_job(number):
+    there = InterruptedRun("stopped", number)
+    here = pickle.loads(pickle.dumps(there))
+    assert (type(here), str(here), here.exit_code) == (InterruptedRun, "stopped", there.exit_code)
 
 
 def test_the_first_signal_is_a_request_and_the_second_acts():
