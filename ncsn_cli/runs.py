@@ -7,14 +7,15 @@ import os
 import platform
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from ncsn_cli.errors import BusyFolderError, DivergedError, OutputExistsError
@@ -188,16 +189,62 @@ def refuse_run(folder: Path) -> None:
 
 
 STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SECONDS_TO_NEXT_TRY = 0.1
+
+
+class _Ended(BaseException):
+    """Leads out of work that a signal ends."""
+
+
+class Requests(list[int]):
+    """The signals that have asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends_work = False
+
+    def add(self, number: int) -> None:
+        """What a handler does."""
+        self.append(number)
+        self._raise()
+
+    def end(self, work: Callable[[], None]) -> None:
+        """Do ``work``; a request ends it at once, wherever it is, and leaves it in any state.
+
+        One exception may not do: Python drops those raised in destructors and in callbacks of weak
+        references, of which torch has many as it compiles. So they come until one leads out.
+        """
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda dropped: None if self else hook(dropped)
+        try:
+            try:
+                self._ends_work = True
+                if not self:
+                    work()
+            finally:  # Python calls no handler before the next line is done
+                self._ends_work = False
+        except _Ended:
+            pass
+        finally:
+            if self:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = hook
+
+    def _raise(self, *_: object) -> None:
+        if self._ends_work:
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_NEXT_TRY)
+            raise _Ended
 
 
 @contextmanager
-def signals_as_requests() -> Iterator[list[int]]:
+def signals_as_requests() -> Iterator[Requests]:
     """Collect signals that ask to stop in a list, to be looked at between steps.
 
     The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
     What submitit lets pass is let pass here: it asks by another signal.
     """
-    requests: list[int] = []
+    requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
@@ -205,8 +252,8 @@ def signals_as_requests() -> Iterator[list[int]]:
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:
-        requests.append(number)
         signal.signal(number, before[signal.Signals(number)])
+        requests.add(number)
 
     for number in before:
         signal.signal(number, request)
@@ -215,34 +262,6 @@ def signals_as_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Within ``signals_as_requests``: a signal is a request, and ends this block at once."""
-
-    class Ended(BaseException):
-        pass
-
-    def end(number: int, frame: FrameType | None) -> None:
-        request = before[signal.Signals(number)]
-        assert callable(request)
-        request(number, frame)
-        raise Ended
-
-    before = {n: h for n in STOPPING if callable(h := signal.getsignal(n))}
-    if threading.current_thread() is not threading.main_thread():
-        before = {}
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield
-    except Ended:
-        pass
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is end:
-                signal.signal(number, handler)
 
 
 def hand_to_scheduler(number: int) -> None:

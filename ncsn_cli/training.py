@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ncsn_cli.errors import ConfigError, DivergedError, InterruptedRun, one_line
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.runs import ended_by_signals, hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 
@@ -229,6 +229,7 @@ class Training:
         start, state = time.monotonic(), self.generator.get_state()
         log.info("trainer.compile: compiling the steps")
         batches, draws = self._draw(range(self.step, self.step + 1))
+        self.generator.set_state(state)
         try:
             compiled = CompiledSteps(
                 self.model, self.optimizer, self._average, self.loss, self.sigmas,
@@ -240,8 +241,6 @@ class Training:
             self._compiled = compiled
             seconds = time.monotonic() - start
             log.info("trainer.compile: %.1f s, up to %d steps a call", seconds, compiled.most)
-        finally:
-            self.generator.set_state(state)
         self._is_to_compile = False
 
     def _advance_compiled(self, compiled: CompiledSteps, most: int) -> float | None:
@@ -491,8 +490,9 @@ def fit(
     ):
         while training.step < trainer.steps and not (late or requests):
             if training.is_to_compile:
-                with ended_by_signals():
-                    training.compile()
+                save()  # once a signal has ended this, torch may not be able to
+                saved = training.step
+                requests.end(training.compile)
                 continue
             loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start

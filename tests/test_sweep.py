@@ -230,27 +230,37 @@ def test_jobs_in_other_processes_end_the_same(launcher, forked, tmp_path):
     assert results(tmp_path / "others") == results(tmp_path / "basic")
 
 
+# A terminal's Ctrl-C reaches every process, what a container sends the first alone.
 @pytest.mark.parametrize(
-    ("launcher", "number"),
+    ("launcher", "number", "to_all", "compiled", "seconds"),
     [
-        ("basic", signal.SIGINT),
-        ("joblib", signal.SIGINT),
-        # A terminal's Ctrl-C reaches every process, what a container sends the first alone.
-        pytest.param("basic", signal.SIGTERM, marks=pytest.mark.slow),
-        ("joblib", signal.SIGTERM),
+        ("basic", signal.SIGINT, True, "false", 0),
+        ("joblib", signal.SIGINT, True, "auto", 0),
+        ("joblib", signal.SIGTERM, False, "false", 0),
+        ("joblib", signal.SIGTERM, False, "auto", 0),
+        pytest.param("basic", signal.SIGTERM, False, "false", 0, marks=pytest.mark.slow),
+        pytest.param("basic", signal.SIGINT, True, "auto", 8, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGINT, True, "auto", 4, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGTERM, True, "auto", 8, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGUSR1, False, "auto", 12, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_what_runs_and_says_how_to_go_on(launcher, number, tmp_path):
-    long = [*QUICK, "trainer.steps=1000000", f"hydra/launcher={launcher}"]
-    process = start("-m", "seed=0,1,2", *long, folder=tmp_path)
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(
+    launcher, number, to_all, compiled, seconds, tmp_path, monkeypatch
+):
+    """Also while its steps are compiled, which begins with a checkpoint and takes 10 s or more."""
+    monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    long = [*QUICK, "trainer.steps=1000000", f"trainer.compile={compiled}"]
+    process = start("-m", "seed=0,1,2", *long, f"hydra/launcher={launcher}", folder=tmp_path)
     while not any(tmp_path.glob("outputs/train/multiruns/*/*/checkpoints/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    time.sleep(seconds)
     before = time.monotonic()
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     out, error = process.communicate(timeout=60)
     assert time.monotonic() - before < 5
-    assert process.returncode == 128 + number
+    assert process.returncode == (85 if number == signal.SIGUSR1 else 128 + number)
     (sweep,) = tmp_path.glob("outputs/train/multiruns/*")
     states = [read(job / "status.json") for job in folders(sweep)]
     assert {status["state"] for status in states} == {"interrupted"}
