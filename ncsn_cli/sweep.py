@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from ncsn_cli.errors import ConfigError, InterruptedRun, RefusedStart
 from ncsn_cli.files import read_json, refuse_links, to_json, write_atomic
-from ncsn_cli.runs import flatten, hold, refuse_run, release_all, without_home
+from ncsn_cli.runs import STOPPING, flatten, hold, refuse_run, release_all, without_home
 
 _ROSTER = "NCSN_CLI_SWEEP"
 """Environment variable: the folder in which the jobs of a sweep sign in."""
@@ -39,7 +39,6 @@ _ROSTER = "NCSN_CLI_SWEEP"
 _STOPPED = "stopped"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_SAVE = 3.0
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Sweep(Callback):
         os.environ[_ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # joblib's helper may be dead
-            for number in _STOPPING:
+            for number in STOPPING:
                 signal.signal(number, watch.interrupt)
 
     @_refuse
@@ -170,7 +169,7 @@ class _Watch(threading.Thread):
         Ctrl-C reaches all processes, other signals this one alone, or all of them too. So the jobs
         get another one: the second of a kind would not let them save. A second one does not wait.
         """
-        for each in _STOPPING:
+        for each in STOPPING:
             signal.signal(each, signal.default_int_handler)
         (self.roster / _STOPPED).touch()  # no further job begins
         other = signal.SIGUSR1 if number == signal.SIGUSR2 else signal.SIGUSR2
