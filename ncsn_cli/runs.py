@@ -136,8 +136,8 @@ class RunFolder:
         for folder in ("", "checkpoints", "plots", "animations", ".hydra"):
             remove_unfinished(self.path / folder)  # by a process that died
         self.write("config.yaml", self._config.encode())
+        self.set_status("running")  # before run.json: no run is without
         self.write("run.json", to_json(self.record))
-        self.set_status("running")
         return self
 
     def __exit__(

@@ -252,9 +252,12 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(
     monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     long = [*QUICK, "trainer.steps=1000000", f"trainer.compile={compiled}"]
     process = start("-m", "seed=0,1,2", *long, f"hydra/launcher={launcher}", folder=tmp_path)
-    while not any(tmp_path.glob("outputs/train/multiruns/*/*/checkpoints/*")):
+    sweeps, begun, saved = tmp_path / "outputs/train/multiruns", [], set()
+    while not begun or len(saved) < len(begun):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+        begun = list(sweeps.glob("*/.jobs/sweep/*/*.json"))
+        saved = {path.parent for path in sweeps.glob("*/*/checkpoints/*.safetensors")}
     time.sleep(seconds)
     before = time.monotonic()
     (os.killpg if to_all else os.kill)(process.pid, number)
