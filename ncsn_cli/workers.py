@@ -12,7 +12,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Generator, Iterator, Sequence
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -58,33 +57,33 @@ def side_by_side(
         return
     context, numbers = multiprocessing.get_context("fork"), iter(range(len(tasks)))
     forks: dict[Connection, Any] = {}
-    running: dict[Connection, int] = {}
+    running: dict[Connection, int | None] = {}
     try:
-        for number in islice(numbers, workers):
+        for _ in range(min(workers, len(tasks))):
             ours, theirs = context.Pipe()
             forks[ours] = context.Process(target=_work, args=(tasks, theirs, os.getpid()))
             forks[ours].start()
             theirs.close()  # so that ours ends with the fork
-            ours.send(number)
-            running[ours] = number
+            running[ours] = None
         while running:
             news: list[tuple[int, T]] = []
             ready = wait(list(running), _SECONDS_BETWEEN_LOOKS)
             for ours in [each for each in running if each in ready]:
                 try:
                     message = ours.recv()
+                    if message is None:
+                        running[ours] = next(numbers, None)
+                        ours.send(running[ours])
                 except (EOFError, ConnectionError):
                     forks[ours].join()
                     raise _end_of(forks[ours].exitcode) from None
                 if isinstance(message, Exception):
                     raise message
-                if message is not None:
-                    news.append((running[ours], message))
-                elif (number := next(numbers, -1)) < 0:
+                current = running[ours]
+                if current is None:
                     del running[ours]
-                else:
-                    ours.send(number)
-                    running[ours] = number
+                elif message is not None:
+                    news.append((current, message))
             yield news
     finally:
         for fork in forks.values():
@@ -99,7 +98,7 @@ def _end_of(code: int) -> Exception:
 
 
 def _work(tasks: Sequence[Iterator[T]], theirs: Connection, parent: int) -> None:
-    """Run tasks in a fork: what they yield is sent, then None, or what they raise."""
+    """Run tasks in a fork: None asks for the next one; what they yield or raise is sent."""
     for number in STOPPING:  # a terminal and a scheduler send them to all processes of a run
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -107,8 +106,9 @@ def _work(tasks: Sequence[Iterator[T]], theirs: Connection, parent: int) -> None
         return
     torch.set_num_threads(1)  # those of the parent are not here
     try:
-        while True:
-            for made in tasks[theirs.recv()]:
+        theirs.send(None)
+        while (number := theirs.recv()) is not None:
+            for made in tasks[number]:
                 # A connection's own way to send tensors is by files in memory, which may be few.
                 theirs.send_bytes(pickle.dumps(made))
             theirs.send(None)
