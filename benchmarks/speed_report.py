@@ -218,7 +218,7 @@ def draw_works(works: dict[str, list[Record]], path: Path) -> None:
         panel.set(title=title, xlabel="seconds", ylim=(-0.6, len(names) - 0.4))
         panel.grid(axis="y", color="0.9")
         middles = [median(group) for _, group in order]
-        low, high = min(middles) / 2, max(middles)
+        low, high = min(middles) / 4, max(middles)
         log_scale(panel, "x", [low, high])
         panel.set_xlim(low, high * (high / low) ** 0.4)
     figure.savefig(path, dpi=110)
