@@ -91,9 +91,9 @@ class _Begun(NamedTuple):
     step: int
     level: int
     evaluations: int
-    x: Tensor
-    generator: Tensor
-    labels: Tensor
+    x: NDArray[np.float32]
+    generator: NDArray[np.uint8]
+    labels: NDArray[np.int16]
 
 
 class _Running(NamedTuple):
@@ -120,7 +120,7 @@ class _Finished(NamedTuple):
         evaluations: Evaluations of the score, each of a whole tile.
     """
 
-    counts: dict[str, Tensor]
+    counts: dict[str, NDArray[Any]]
     evaluations: int
 
 
@@ -303,7 +303,7 @@ class Sampling:
             except RuntimeError:
                 raise refusal from None
             begun[number] = _Begun(
-                step, level, evaluated, tensors[x], tensors[state], tensors[labels]
+                step, level, evaluated, *(tensors[name].numpy() for name in (x, state, labels))
             )
         for name, tensor in self._left.items():
             tensor.copy_(tensors[name])
@@ -324,9 +324,9 @@ class Sampling:
         tensors = {name: tensor.clone() for name, tensor in (self._left | self._counts).items()}
         places = []
         for number, at in sorted(begun.items()):
-            tensors[f"{number}.x"] = at.x
-            tensors[f"{number}.generator"] = at.generator
-            tensors[f"{number}.labels"] = at.labels
+            tensors[f"{number}.x"] = torch.from_numpy(at.x)
+            tensors[f"{number}.generator"] = torch.from_numpy(at.generator)
+            tensors[f"{number}.labels"] = torch.from_numpy(at.labels)
             places.append([number, at.step, at.level, at.evaluations])
         return tensors, {"tiles": places, "evaluations": self._evaluations}
 
@@ -351,8 +351,9 @@ class Sampling:
 
         def begin(step: int, x: Tensor) -> _Begun:
             return _Begun(
-                step, self._begins[step], score.evaluations, x, stream.get_state(),
-                labels[: bisect_right(self._level_ends, step)],
+                step, self._begins[step], score.evaluations, x.cpu().numpy(),
+                stream.get_state().numpy(),
+                labels[: bisect_right(self._level_ends, step)].numpy(),
             )  # fmt: skip
 
         if begun is None:
@@ -361,10 +362,10 @@ class Sampling:
             look(0, 0, x)
             begun = begin(0, x)
         else:
-            step, level, x = begun.step, begun.level, begun.x.to(self._device)
+            step, level, x = begun.step, begun.level, torch.from_numpy(begun.x).to(self._device)
             score = _Counted(self._score, begun.evaluations)
-            stream.set_state(begun.generator)
-            labels[: len(begun.labels)] = begun.labels
+            stream.set_state(torch.from_numpy(begun.generator))
+            labels[: len(begun.labels)] = torch.from_numpy(begun.labels)
         accepted = left["accepted"][number : number + 1]  # none where none are refused
         accepted[:, level:] = 0
         chain = sampler.chain(
@@ -383,20 +384,19 @@ class Sampling:
             if step in self._begins:
                 begun = begin(step, x)
             if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
-                # Copies, as ``labels`` and what x may be a part of are larger.
-                told = begun._replace(x=begun.x.cpu().clone(), labels=begun.labels.clone())
-                yield _Running(told, step, state.level, state.acceptance)
+                yield _Running(begun, step, state.level, state.acceptance)
                 last_news = time.monotonic()
         modes = labels[:, :num]  # (V, num)
         left["samples"][rows] = x[:num].cpu()
         left["settled"][rows] = settled_from(modes)
-        yield _Finished(count_commitment(modes, len(self._truth.modes)), score.evaluations)
+        counts = count_commitment(modes, len(self._truth.modes))
+        yield _Finished({name: count.numpy() for name, count in counts.items()}, score.evaluations)
 
     def _add(self, number: int, finished: _Finished) -> None:
         """Count a finished tile in."""
         self._left["finished"][number] = True
         for name, count in finished.counts.items():
-            self._counts[name] = self._counts[name] + count
+            self._counts[name] = self._counts[name] + torch.from_numpy(count)
         self._evaluations = max(self._evaluations, finished.evaluations)
 
     def _where(self, begun: dict[int, _Begun]) -> str:

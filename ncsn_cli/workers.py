@@ -7,7 +7,6 @@ import math
 import mmap
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import traceback
@@ -41,7 +40,8 @@ def side_by_side(
 
     At most ``workers`` tasks run at a time, in forks of this process with one thread each:
     threads of one Python would wait for each other at every operation on small tensors. What a
-    task does is seen here by what it yields and in shared memory alone. The forks end with this
+    task does is seen here by what it yields and in shared memory alone; it should yield arrays,
+    as torch sends tensors by files in memory, of which there may be few. The forks end with this
     process, and with the iteration. One worker is this process itself, as are all of them where
     the system is not Linux.
 
@@ -109,8 +109,7 @@ def _work(tasks: Sequence[Iterator[T]], theirs: Connection, parent: int) -> None
         theirs.send(None)
         while (number := theirs.recv()) is not None:
             for made in tasks[number]:
-                # A connection's own way to send tensors is by files in memory, which may be few.
-                theirs.send_bytes(pickle.dumps(made))
+                theirs.send(made)
             theirs.send(None)
     except Exception as error:
         error.add_note(traceback.format_exc())
