@@ -125,16 +125,20 @@ def ours() -> dict[str, Work]:
             *request.get("overrides", []),
         ])  # fmt: skip
 
-    def run_chains(request: Request, *args: Any, **options: Any) -> tuple[Any, float]:  # noqa: ANN401
-        """``Sampling.run`` as ``ncsn-sample`` calls it."""
+    def run_chains(request: Request, *args: Any, **options: Any) -> tuple[Any, Answer]:  # noqa: ANN401
+        """``Sampling.run`` as ``ncsn-sample`` calls it; what it compiles is told apart."""
         torch.set_num_threads(1)
         options["workers"] = request["cores"]
         cpu = torch.device("cpu")
         sampling = Sampling(*args, keep_by_level=False, device=cpu, **options)
-        start = time.perf_counter()
+        start, answer = time.perf_counter(), dict[str, Any]()
+        if request.get("compile"):
+            sampling.compile()
+            answer["compile"] = time.perf_counter() - start
+            start = time.perf_counter()
         with torch.no_grad():
             chains = sampling.run()
-        return chains, time.perf_counter() - start
+        return chains, {"seconds": time.perf_counter() - start, **answer}
 
     def sample(request: Request) -> Answer:
         arrays = list(np.load(request["weights"]).values())
@@ -148,14 +152,14 @@ def ours() -> dict[str, Work]:
             for parameter, array in zip(model.parameters(), arrays, strict=True):
                 parameter.copy_(torch.from_numpy(array))
         truth, init = instantiate(config, "dataset"), instantiate(config, "init")
-        chains, seconds = run_chains(
+        chains, answer = run_chains(
             request, instantiate(config, "sampler"), model, None,
             lambda num, stream: init(num, truth, 20.0, stream), config["num_samples"],
             instantiate(config, "schedule").sigmas, truth, num_paths=config["trajectories"],
             seed=0,
         )  # fmt: skip
         workers = request["cores"] * memory(resource.RUSAGE_CHILDREN)
-        return {"seconds": seconds, "samples": chains.samples.numpy(), "workers": workers}
+        return {**answer, "samples": chains.samples.numpy(), "workers": workers}
 
     def sweep(request: Request) -> Answer:
         runs = [one_dimensional({**request, "seed": seed}) for seed in range(request["seeds"])]
@@ -227,7 +231,7 @@ def ours() -> dict[str, Work]:
             else Geometric(SIGMA_MAX, std / 2, num_levels)
         )
         init = instantiate(configuration("train", ["init=prior"]), "init")
-        chains, seconds = run_chains(
+        chains, answer = run_chains(
             request, sampler, truth.score, truth.log_prob,
             lambda num, stream: init(num, truth, SIGMA_MAX, stream), NUM, schedule.sigmas, truth,
             num_paths=0, seed=request["seed"],
@@ -235,7 +239,7 @@ def ours() -> dict[str, Work]:
         floor = noise_floor(METRIC, truth, std / 2, NUM, Path(request["folder"], "floors"))
         distance = METRIC.distance(truth, std / 2, NUM)
         ratio = distance(chains.samples, random_stream(request["seed"], "exact draws"))
-        return {"seconds": seconds, "ratio": ratio / floor["floor"]}
+        return {**answer, "ratio": ratio / floor["floor"]}
 
     return {
         "P1": one_dimensional, "P2": two_dimensional, "P3": sample, "P4": sweep,

@@ -41,7 +41,8 @@ PARTS = {  # and about so many minutes on two quiet cores
 P1 = {"work": "P1", "points": 1024, "levels": 16, "steps": 1000, "width": 64}
 P2 = {"work": "P2", "batch": 128, "levels": 100, "steps": 30_000, "width": 128}
 P3 = {"work": "P3", "particles": 5000, "levels": 100, "steps": 1000}
-PEERS = {
+SAMPLING = {
+    "ours": {"compile": True},
     "notebook": {},
     "jax": {},
     "kernel": {"tuned": False},
@@ -264,9 +265,13 @@ def training_parts(part: str) -> list[Job]:
 def p3(bench: Bench) -> list[Job]:
     """A share of the steps at every one of the 100 levels."""
     work = {**P3, "weights": weights(bench)}
-    shares = {"notebook": 100, "jax": 10, "kernel": 10, "kernel, tuned": 1, "ours": 5}
+    shares = {
+        "notebook": 100, "jax": 10, "kernel": 10, "kernel, tuned": 1, "ours, plain": 5,
+        "ours, compiled": 5,
+    }  # fmt: skip
+    options = {**SAMPLING, "ours, plain": {}, "ours, compiled": SAMPLING["ours"]}
     return [
-        Job(label, {**work, "steps": 1000 // share, **PEERS.get(label, {})}, share)
+        Job(label, {**work, "steps": 1000 // share, **options[label]}, share)
         for label, share in shares.items()
     ]
 
@@ -317,10 +322,10 @@ def growth(bench: Bench) -> Iterator[tuple[str, list[Job]]]:
     trained = weights(bench)
     small = {**P3, "weights": trained, "levels": 20, "steps": 20}
     axes: list[tuple[str, dict[str, Any], str, list[int], list[str]]] = [
-        ("P3", small, "particles", [1250 * 2**k for k in range(6)], ["ours", *PEERS]),
-        ("P3", {**small, "steps": 10}, "levels", [25 * 2**k for k in range(5)], ["ours", *PEERS]),
-        ("P3", small, "steps", [10 * 2**k for k in range(5)], ["ours", *PEERS]),
-        ("P3", small, "width", [32 * 2**k for k in range(5)], ["ours", *PEERS]),
+        ("P3", small, "particles", [1250 * 2**k for k in range(6)], list(SAMPLING)),
+        ("P3", {**small, "steps": 10}, "levels", [25 * 2**k for k in range(5)], list(SAMPLING)),
+        ("P3", small, "steps", [10 * 2**k for k in range(5)], list(SAMPLING)),
+        ("P3", small, "width", [32 * 2**k for k in range(5)], list(SAMPLING)),
         ("P1", {**P1, "steps": 100}, "points", [512 * 2**k for k in range(5)], ["ours", "jax"]),
         ("P1", {**P1, "steps": 100}, "levels", [8 * 2**k for k in range(5)], ["ours", "jax"]),
         ("P1", {**P1, "steps": 100}, "width", [32 * 2**k for k in range(5)], ["ours", "jax"]),
@@ -332,7 +337,9 @@ def growth(bench: Bench) -> Iterator[tuple[str, list[Job]]]:
         jobs = []
         for size in sizes:
             for label in labels:
-                request = {**base, **PEERS.get(label, {}), axis: size}
+                request = {**base, axis: size}
+                if work == "P3":
+                    request |= SAMPLING[label]
                 if work == "P3" and axis == "width":
                     del request["width"]
                     request["weights"] = random_weights(size)
@@ -348,7 +355,7 @@ def memory(bench: Bench) -> list[Job]:
     """Peak memory of a fresh process that does one work once."""
     jobs = []
     p2 = {**P2, "steps": 1000, "overrides": ["trainer.compile=true"]}
-    p3 = {**P3, "weights": weights(bench), "steps": 10}
+    p3 = {**P3, **SAMPLING["ours"], "weights": weights(bench), "steps": 10}
     axes: list[tuple[str, dict[str, Any], str, list[int]]] = [
         ("P2", p2, "levels", [25, 100, 400]),
         ("P2", p2, "steps", [1000, 4000, 16_000]),

@@ -1,8 +1,9 @@
-"""Milliseconds of a training step, plain and compiled, on one thread and on two.
+"""Times of a step, plain and compiled: of training, on one thread and on two, and of Langevin.
 
-From these come the rules of ``training.settle`` for ``trainer.threads`` and ``trainer.compile``:
+From these come the rules of ``training.settle`` for ``trainer.threads`` and ``trainer.compile``,
+and of ``compiled_langevin.settle`` for ``compile``:
 
-    python benchmarks/steps.py [--beside N]
+    python benchmarks/steps.py [training] [langevin] [--beside N]
 
 ``--beside 1`` measures while as many other processes do the same.
 """
@@ -15,9 +16,15 @@ import subprocess
 import sys
 import time
 
+import torch
 from contestants import new_training
 
+from ncsn_cli.compiled_langevin import CompiledLangevin
 from ncsn_cli.jobs import keep_freed_memory
+from ncsn_cli.models import MLP
+from ncsn_cli.samplers import AnnealedLangevin
+from ncsn_cli.sampling import TILE
+from ncsn_cli.scores import Score
 from ncsn_cli.training import Training
 
 CASES = {
@@ -59,26 +66,64 @@ def measure(overrides: list[str], compiled: bool, threads: int) -> tuple[float, 
     return pace(training, 1.5), first
 
 
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--beside", type=int, default=0)
-    beside = parser.parse_args().beside
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    others = [subprocess.Popen([sys.executable, __file__], **quiet) for _ in range(beside)]
-    keep_freed_memory()
+@torch.no_grad()
+def langevin() -> None:
+    """Print a table for tiles of chains, noise and loop included."""
+    torch.set_num_threads(1)
+    print("| D | W | plain | compiled | compiling |")
+    print("|---|---|---|---|---|")
+    for dim, width in [(1, 64), (1, 128), (2, 64), (2, 128), (2, 256), (2, 512)]:
+        network = MLP(dim=dim, hidden=[width], activation="relu", conditional=True)
+        x = torch.randn(dim, TILE["cpu"]).mT
+        start = time.perf_counter()
+        compiled = CompiledLangevin(network, x)
+        compiling = time.perf_counter() - start
+        times = [microseconds(score, x) for score in (network, compiled)]
+        cells = " | ".join(f"{us:.0f}" for us in times)
+        print(f"| {dim} | {width} | {cells} | {compiling:.0f} s |", flush=True)
+
+
+def microseconds(score: Score, x: torch.Tensor) -> float:
+    """Of a Langevin step: the median of some runs."""
+    sampler = AnnealedLangevin(denoise=False, step_size=1e-3, steps_per_level=1600)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        sampler(score, x, torch.tensor([1.0]), generator=torch.Generator().manual_seed(0))
+        times.append((time.perf_counter() - start) / 1600 * 1e6)
+    return sorted(times)[len(times) // 2]
+
+
+def training() -> None:
+    """Print a table for steps of training."""
     print(
         "| work | P W | plain, 1 thread | 2 threads | compiled, 1 thread | 2 threads | compiling |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, overrides in CASES.items():
-        training = new_training(overrides)
-        width = max(weight.shape[0] for weight in training.model.parameters())
-        batch = training.trainer.batch_size or len(training.dataset.training_set())
-        outputs = training.loss.points(batch, len(training.sigmas)) * width
+        made = new_training(overrides)
+        width = max(weight.shape[0] for weight in made.model.parameters())
+        batch = made.trainer.batch_size or len(made.dataset.training_set())
+        outputs = made.loss.points(batch, len(made.sigmas)) * width
         cells = [measure(overrides, compiled, n) for compiled in (False, True) for n in (1, 2)]
         times = " | ".join(f"{ms:.2f}" for ms, _ in cells)
         print(f"| {name} | {outputs} | {times} | {cells[2][1]:.0f} s |", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    tables = {"training": training, "langevin": langevin}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[[], *tables], default=[])
+    parser.add_argument("--beside", type=int, default=0)
+    arguments = parser.parse_args()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    again = [sys.executable, __file__, *arguments.tables]
+    others = [subprocess.Popen(again, **quiet) for _ in range(arguments.beside)]
+    keep_freed_memory()
+    for name in arguments.tables or tables:
+        tables[name]()
+        print()
     for other in others:
         other.kill()
     os._exit(0)

@@ -66,6 +66,8 @@ class SampleSettings(TrainSettings):
         trajectories: Chains whose path is kept.
         trajectory_metrics: Whether to measure the distance to p_sigma level by level, too.
         log_density: Whether to write the log-density that the score implies, on a grid.
+        compile: Whether Langevin steps are compiled, some to a call: 10 seconds or more to begin
+            with, then quicker; ``auto``: where ``compiled_langevin.settle`` finds that it pays.
         resume: Folder of the stopped run to go on with; null: start afresh.
         plugins: Modules of the user's own whose classes a checkpoint may name.
     """
@@ -76,6 +78,7 @@ class SampleSettings(TrainSettings):
     trajectories: Annotated[int, Field(ge=0, le=10**9)]
     trajectory_metrics: bool
     log_density: bool
+    compile: bool | Literal["auto"]
     resume: str | None
     plugins: list[str]
 

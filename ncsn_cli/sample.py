@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from ncsn_cli.compiled_langevin import settle
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -47,6 +48,7 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
+    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,
@@ -93,6 +95,7 @@ def sample(cfg: DictConfig) -> float | None:
         return objective_of(before, run.objective)
     device = choose_device(run.device)
     keep_freed_memory()
+    keep_compiled_code()
     torch.set_num_threads(1)  # sums depend on their number; tiles run side by side instead
     dataset: Dataset = _object(config, trained, "dataset", run.plugins)
     schedule = _schedule(config, trained, dataset, run)
@@ -123,6 +126,14 @@ def sample(cfg: DictConfig) -> float | None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
+    config["compile"] = settle(run.compile, score, sampler, plan, run.num_samples, device)
+    identity: Config = {
+        "config": without_paths(config),
+        "checkpoint": None if source is None else digest_of({}, source),
+        "device_type": device.type,
+    }
+    begun = _begun_before(run, identity)
+    config["compile"] = identity["config"]["compile"]
     sigma_max = float(schedule.sigmas[0])
     sampling = Sampling(
         sampler,
@@ -137,13 +148,8 @@ def sample(cfg: DictConfig) -> float | None:
         seed=run.seed,
         device=device,
         workers=_WORKERS if device.type == "cpu" else 1,
+        compile=config["compile"],
     )
-    identity = {
-        "config": without_paths(config),
-        "checkpoint": None if source is None else digest_of({}, source),
-        "device_type": device.type,
-    }
-    begun = _begun_before(run, identity)
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts = {"device": str(device), "seed": run.seed, "request": request}
     with open_folder(config, facts) as folder, torch.no_grad():
@@ -269,6 +275,9 @@ def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
             raise
         log.warning("%s; starting afresh", error)
         return None
+    compiled = record["config"].get("compile")
+    if run.compile == "auto" and isinstance(compiled, bool):
+        identity["config"]["compile"] = compiled
     refuse_changes(
         record["config"], identity["config"],
         lambda key: key.split(".")[0] in _MAY_CHANGE_ON_RESUME, "resume", folder,

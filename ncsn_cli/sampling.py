@@ -8,10 +8,11 @@ one tile a process.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
+from ncsn_cli.compiled_langevin import CompiledLangevin
+from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun, one_line
 from ncsn_cli.metrics import count_commitment, mode_commitment, nearest_mode, settled_from
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
-from ncsn_cli.samplers import LogProb, Sampler, State
+from ncsn_cli.samplers import LogProb, Sampler, State, steps_with
 from ncsn_cli.scores import Dataset, Score, at_level, random_stream
 from ncsn_cli.workers import shared_zeros, side_by_side
+
+log = logging.getLogger(__name__)
 
 TILE = {"cpu": 1280, "cuda": 65_536, "mps": 65_536}
 """Chains in a tile, by type of device."""
@@ -135,14 +139,23 @@ class _Counted:
         self.evaluations += 1
         return self._score(x, sigma)
 
-    def at_level(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-        score = at_level(self._score, sigma)
+    def at_level(self, sigma: Tensor) -> _CountedAtLevel:
+        return _CountedAtLevel(at_level(self._score, sigma), self)
 
-        def counted(x: Tensor) -> Tensor:
-            self.evaluations += 1
-            return score(x)
 
-        return counted
+class _CountedAtLevel:
+    """A score at one level, whose evaluations ``total`` counts."""
+
+    def __init__(self, score: Callable[[Tensor], Tensor], total: _Counted) -> None:
+        self._score, self._steps, self._total = score, steps_with(score), total
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._total.evaluations += 1
+        return self._score(x)
+
+    def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterable[Tensor]:
+        self._total.evaluations += len(z)
+        return self._steps(x, z, tau)
 
 
 class Sampling:
@@ -161,6 +174,7 @@ class Sampling:
         seed: Seed of all chains.
         device: Where they run.
         workers: At most so many tiles run at a time, each in a process; 1 on a GPU.
+        compile: Whether Langevin steps are compiled (``CompiledLangevin``).
     """
 
     def __init__(
@@ -178,7 +192,10 @@ class Sampling:
         seed: int,
         device: torch.device,
         workers: int = 1,
+        compile: bool = False,
     ) -> None:
+        self.is_to_compile = compile
+        """Whether ``run`` begins with that."""
         self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
         self._num, self._sigmas, self._truth = num, sigmas, truth
         self._seed, self._device, self._tile = seed, device, TILE[device.type]
@@ -227,11 +244,43 @@ class Sampling:
         """
         begun = {} if saved is None else self._take_up(saved)
         missing = (~self._left["finished"]).nonzero()[:, 0].tolist()
-        tiles = [self._run_tile(number, begun.get(number)) for number in missing]
+        with signals_as_requests() as requests:
+            if self.is_to_compile and missing:
+                save(self._to_save(begun))  # once a signal has ended the next, torch may be unable
+                requests.end(self.compile)
+            if not requests:
+                self._run_tiles(missing, begun, save, requests)
+        if requests:
+            hand_to_scheduler(requests[0])
+            raise InterruptedRun(f"stopped by a signal {self._where(begun)}", requests[0])
+        return self._chains()
+
+    @torch.no_grad()
+    def compile(self) -> None:
+        """Compile the Langevin steps, if that can be done."""
+        self.is_to_compile = False
+        start = time.monotonic()
+        log.info("compile: compiling the Langevin steps")
+        x = torch.zeros(self._truth.dim, self._tile, device=self._device).mT
+        try:
+            self._score = CompiledLangevin(self._score, x)
+        except Exception as error:  # torch's are of many kinds, and plain steps always work
+            log.warning("compile: %s; the steps stay plain", one_line(str(error)))
+        else:
+            log.info("compile: %.1f s", time.monotonic() - start)
+
+    def _run_tiles(
+        self,
+        numbers: list[int],
+        begun: dict[int, _Begun],
+        save: Callable[[Saved], None],
+        requests: list[int],
+    ) -> None:
+        """Run the tiles of these ``numbers``, as ``run`` does; where a request comes, save."""
+        tiles = [self._run_tile(number, begun.get(number)) for number in numbers]
         running: dict[int, _Running] = {}
         last_save = time.monotonic()
         with (
-            signals_as_requests() as requests,
             tqdm(
                 total=self._num_tiles * self._last, desc="sampling", unit="step", disable=None
             ) as bar,
@@ -239,12 +288,13 @@ class Sampling:
         ):
             for news in all_news:
                 for i, told in news:
+                    number = numbers[i]
                     if isinstance(told, _Running):
-                        running[missing[i]], begun[missing[i]] = told, told.begun
+                        running[number], begun[number] = told, told.begun
                     else:
-                        running.pop(missing[i], None)
-                        begun.pop(missing[i], None)
-                        self._add(missing[i], told)
+                        running.pop(number, None)
+                        begun.pop(number, None)
+                        self._add(number, told)
                 self._show(bar, running)
                 if requests:
                     break
@@ -253,9 +303,6 @@ class Sampling:
                     last_save = time.monotonic()
         if requests:
             save(self._to_save(begun))
-            hand_to_scheduler(requests[0])
-            raise InterruptedRun(f"stopped by a signal {self._where(begun)}", requests[0])
-        return self._chains()
 
     def _take_up(self, saved: Saved) -> dict[int, _Begun]:
         """The tiles in ``saved`` that have begun, by their number.

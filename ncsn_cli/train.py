@@ -39,6 +39,7 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
+    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,
@@ -58,15 +59,16 @@ log = logging.getLogger(__name__)
 
 _MAY_CHANGE_ON_RESUME = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "resume",
-    "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every", "trainer.eval_every",
-    "trainer.checkpoint_every",
+    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "compile",
+    "resume", "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
+    "trainer.eval_every", "trainer.checkpoint_every",
     "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
 }  # fmt: skip
 
 _UNSET_SAMPLE_KEYS: Config = {
     "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
-    "trajectory_metrics": False, "log_density": False, "resume": None, "plugins": [],
+    "trajectory_metrics": False, "log_density": False, "compile": "auto", "resume": None,
+    "plugins": [],
 }  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer: Trainer = instantiate(config, "trainer")
     torch.set_num_threads(1)
     keep_freed_memory()
+    keep_compiled_code()
     dataset: Dataset = instantiate(config, "dataset")
     data = known_points(dataset, run.seed)
     sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
@@ -94,10 +97,6 @@ def train(cfg: DictConfig) -> float | None:
         adapt_to(data)
     _try_once(model, dataset, loss, float(sigmas[-1]), device)
     _check_learning_rate(config)
-    # Where compiled steps are kept: torch, which chooses with the first optimizer, takes a folder
-    # for temporary files, in which other users may have put theirs.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")

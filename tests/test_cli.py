@@ -296,6 +296,62 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
     assert "has all its samples" in complete.stderr
 
 
+@pytest.mark.slow
+def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
+    trained = succeed("ncsn-train", *QUICK, "model=mlp", folder=tmp_path)
+    quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
+    arguments = ["ncsn-sample", *quick]
+    process = subprocess.Popen(
+        [BIN / arguments[0], *arguments[1:], "compile=true"], cwd=tmp_path,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("outputs/sample/runs/*/sampling.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2)  # it compiles for seconds
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 143, error
+    assert "Traceback" not in error
+    (stopped,) = tmp_path.glob("outputs/sample/runs/*")
+    assert read(stopped / "status.json")["state"] == "interrupted"
+    # By its rule it would not compile so few steps; but it goes on as it began.
+    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = succeed(*arguments, "compile=true", folder=tmp_path)
+    plain = succeed(*arguments, folder=tmp_path)
+    compiles = [OmegaConf.load(folder / "config.yaml").compile for folder in (resumed, plain)]
+    assert compiles == [True, False]
+    assert "compiling the Langevin steps" in (resumed / "sample.log").read_text()
+    with np.load(resumed / "samples.npz") as found, np.load(whole / "samples.npz") as expected:
+        for name in expected:
+            assert np.array_equal(found[name], expected[name]), name
+        with np.load(plain / "samples.npz") as others:
+            assert np.array_equal(others["init"], found["init"])
+            assert not np.array_equal(others["samples"], found["samples"])
+    changed = run(*arguments, f"resume={stopped}", "compile=false", folder=tmp_path)
+    assert changed.returncode == 2
+    assert "compile=True" in changed.stderr
+
+
+def test_compiled_sampling_is_written_down_or_refused(trained, tmp_path, forked):
+    arguments = [f"checkpoint={trained}", "num_samples=20", "metric=[]", "plot=[]"]
+    result = forked.call("train", ["model=mlp", *QUICK], tmp_path)
+    assert result.returncode == 0, result.stderr
+    small = [f"checkpoint={only_run(tmp_path, 'train')}", *arguments[1:], "compile=true"]
+    result = forked.call("sample", small, tmp_path)
+    assert result.returncode == 0, result.stderr
+    out = only_run(tmp_path, "sample")
+    assert OmegaConf.load(out / "config.yaml").compile is True
+    assert "compile: " in (out / "sample.log").read_text()
+    assert "stay plain" not in (out / "sample.log").read_text()
+    for refused in (arguments, [*small, "score=exact"]):
+        result = forked.call("sample", [*refused, "compile=true"], tmp_path)
+        assert result.returncode == 2
+        assert "compile: true needs" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "compiled"),
     [

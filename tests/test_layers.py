@@ -15,6 +15,7 @@ ORCHESTRATION = [
     "runs",
     "checkpoints",
     "compiled",
+    "compiled_langevin",
     "doctor",
     "evaluation",
     "floors",

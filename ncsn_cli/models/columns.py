@@ -7,7 +7,7 @@ times a wide one, written where the last evaluation's was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -54,28 +54,39 @@ class _Columns:
         self.points = self.features.mT
 
 
-def perceptron(layers: list[Tensor], activation: nn.Module) -> AtLevel:
-    """The perceptron of the matrices ``layers``."""
-    activate = _in_place(activation)
-    columns: list[_Columns] = []
-    products: list[tuple[Tensor, Tensor, Tensor]] = []  # matrix, its inputs, its outputs
+class Perceptron:
+    """The perceptron of the matrices ``layers``, an ``AtLevel``."""
 
-    def score(x: Tensor) -> Tensor:
-        if not columns or columns[0].points.shape != x.shape:
-            widths = [x.shape[1], *(len(layer) for layer in layers)]
-            columns[:] = [_Columns(width, x) for width in widths]
-            products[:] = [
+    def __init__(self, layers: list[Tensor], activation: nn.Module) -> None:
+        self.layers, self.activation = layers, activation
+        self._activate = _in_place(activation)
+        self._columns: list[_Columns] = []
+        self._products: list[tuple[Tensor, Tensor, Tensor]] = []  # matrix, its inputs and outputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scores (B, D) at ``x`` (B, D)."""
+        if not self._columns or self._columns[0].points.shape != x.shape:
+            widths = [x.shape[1], *(len(layer) for layer in self.layers)]
+            self._columns = columns = [_Columns(width, x) for width in widths]
+            self._products = [
                 (layer, before.all, after.features)
-                for layer, (before, after) in zip(layers, pairwise(columns), strict=True)
+                for layer, (before, after) in zip(self.layers, pairwise(columns), strict=True)
             ]
-        columns[0].points.copy_(x)
-        for layer, inputs, outputs in products[:-1]:
-            activate(torch.mm(layer, inputs, out=outputs))
-        layer, inputs, outputs = products[-1]
+        self._columns[0].points.copy_(x)
+        for layer, inputs, outputs in self._products[:-1]:
+            self._activate(torch.mm(layer, inputs, out=outputs))
+        layer, inputs, outputs = self._products[-1]
         torch.mm(layer, inputs, out=outputs)
-        return columns[-1].points
+        return self._columns[-1].points
 
-    return score
+
+def perceptron_in_sums(layers: Sequence[Tensor], activation: nn.Module, x: Tensor) -> Tensor:
+    """What ``Perceptron`` computes: compiled, all features of some points are in registers."""
+    columns = x.mT
+    for number, layer in enumerate(layers):
+        inputs = activation(columns) if number > 0 else columns
+        columns = (layer[:, :-1, None] * inputs).sum(1) + layer[:, -1:]
+    return columns.mT
 
 
 def residual(

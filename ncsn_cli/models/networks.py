@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, validate_call
 from torch import Tensor, nn
 
 from ncsn_cli.errors import ConfigError
-from ncsn_cli.models.columns import AtLevel, matrix, perceptron, residual, with_inputs
+from ncsn_cli.models.columns import AtLevel, Perceptron, matrix, residual, with_inputs
 from ncsn_cli.scores import STRICT, Count
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class MLP(nn.Module):
         first, *rest = _matrices(self.layers)
         if self.conditional:
             first = with_inputs(first, sigma.to(first).reshape(1))
-        return perceptron([first, *rest], self.activation)
+        return Perceptron([first, *rest], self.activation)
 
 
 class EmbeddingMLP(nn.Module):
@@ -116,7 +116,7 @@ class EmbeddingMLP(nn.Module):
         """``forward`` at ``sigma`` ()."""
         first, *rest = _matrices(self.layers)
         embedded = self.embedding(sigma.to(first).reshape(1, 1))[0]  # (E,)
-        return perceptron([with_inputs(first, embedded), *rest], self.activation)
+        return Perceptron([with_inputs(first, embedded), *rest], self.activation)
 
 
 class NCSNv2MLP(nn.Module):
@@ -152,7 +152,7 @@ class NCSNv2MLP(nn.Module):
     def at_level(self, sigma: Tensor) -> AtLevel:
         """``forward`` at ``sigma`` ()."""
         *layers, last = _matrices(self.layers)
-        return perceptron([*layers, last / _positive_column(sigma, last)], self.activation)
+        return Perceptron([*layers, last / _positive_column(sigma, last)], self.activation)
 
 
 class _ResidualNetwork(nn.Module):

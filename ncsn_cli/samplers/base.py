@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,6 +20,10 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 
 Step = Callable[[Score, Tensor, Tensor, Tensor, torch.Generator], Tensor]
 """``step(score, x, sigma, next_sigma, generator)``: x (B, D) from p_sigma to p_next_sigma."""
+
+
+Steps = Callable[[Tensor, Tensor, Tensor], Iterable[Tensor]]
+"""``steps(x, z, tau)``: ``langevin_steps`` with a certain score."""
 
 
 class Level(NamedTuple):
@@ -131,12 +135,12 @@ class Sampler(ABC):
         log_prob: LogProb | None,
     ) -> Iterator[tuple[Tensor, float | None]]:
         """The Langevin steps at one level: x and the share of accepted proposals after each."""
-        score_here, noise = at_level(score, sigma), math.sqrt(2 * level.tau)
+        steps, tau = steps_with(at_level(score, sigma)), torch.full_like(sigma, level.tau)
         for first in range(0, level.steps, _STEPS_A_DRAW):
             num = min(_STEPS_A_DRAW, level.steps - first)
             z = torch.empty(num, *x.mT.shape, dtype=x.dtype, device=x.device)
-            for z_now in z.normal_(generator=generator).mT.unbind():
-                x = torch.add(x, score_here(x), alpha=level.tau).add_(z_now, alpha=noise)
+            for moved in steps(x, z.normal_(generator=generator).mT, tau):
+                x = moved
                 yield x, None
 
     def _descent(self) -> Step:
@@ -167,6 +171,21 @@ class Sampler(ABC):
         for state in self.chain(score, x, sigmas, generator=generator, log_prob=log_prob):
             x = state.x
         return x
+
+
+def langevin_steps(
+    score: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, tau: Tensor
+) -> Iterator[Tensor]:
+    """X (B, D) after each step x + tau score(x) + sqrt(2 tau) z, for each z of ``z`` (T, B, D)."""
+    for noise in (z * (2 * tau).sqrt()).unbind():
+        x = torch.addcmul(x, score(x), tau).add_(noise)
+        yield x
+
+
+def steps_with(score: Callable[[Tensor], Tensor]) -> Steps:
+    """``langevin_steps`` with ``score``: a method of its own by this name, or the plain ones."""
+    own: Steps | None = getattr(score, "langevin_steps", None)
+    return own or partial(langevin_steps, score)
 
 
 def standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,126 @@
+"""Langevin steps with a small network, compiled: some of them in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.models.columns import Perceptron, perceptron_in_sums
+from ncsn_cli.samplers import Level, Sampler, langevin_steps
+from ncsn_cli.scores import Score, at_level
+
+_STEPS_A_CALL = 8  # each has code of its own, compiled in a second; a call costs what one does
+_SECONDS_TO_COMPILE = 15.0
+_PLAIN, _COMPILED = 0.60e-9, 0.32e-9  # seconds a step of a chain, for each hidden unit
+
+
+@torch.no_grad()
+def settle(
+    setting: bool | Literal["auto"],
+    score: Score,
+    sampler: Sampler,
+    plan: list[Level],
+    num: int,
+    device: torch.device,
+) -> bool:
+    """Whether Langevin steps of ``num`` chains down the levels of ``plan`` are compiled.
+
+    It changes the last bits of samples, so ``auto`` knows sizes alone and no machine; its numbers
+    are from benchmarks/steps.py (docs/performance.md). It is true on the CPU where compiling saves
+    15 seconds of one thread.
+
+    Raises:
+        ConfigError: If steps are to be compiled for which it is no gain.
+    """
+    here = at_level(score, torch.ones((), device=device))
+    if (
+        sampler.needs_log_prob
+        or not any(level.steps for level in plan)
+        or not isinstance(here, Perceptron)
+        or not isinstance(here.activation, nn.ReLU)
+        or [len(layer) for layer in here.layers[1:]] not in ([1], [2])
+    ):
+        if setting is True:
+            raise ConfigError(
+                "compile: true needs a network of one hidden layer of relu (model=mlp,"
+                " embedding_mlp or ncsnv2_mlp) in 1D or 2D and a sampler with Langevin steps;"
+                " set auto or false"
+            )
+        return False
+    if setting != "auto":
+        return setting
+    saved = sum(
+        _PLAIN * level.steps - _COMPILED * _STEPS_A_CALL * -(-level.steps // _STEPS_A_CALL)
+        for level in plan
+    )
+    return device.type == "cpu" and num * len(here.layers[0]) * saved > _SECONDS_TO_COMPILE
+
+
+class CompiledLangevin:
+    """A score with compiled ``langevin_steps``, the same code for all levels.
+
+    Args:
+        score: A network for which ``settle`` may be true.
+        x: Points (B, D), for their shape.
+
+    Raises:
+        Exception: Of several kinds, by torch, if the steps cannot be compiled.
+    """
+
+    def __init__(self, score: Score, x: Tensor) -> None:
+        import torch._inductor  # takes seconds
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        self._score = score
+        one = x.new_ones(())
+        network = self._network(one)
+
+        def steps(x: Tensor, z: Tensor, tau: Tensor, *layers: Tensor) -> Tensor:
+            here = partial(perceptron_in_sums, layers, network.activation)
+            return torch.stack([state.mT for state in langevin_steps(here, x.mT, z.mT, tau)])
+
+        z = x.new_zeros(_STEPS_A_CALL, *x.mT.shape)
+        inputs: list[Any] = [x.mT, z, one, *network.layers]
+        # torch.compile would ask at each call whether its inputs are still like these.
+        graph = make_fx(steps)(*inputs)
+        self._steps: Callable[..., Tensor] = torch._inductor.compile(graph, inputs)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
+        return self._score(x, sigma)
+
+    def at_level(self, sigma: Tensor) -> _CompiledAtLevel:
+        """The score at ``sigma`` ()."""
+        return _CompiledAtLevel(self._network(sigma), self._steps)
+
+    def _network(self, sigma: Tensor) -> Perceptron:
+        here = at_level(self._score, sigma)
+        assert isinstance(here, Perceptron)
+        return here
+
+
+class _CompiledAtLevel:
+    """A network at one level and compiled Langevin steps."""
+
+    def __init__(self, network: Perceptron, steps: Callable[..., Tensor]) -> None:
+        self._network, self._steps = network, steps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._network(x)
+
+    def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterator[Tensor]:
+        """See ``samplers.langevin_steps``."""
+        columns = x.mT.contiguous()
+        for some in z.mT.split(_STEPS_A_CALL):  # (T, D, B)
+            num = len(some)
+            if num < _STEPS_A_CALL:
+                some = functional.pad(some, (0, 0, 0, 0, 0, _STEPS_A_CALL - num))
+            states = self._steps(columns, some, tau, *self._network.layers)[:num]
+            yield from states.mT.unbind()
+            columns = states[-1]
