@@ -267,7 +267,7 @@ def p3(bench: Bench) -> list[Job]:
     work = {**P3, "weights": weights(bench)}
     shares = {
         "notebook": 100, "jax": 10, "kernel": 10, "kernel, tuned": 1, "ours, plain": 5,
-        "ours, compiled": 5,
+        "ours, compiled": 1,
     }  # fmt: skip
     options = {**SAMPLING, "ours, plain": {}, "ours, compiled": SAMPLING["ours"]}
     return [

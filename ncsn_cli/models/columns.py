@@ -80,13 +80,17 @@ class Perceptron:
         return self._columns[-1].points
 
 
-def perceptron_in_sums(layers: Sequence[Tensor], activation: nn.Module, x: Tensor) -> Tensor:
-    """What ``Perceptron`` computes: compiled, all features of some points are in registers."""
-    columns = x.mT
-    for number, layer in enumerate(layers):
-        inputs = activation(columns) if number > 0 else columns
-        columns = (layer[:, :-1, None] * inputs).sum(1) + layer[:, -1:]
-    return columns.mT
+def one_hidden_layer(layers: Sequence[Tensor], activation: nn.Module, x: Tensor) -> Tensor:
+    """The ``Perceptron`` of two matrices, written to be compiled to one loop over hidden units.
+
+    These are in two halves, whose sums need not wait for one another.
+    """
+    first, last = layers
+    scores = last[:, -1:]
+    for into, out in zip(first.chunk(2), last[:, :-1].chunk(2, dim=1), strict=True):
+        hidden = activation((into[:, :-1, None] * x.mT).sum(1) + into[:, -1:])
+        scores = scores + (out[:, :, None] * hidden).sum(1)
+    return scores.mT
 
 
 def residual(
