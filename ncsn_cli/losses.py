@@ -93,7 +93,7 @@ class Loss(ABC):
                 z = _normal((batch, dim), x, generator)
             else:
                 z = noise[torch.arange(batch, device=x.device), place]
-        return Draws(place, z, self._directions(z.reshape(-1, dim), generator))
+        return Draws(place, z, self._directions(z, generator))
 
     def given(
         self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
@@ -114,7 +114,7 @@ class Loss(ABC):
         return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score)).mean()
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """A direction for each perturbed point, in the shape of ``z`` (P, D); none by default."""
+        """A direction (P, D) for each perturbed point, whose noise ``z`` is; none by default."""
         return z.new_empty(0)
 
     @abstractmethod
@@ -289,7 +289,7 @@ class Sliced(Loss):
         return self._weights(sigma) * (square / 2 + (v * along).sum(-1))
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        v = _normal(tuple(z.shape), z, generator)
+        v = _normal((z.numel() // z.shape[-1], z.shape[-1]), z, generator)
         return v if self.directions == "gaussian" else torch.where(v < 0, -1.0, 1.0)
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
