@@ -2,8 +2,8 @@
 
 Each tile has the same number of chains, the last one more than are asked for, and a stream of
 random numbers of its own. So a chain depends on the seed and its place alone, not on how many
-others there are nor on how many processes share the tiles, and memory holds what is returned and
-one tile a process.
+others there are nor on how many processes share the tiles (its last bits on whether its steps are
+compiled, too), and memory holds what is returned and one tile a process.
 """
 
 from __future__ import annotations
