@@ -28,23 +28,28 @@ def settle(
     plan: list[Level],
     num: int,
     device: torch.device,
+    earlier: dict[str, Any],
 ) -> bool:
     """Whether Langevin steps of ``num`` chains down the levels of ``plan`` are compiled.
 
     It changes the last bits of samples, so ``auto`` knows sizes alone and no machine; its numbers
-    are from benchmarks/steps.py (docs/performance.md). It is true on the CPU where compiling saves
-    15 seconds of one thread.
+    are from benchmarks/steps.py (docs/performance.md). It is what an ``earlier`` part of the run
+    had, or true on the CPU where compiling saves 15 seconds of one thread.
 
     Raises:
         ConfigError: If steps are to be compiled for which it is no gain.
     """
+    before = earlier.get("compile")
+    if setting == "auto" and isinstance(before, bool):
+        return before
     here = at_level(score, torch.ones((), device=device))
     if (
         sampler.needs_log_prob
         or not any(level.steps for level in plan)
         or not isinstance(here, Perceptron)
         or not isinstance(here.activation, nn.ReLU)
-        or [len(layer) for layer in here.layers[1:]] not in ([1], [2])
+        or len(here.layers) != 2
+        or len(here.layers[1]) > 2
     ):
         if setting is True:
             raise ConfigError(

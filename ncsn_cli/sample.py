@@ -126,14 +126,15 @@ def sample(cfg: DictConfig) -> float | None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
-    config["compile"] = settle(run.compile, score, sampler, plan, run.num_samples, device)
+    found = _begun_before(run)
+    earlier = {} if found is None else found[1][1]["config"]
+    config["compile"] = settle(run.compile, score, sampler, plan, run.num_samples, device, earlier)
     identity: Config = {
         "config": without_paths(config),
         "checkpoint": None if source is None else digest_of({}, source),
         "device_type": device.type,
     }
-    begun = _begun_before(run, identity)
-    config["compile"] = identity["config"]["compile"]
+    begun = None if found is None else _refuse_another(*found, identity)
     sigma_max = float(schedule.sigmas[0])
     sampling = Sampling(
         sampler,
@@ -253,7 +254,11 @@ def _save(folder: Path, state: Saved, identity: Config) -> None:
         log.warning("so many chains are not kept: if it is stopped, this run begins anew")
 
 
-def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
+_IDENTITY = {"config", "checkpoint", "device_type"}
+"""What else the file of stopped chains holds: what they were asked for."""
+
+
+def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
     """The chains to go on from: of the job itself in a sweep run again, else as asked for."""
     folder = output_folder()
     if not (in_sweep() and (folder / _STOPPED).exists()):
@@ -268,16 +273,19 @@ def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
             )
     try:
         tensors, record = load_checkpoint(folder / _STOPPED)
-        if not identity.keys() <= record.keys() or not isinstance(record["config"], dict):
+        if not record.keys() >= _IDENTITY or not isinstance(record["config"], dict):
             raise BadCheckpointError(f"{folder / _STOPPED}: these are no stopped chains")
     except BadCheckpointError as error:
         if folder != output_folder():
             raise
         log.warning("%s; starting afresh", error)
         return None
-    compiled = record["config"].get("compile")
-    if run.compile == "auto" and isinstance(compiled, bool):
-        identity["config"]["compile"] = compiled
+    return folder, (tensors, record)
+
+
+def _refuse_another(folder: Path, saved: Saved, identity: Config) -> Saved:
+    """``saved``, the chains in ``folder``, if they were begun at the request ``identity``."""
+    _, record = saved
     refuse_changes(
         record["config"], identity["config"],
         lambda key: key.split(".")[0] in _MAY_CHANGE_ON_RESUME, "resume", folder,
@@ -285,7 +293,7 @@ def _begun_before(run: SampleSettings, identity: Config) -> Saved | None:
     for key in ("checkpoint", "device_type"):
         if record[key] != identity[key]:
             raise ConfigError(f"resume: {folder} was made with another {key}")
-    return tensors, record
+    return saved
 
 
 def _object(config: Config, trained: Config, key: str, plugins: list[str]) -> Any:  # noqa: ANN401

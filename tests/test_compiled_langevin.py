@@ -165,7 +165,8 @@ def settled(setting="auto", *, width=128, steps=1000, levels=100, num=5000, **ch
     sampler = changed.get("sampler", SAMPLER)
     plan = [Level(1.0, 0.01, steps)] * levels
     device = torch.device(changed.get("device", "cpu"))
-    return settle(setting, score.to(device), sampler, plan, num, device)
+    earlier = changed.get("earlier", {})
+    return settle(setting, score.to(device), sampler, plan, num, device, earlier)
 
 
 def test_the_rule_knows_sizes_alone():
@@ -178,6 +179,9 @@ def test_the_rule_knows_sizes_alone():
     assert not settled(device="meta")
     for setting in (True, False):
         assert settled(setting, num=1) is setting
+        assert settled(earlier={"compile": setting}) is setting
+        assert settled(setting, earlier={"compile": not setting}) is setting
+    assert settled(earlier={"compile": None})
 
 
 @pytest.mark.parametrize(
