@@ -76,6 +76,17 @@ class LevelsReversed(AnnealedLangevin):
 class SigmaReplaced(GaussianMixture):
     """Its score takes sigma for the modes' whole width, instead of adding variances."""
 
+    @property
+    def truth(self) -> GaussianMixture:
+        """The mixture with its own score."""
+        return GaussianMixture(
+            self._weights.tolist(),
+            self._means.tolist(),
+            covariances=self._covariances(0.0).tolist(),
+            num_samples=self.num_samples,
+            seed=self.seed,
+        )
+
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Grad log of sum_k w_k N(x; mu_k, sigma^2 I), (B, D)."""
         points = GaussianMixture(self.weights.tolist(), self.modes.tolist(), stds=0.0)

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
+
+from ncsn_cli.expectation import (
+    FisherInformation,
+    ModeMoments,
+    fisher_by_draws,
+    moments_by_draws,
+    nearest_centre,
+)
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """``score(x, sigma)``: grad_x log p_sigma(x), units 1/length; x (B, D), sigma () or (B,).
@@ -58,6 +66,9 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_
 Count = Annotated[int, Field(gt=0, le=10**9)]
 """A number of steps or the size of an array: torch counts in 64 bits, and more never ends."""
 
+NUM_DRAWS = 200_000
+"""Exact draws behind a number without a closed form, whose error it reports."""
+
 Modes = Annotated[int, Field(gt=0, le=10_000)]
 """A number of modes, each of which is written out."""
 
@@ -68,7 +79,81 @@ def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> t
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-class Dataset(ABC):
+class Law(ABC):
+    """What samples are measured against: a distribution for every level sigma.
+
+    ``Dataset`` is one, and so are its draws after a denoising step. Moments are float64.
+    """
+
+    dim: int
+
+    @property
+    def origin(self) -> Tensor:
+        """What is to be added to this law's coordinates for data units, (D,), float64.
+
+        It is 0, but for what ``Dataset.centred`` returns.
+        """
+        return torch.zeros(self.dim, dtype=torch.float64)
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """E[x], (D,), at every level."""
+
+    @property
+    @abstractmethod
+    def modes(self) -> Tensor:
+        """Centres of the modes, (K, D)."""
+
+    @abstractmethod
+    def sample(
+        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
+    ) -> Tensor:
+        """Return independent draws at level sigma, (num, D), float32, on its device."""
+
+    @abstractmethod
+    def perturbed_covariance(self, sigma: float) -> Tensor:
+        """Return Cov[x] at level sigma, (D, D)."""
+
+    def covariance_error(self, sigma: float) -> Tensor:
+        """Return the standard errors of ``perturbed_covariance``, (D, D)."""
+        return torch.zeros(self.dim, self.dim, dtype=torch.float64)
+
+    @abstractmethod
+    def strata(
+        self, num: int, sigma: float, generator: torch.Generator
+    ) -> Iterable[tuple[float, Tensor]]:
+        """Yield parts of the law: the probability of each, and draws (n, D) from it, float64.
+
+        ``num`` draws in all, or a few more.
+        """
+
+    def mode_moments(self, sigma: float) -> ModeMoments:
+        """Return shares and moments of the points nearest to each mode at level sigma."""
+        stream = random_stream(0, "mode moments")
+        return moments_by_draws(self.modes, self.strata(NUM_DRAWS, sigma, stream))
+
+    def nearest_mode(self, x: Tensor) -> Tensor:
+        """Return the mode whose centre is nearest to each of the points (B, D), (B,)."""
+        return nearest_centre(x, self.modes)
+
+    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return P(X <= x) at level sigma, for D = 1; ``x`` of any shape."""
+        raise NotImplementedError
+
+    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return E[max(x - X, 0)] at level sigma, for D = 1; ``x`` of any shape."""
+        raise NotImplementedError
+
+    def projected_cdf(self, direction: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
+        """Return nodes (G,) that resolve the law of <v, x>, and P(<v, x> <= node) (G,).
+
+        None where it has no closed form. ``direction`` is v (D,), float64.
+        """
+        return None
+
+
+class Dataset(Law):
     """A distribution p on R^D known exactly, with every p_sigma = p * N(0, sigma^2 I).
 
     Moments and densities are float64 or, where points are given, like the points.
@@ -78,16 +163,25 @@ class Dataset(ABC):
         seed: Seed of the training set.
     """
 
-    dim: int
-
     def __init__(self, num_samples: int | None, seed: int) -> None:
         self.num_samples = num_samples
         self.seed = seed
 
     @property
-    @abstractmethod
-    def mean(self) -> Tensor:
-        """E[x], (D,)."""
+    def truth(self) -> Dataset:
+        """The distribution that numbers are measured against.
+
+        It is the dataset itself, but for one whose ``score`` is a mistake on purpose.
+        """
+        return self
+
+    def centred(self) -> Dataset:
+        """Return this distribution in coordinates around its mean, which ``origin`` then is.
+
+        So float32 resolves the data however far from 0 they are. A subclass that cannot move
+        returns itself.
+        """
+        return self
 
     @property
     @abstractmethod
@@ -100,9 +194,9 @@ class Dataset(ABC):
         """Weights of the K modes, (K,)."""
 
     @property
-    @abstractmethod
-    def modes(self) -> Tensor:
-        """Centres of the modes, (K, D)."""
+    def num_components(self) -> int:
+        """Terms of the density, for the memory and time that they ask."""
+        return len(self.weights)
 
     @property
     @abstractmethod
@@ -121,11 +215,11 @@ class Dataset(ABC):
     def has_density(self, sigma: float) -> bool:
         """Whether p_sigma has one, and so a score."""
 
-    @abstractmethod
-    def sample(
-        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
-    ) -> Tensor:
-        """Independent draws from p_sigma, (num, D), float32, on the generator's device."""
+    def strata(
+        self, num: int, sigma: float, generator: torch.Generator
+    ) -> Iterable[tuple[float, Tensor]]:
+        """Yield p_sigma as one part: its probability 1, and draws (num, D) from it, float64."""
+        yield 1.0, self.sample(num, sigma=sigma, generator=generator).double()
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -139,21 +233,31 @@ class Dataset(ABC):
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """P(mode | x) at level sigma, (B, K)."""
 
-    @abstractmethod
+    def fisher(self, sigma: float) -> FisherInformation:
+        """Return the Fisher information E[s s^T] of p_sigma and its standard error.
+
+        From draws, where a subclass has no better way.
+        """
+        stream = random_stream(0, "fisher")
+
+        def squares(_: int, x: Tensor) -> Tensor:
+            score = self.score(x, sigma)
+            return score[:, :, None] * score[:, None]  # (n, D, D)
+
+        return fisher_by_draws(
+            lambda num: self.strata(num, sigma, stream),
+            squares,
+            num_terms=self.num_components * self.dim**2,
+            known=torch.zeros(self.dim, self.dim, dtype=torch.float64),
+        )
+
     def fisher_information(self, sigma: float) -> float:
-        """I(p_sigma) = E ||grad log p_sigma||^2, units 1/length^2."""
+        """Return I(p_sigma) = E ||grad log p_sigma||^2, units 1/length^2."""
+        return float(self.fisher(sigma).matrix.trace())
 
     def perturbed_covariance(self, sigma: float) -> Tensor:
-        """Cov[x] + sigma^2 I under p_sigma, (D, D), float64."""
+        """Return Cov[x] + sigma^2 I, the covariance of p_sigma, (D, D), float64."""
         return self.covariance + sigma**2 * torch.eye(self.dim).double()
-
-    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """P(X <= x) under p_sigma, for D = 1; ``x`` of any shape."""
-        raise NotImplementedError
-
-    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """E[max(x - X, 0)] under p_sigma, for D = 1; ``x`` of any shape."""
-        raise NotImplementedError
 
     def training_set(self) -> Tensor | None:
         """The ``num_samples`` points (N, D) of the training set on the CPU; None if endless."""

@@ -8,7 +8,7 @@ import pytest
 import ncsn_cli
 
 PACKAGE = Path(ncsn_cli.__file__).parent
-SHARED = ["errors", "scene", "scores"]
+SHARED = ["errors", "expectation", "scene", "scores"]
 LEAVES = ["datasets", "schedules", "models", "losses", "samplers", "metrics", "plots"]
 ORCHESTRATION = [
     "files",
@@ -31,7 +31,8 @@ ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "scene": set(),
-    "scores": set(),
+    "expectation": set(),
+    "scores": {"expectation"},
     "bugs": {*SHARED, "datasets", "losses", "samplers"},
     **{leaf: {*SHARED, leaf} for leaf in LEAVES},
     **{name: {*SHARED, *LEAVES, *ORCHESTRATION} - {"plots"} for name in ORCHESTRATION},

@@ -2,6 +2,7 @@
 
 from ncsn_cli.datasets.checkerboard import Checkerboard
 from ncsn_cli.datasets.circle import Circle
+from ncsn_cli.datasets.denoised import Denoised as Denoised
 from ncsn_cli.datasets.mixture import GaussianMixture
 from ncsn_cli.datasets.shapes import grid, moons, ring, spiral
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.special import i0e, i1e
 
 from ncsn_cli.errors import ConfigError
+from ncsn_cli.expectation import FisherInformation, ModeMoments, moments_from_sums
 from ncsn_cli.scores import STRICT, Count, Dataset
 
 
@@ -119,11 +120,20 @@ class Circle(Dataset):
         mean_radius = self._radius * i1e(u) / i0e(u)  # E[y] . x/r, y the point on the circle
         return ((mean_radius - r) / (variance * r))[:, None] * x
 
-    def fisher_information(self, sigma: float) -> float:
-        """I(p_sigma) = integral of (d log p_sigma/dr)^2 p_sigma 2 pi r dr, units 1/length^2.
+    def mode_moments(self, sigma: float) -> ModeMoments:
+        """Return the moments of all points: there is one mode."""
+        return moments_from_sums(
+            self.modes,
+            self.weights,
+            torch.zeros(1, 2, dtype=torch.float64),
+            self.perturbed_covariance(sigma)[None],
+        )
 
-        By Gauss's rule with 200 nodes, to 9 sqrt(v) on either side of R; relative error below
-        1e-12.
+    def fisher(self, sigma: float) -> FisherInformation:
+        """Return I/2 times the identity, I = integral of (d log p_sigma/dr)^2 p_sigma 2 pi r dr.
+
+        Units 1/length^2. By Gauss's rule with 200 nodes, to 9 sqrt(v) on either side of R;
+        relative error below 1e-12.
         """
         width = 9 * math.sqrt(self._std**2 + sigma**2)
         low, high = max(0.0, self._radius - width), self._radius + width
@@ -132,7 +142,9 @@ class Circle(Dataset):
         x = torch.stack([r, torch.zeros_like(r)], dim=-1)  # (200, 2)
         density = self.log_prob(x, sigma).exp() * 2 * math.pi * r  # of |x|
         integrand = density * self.score(x, sigma).square().sum(-1)
-        return float(torch.from_numpy(node_weights) @ integrand) * (high - low) / 2
+        information = float(torch.from_numpy(node_weights) @ integrand) * (high - low) / 2
+        none = torch.zeros(2, 2, dtype=torch.float64)
+        return FisherInformation(information / 2 * torch.eye(2).double(), 0.0, none)
 
     def _variance(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The variance std^2 + sigma^2, () or (B,), like ``x``."""

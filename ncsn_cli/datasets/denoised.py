@@ -1,0 +1,143 @@
+"""The law of exact draws after an exact denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ncsn_cli.expectation import ModeMoments, moments_by_draws, moments_from_sums
+from ncsn_cli.scores import NUM_DRAWS, Dataset, Law, random_stream
+
+
+class Denoised(Law):
+    r"""The law of the posterior mean d(x) = x + sigma^2 grad log p_sigma(x), x ~ p_sigma.
+
+    A perfect sampler with ``denoise`` ends there, which is neither p nor p_sigma: for N(0, s^2)
+    it is N(0, s^4/(s^2 + sigma^2)). Its mean is that of p, and with J = E[score score^T] at sigma
+
+        Cov[d] = Cov[x] - sigma^2 I + sigma^4 J      (x ~ p)
+
+    In 1D d rises with x, so that P(d(X) <= d(u)) = P(X <= u).
+
+    Source: Efron (2011), doi:10.1198/jasa.2011.tm11181 (Tweedie's formula).
+
+    Args:
+        truth: The dataset.
+    """
+
+    def __init__(self, truth: Dataset) -> None:
+        self._truth, self.dim = truth, truth.dim
+
+    @property
+    def origin(self) -> Tensor:
+        """What is to be added to the coordinates for data units, (D,), float64."""
+        return self._truth.origin
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (D,), float64."""
+        return self._truth.mean
+
+    @property
+    def modes(self) -> Tensor:
+        """Centres of the dataset's modes, (K, D), float64."""
+        return self._truth.modes
+
+    def sample(
+        self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
+    ) -> Tensor:
+        """Return independent draws, (num, D), float32, on the generator's device."""
+        x = self._truth.sample(num, sigma=sigma, generator=generator)
+        return self._denoise(x.cpu().double(), float(sigma)).to(x)
+
+    def strata(
+        self, num: int, sigma: float, generator: torch.Generator
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yield what becomes of the dataset's strata."""
+        for weight, x in self._truth.strata(num, sigma, generator):
+            yield weight, self._denoise(x, sigma)
+
+    def perturbed_covariance(self, sigma: float) -> Tensor:
+        """Return Cov[d], (D, D), float64."""
+        if sigma == 0:
+            return self._truth.covariance
+        narrower = sigma**2 * torch.eye(self.dim, dtype=torch.float64)
+        return self._truth.covariance - narrower + sigma**4 * self._truth.fisher(sigma).matrix
+
+    def covariance_error(self, sigma: float) -> Tensor:
+        """Return the standard errors of Cov[d], (D, D), 0 where J has none."""
+        if sigma == 0:
+            return super().covariance_error(sigma)
+        return sigma**4 * self._truth.fisher(sigma).matrix_error
+
+    def mode_moments(self, sigma: float) -> ModeMoments:
+        """Return shares and moments of the points nearest to each mode, from draws.
+
+        With one mode they are all points, and in 1D the shares are exact.
+        """
+        if sigma == 0:
+            return self._truth.mode_moments(sigma)
+        modes = self.modes
+        if len(modes) == 1:
+            offset = self.mean - modes
+            second = self.perturbed_covariance(sigma) + offset.T @ offset
+            return moments_from_sums(modes, torch.ones(1).double(), offset, second[None])
+        stream = random_stream(0, "mode moments")
+        found = moments_by_draws(modes, self.strata(NUM_DRAWS, sigma, stream))
+        if self.dim > 1:
+            return found
+        centres, order = modes[:, 0].sort()
+        rises = self.cdf((centres[1:] + centres[:-1]) / 2, sigma)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        shares = torch.cat([ends[:1], rises, ends[1:]]).diff()[order.argsort()]
+        return found._replace(shares=shares, errors=(torch.zeros_like(shares), *found.errors[1:]))
+
+    def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return P(d(X) <= x), for D = 1; ``x`` of any shape."""
+        return self._truth.cdf(self._before(x, sigma), sigma)
+
+    def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return E[max(x - d(X), 0)], for D = 1; ``x`` of any shape.
+
+        With x = d(u), F and A the dataset's ``cdf`` and ``integrated_cdf`` at sigma and p its
+        density: (x - u) F(u) + A(u) - sigma^2 p(u).
+        """
+        u = self._before(x, sigma)
+        area = self._truth.integrated_cdf(u, sigma)
+        if sigma == 0:
+            return area
+        density = self._truth.log_prob(u.reshape(-1, 1), sigma).exp().view_as(u)
+        return (x - u) * self._truth.cdf(u, sigma) + area - sigma**2 * density
+
+    def projected_cdf(self, direction: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
+        """Return nodes (G,) that resolve the law of <v, d>, and P(<v, d> <= node), for D = 1."""
+        found = self._truth.projected_cdf(direction, sigma) if self.dim == 1 else None
+        if found is None:
+            return None
+        nodes, rises = found
+        return direction * self._denoise((direction * nodes)[:, None], sigma)[:, 0], rises
+
+    def _denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """Return d(x), (B, D), at ``x`` (B, D), float64."""
+        if sigma == 0:
+            return x
+        chunk = max(1, 2_000_000 // self._truth.num_components)
+        return torch.cat(
+            [part + sigma**2 * self._truth.score(part, sigma) for part in x.split(chunk)]
+        )
+
+    def _before(self, x: Tensor, sigma: float) -> Tensor:
+        """Return u with d(u) = x, for D = 1, by bisection to the last bit; ``x`` of any shape."""
+        if sigma == 0:
+            return x
+        truth = self._truth
+        width = 40 * float(truth.perturbed_covariance(sigma)[0, 0].sqrt())
+        low = torch.full_like(x, float(truth.modes.min()) - width)
+        high = torch.full_like(x, float(truth.modes.max()) + width)
+        for _ in range(64):
+            middle = (low + high) / 2
+            is_low = self._denoise(middle.reshape(-1, 1), sigma).view_as(x) < x
+            low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+        return high

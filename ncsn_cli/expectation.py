@@ -1,0 +1,213 @@
+"""Expectations from exact draws of the parts of a law, with their standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
+_MOST_TERMS = 3e8  # draws times terms: some ten seconds
+_TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
+_TARGET = 5e-4  # relative error of an information below which no draws are added
+
+Strata = Callable[[int], Iterable[tuple[float, Tensor]]]
+"""``strata(num)``: parts of a law, the probability of each and draws (n, D) from it, float64;
+``num`` draws in all, or a few more."""
+
+
+class Estimate(NamedTuple):
+    """Numbers (M,) and their standard errors (M,)."""
+
+    value: Tensor
+    error: Tensor
+
+
+def mean_over_draws(
+    strata: Strata,
+    function: Callable[[int, Tensor], Tensor],
+    num_terms: int,
+    is_enough: Callable[[Estimate], bool] = lambda found: True,
+) -> Estimate:
+    """Return E f(x) from draws of each stratum k, which has the probability w_k.
+
+        E f = sum_k w_k E_k f,   standard error^2 = sum_k w_k^2 Var_k f/n_k
+
+    From 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``.
+
+    Args:
+        strata: Draws anew at each call.
+        function: ``function(k, x)``: f at points x (n, D) of stratum k, (n, M).
+        num_terms: Numbers that ``function`` computes for a point; they bound memory and time.
+        is_enough: Whether the errors are small enough.
+    """
+    chunk = max(1, _TERMS_AT_ONCE // num_terms)
+    rounds = int(min(_MOST_DRAWS, _MOST_TERMS / num_terms) / _DRAWS_PER_ROUND)
+    total = variance = torch.zeros(())
+    for made in range(1, max(1, rounds) + 1):
+        for k, (weight, x) in enumerate(strata(_DRAWS_PER_ROUND)):
+            values = torch.cat([function(k, part) for part in x.split(chunk)])  # (n_k, M)
+            total = total + weight * values.mean(0)
+            variance = variance + weight**2 * values.var(0) / len(values)
+        found = Estimate(total / made, variance.sqrt() / made)
+        if is_enough(found):
+            break
+    return found
+
+
+class FisherInformation(NamedTuple):
+    """E[s s^T] of the score s = grad log p_sigma, units 1/length^2.
+
+    Args:
+        matrix: (D, D), float64; its trace is I(p_sigma).
+        error: Standard error of the trace; 0 where no draw is behind it.
+        matrix_error: Standard error of each entry (D, D).
+    """
+
+    matrix: Tensor
+    error: float
+    matrix_error: Tensor
+
+
+def fisher_by_draws(
+    strata: Strata,
+    function: Callable[[int, Tensor], Tensor],
+    num_terms: int,
+    known: Tensor,
+) -> FisherInformation:
+    """Return ``known`` (D, D) plus E f(x), f being (n, D, D), as a Fisher information.
+
+    Draws are added until the error of its trace is below 5e-4 of it; see ``mean_over_draws``.
+    """
+
+    def with_trace(k: int, x: Tensor) -> Tensor:
+        matrices = function(k, x)  # (n, D, D)
+        trace = matrices.diagonal(dim1=1, dim2=2).sum(-1, keepdim=True)
+        return torch.cat([matrices.flatten(1), trace], dim=1)
+
+    def is_enough(found: Estimate) -> bool:
+        return bool(found.error[-1] <= _TARGET * (known.trace() + found.value[-1]).abs())
+
+    value, error = mean_over_draws(strata, with_trace, num_terms, is_enough)
+    return FisherInformation(
+        known + value[:-1].view_as(known), float(error[-1]), error[:-1].view_as(known)
+    )
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return ||x_i - y_j||, (n, m), of points x (n, D) and y (m, D), float64.
+
+    Differences come before squares: |x|^2 - 2 <x, y> + |y|^2, as torch computes many distances
+    otherwise, rounds off what tells close points apart far from 0.
+    """
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
+    """Return the row of ``centres`` (K, D) that is nearest to each of the points (B, D), (B,).
+
+    On the CPU, in float64.
+    """
+    parts = x.cpu().double().split(max(1, _TERMS_AT_ONCE // len(centres)))
+    return torch.cat([distances(part, centres).argmin(-1) for part in parts])
+
+
+class ModeMoments(NamedTuple):
+    """Of the points of a law that are nearest to each mode's centre, and the standard errors.
+
+    Args:
+        shares: Their probability (K,).
+        means: Their mean (K, D); nan where there are none.
+        covariances: Their covariance (K, D, D).
+        errors: The same three: standard errors, 0 where a closed form gives the number.
+    """
+
+    shares: Tensor
+    means: Tensor
+    covariances: Tensor
+    errors: tuple[Tensor, Tensor, Tensor]
+
+
+def moments_from_sums(modes: Tensor, share: Tensor, first: Tensor, second: Tensor) -> ModeMoments:
+    """Return the moments, without errors, from E[1_k], E[1_k y] and E[1_k y y^T], y = x - centre.
+
+    Shapes (K,), (K, D) and (K, D, D); 1_k is 1 where x is nearest to the k-th of ``modes`` (K, D).
+    """
+    offset = first / share[:, None]  # nan where there is no point
+    covariances = second / share[:, None, None] - offset[:, :, None] * offset[:, None]
+    zeros = (torch.zeros_like(share), torch.zeros_like(first), torch.zeros_like(second))
+    return ModeMoments(share, modes + offset, covariances, zeros)
+
+
+def moments_by_draws(
+    modes: Tensor,
+    strata: Iterable[tuple[float, Tensor]],
+    own: list[int] | None = None,
+    known: ModeMoments | None = None,
+) -> ModeMoments:
+    """Return shares and moments of the points nearest to each of ``modes`` (K, D), with errors.
+
+    Where the moments of each stratum are known, only draws that lie nearer to another mode than to
+    the stratum's own are counted: they are taken from the one and added to the other. So well
+    separated modes have no error. Errors are of first order (delta method).
+
+    Args:
+        modes: Centres, float64.
+        strata: The probability of each stratum and draws (n, D) from it, float64.
+        own: The mode that each stratum belongs to; None: nothing is known of them.
+        known: What the moments of the modes would be if each had its own strata, all of them.
+    """
+    num, dim = modes.shape
+    cells, strata_of, weights, points, sizes = [], [], [], [], []
+    for k, (probability, x) in enumerate(strata):
+        sizes.append(len(x))
+        nearest = nearest_centre(x, modes)
+        moved = torch.ones_like(nearest, dtype=torch.bool) if own is None else nearest != own[k]
+        each = torch.full((int(moved.sum()),), probability / len(x), dtype=torch.float64)
+        entries = [(nearest[moved], each)]
+        if own is not None:
+            entries.append((torch.full_like(nearest[moved], own[k]), -each))
+        for cell, signed in entries:
+            cells.append(cell)
+            weights.append(signed)
+            points.append(x[moved])
+            strata_of.append(torch.full_like(cell, k))
+    cell, weight, x = torch.cat(cells), torch.cat(weights), torch.cat(points)
+    y = x - modes[cell]  # (n, D)
+    share = torch.zeros(num, dtype=torch.float64)
+    first = torch.zeros(num, dim, dtype=torch.float64)
+    second = torch.zeros(num, dim, dim, dtype=torch.float64)
+    if known is not None:
+        offset = known.means - modes
+        share += known.shares
+        first += known.shares[:, None] * offset
+        second += known.shares[:, None, None] * (
+            known.covariances + offset[:, :, None] * offset[:, None]
+        )
+    share.index_add_(0, cell, weight)
+    first.index_add_(0, cell, weight[:, None] * y)
+    second.index_add_(0, cell, weight[:, None, None] * y[:, :, None] * y[:, None])
+    found = moments_from_sums(modes, share, first, second)
+    residual = x - found.means[cell]
+    terms = torch.cat(
+        [
+            weight[:, None],
+            (weight / share[cell])[:, None] * residual,
+            (weight / share[cell])[:, None]
+            * (residual[:, :, None] * residual[:, None] - found.covariances[cell]).flatten(1),
+        ],
+        dim=1,
+    )  # what each draw adds to the first order, (n, 1 + D + D^2)
+    stratum = torch.cat(strata_of)
+    group, place = torch.unique(stratum * num + cell, return_inverse=True)
+    sums, squares = (
+        torch.zeros(len(group), terms.shape[1], dtype=torch.float64).index_add_(0, place, values)
+        for values in (terms, terms**2)
+    )
+    variance = squares - sums**2 / torch.tensor(sizes)[group // num, None]
+    error = torch.zeros(num, terms.shape[1], dtype=torch.float64)
+    error = error.index_add_(0, group % num, variance.clamp(min=0)).sqrt()
+    errors = error[:, 0], error[:, 1 : 1 + dim], error[:, 1 + dim :].view_as(second)
+    return found._replace(errors=errors)
