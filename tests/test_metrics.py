@@ -132,7 +132,7 @@ def test_mode_shares_near_a_point_and_of_modes_in_one_place():
     assert details["expected"][0] == pytest.approx(0.5 + 0.5 * 0.00714, abs=5 * 0.5 / 450)
     same = GaussianMixture(weights=[0.5, 0.5], means=[0.0, 0.0], stds=[1.0, 3.0])
     details = ModeWeights().details(same.sample(100, generator=stream()), same, 0.0)
-    assert details["expected"] == pytest.approx([1.0, 0.0], abs=0.01)
+    assert details["expected"] == [1.0]  # one mode with the sum of their weights
     assert np.isfinite(details["interval"]).all()
 
 
@@ -330,7 +330,7 @@ def test_the_bandwidth_is_the_median_distance_unless_given():
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=1.0)
     x = dataset.sample(200, generator=stream(22)) + 1
     exact = dataset.sample(1000, generator=random_stream(0, "kernel"))
-    median = float(torch.pdist(exact).median())
+    median = float(torch.pdist(exact.double()).median())
     found, given = (
         measure(MMD(max_points=200, bandwidth=h), dataset, 0.0, x, 23) for h in (None, median)
     )

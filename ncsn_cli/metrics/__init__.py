@@ -12,12 +12,13 @@ from ncsn_cli.metrics.likelihood import log_likelihood as log_likelihood
 from ncsn_cli.metrics.likelihood import prior_log_prob as prior_log_prob
 from ncsn_cli.metrics.likelihood import recovered_density as recovered_density
 from ncsn_cli.metrics.moments import ModeWeights, Moments
-from ncsn_cli.metrics.moments import nearest_mode as nearest_mode
 from ncsn_cli.metrics.score_error import FisherDivergence as FisherDivergence
 from ncsn_cli.metrics.score_error import ScoreError
+from ncsn_cli.metrics.score_error import compared_scores as compared_scores
 from ncsn_cli.metrics.score_error import divergence_of as divergence_of
 from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
 from ncsn_cli.metrics.score_error import in_parts as in_parts
+from ncsn_cli.metrics.score_error import products_at as products_at
 from ncsn_cli.metrics.score_error import relative_curl as relative_curl
 from ncsn_cli.metrics.transport import SlicedWasserstein, Wasserstein
 

@@ -10,8 +10,9 @@ from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.expectation import distances
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
+from ncsn_cli.scores import STRICT, Count, Law, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,11 +31,11 @@ class _Kernel(SampleMetric):
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """k(x, y) for x (n, D) and y (m, D): (n, m); ``exact`` (N, D) may set its scale."""
 
-    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """How far ``num`` samples are from p_sigma."""
         num = min(num, self.max_points)
         stream = random_stream(0, "kernel")
-        kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=stream))
+        kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=stream).double())
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             x = samples[:num].double().cpu()
@@ -57,7 +58,7 @@ class EnergyDistance(_Kernel):
     """
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, y: -torch.cdist(x, y)
+        return lambda x, y: -distances(x, y)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -75,7 +76,7 @@ class MMD(_Kernel):
     bandwidth: PositiveFloat | None
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        distances = torch.pdist(exact)
-        positive = distances[distances > 0]
+        apart = torch.pdist(exact)
+        positive = apart[apart > 0]
         h = self.bandwidth or (float(positive.median()) if len(positive) else 1.0)
-        return lambda x, y: torch.exp(-(torch.cdist(x, y) ** 2) / (2 * h**2))
+        return lambda x, y: torch.exp(-(distances(x, y) ** 2) / (2 * h**2))

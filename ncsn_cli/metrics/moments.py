@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.expectation import ModeMoments
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Dataset, random_stream
+from ncsn_cli.metrics.binomial import mean_absolute_deviation
+from ncsn_cli.scores import STRICT, Law
+
+
+@functools.lru_cache(maxsize=4)
+def _mode_moments(truth: Law, sigma: float) -> ModeMoments:
+    return truth.mode_moments(sigma)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -20,23 +27,37 @@ class ModeWeights(SampleMetric):
 
         1/2 sum_k |n_k/n - q_k|,   a sample belongs to the mode with the nearest centre,
 
-    q_k being P(nearest centre is k) under p_sigma itself: w_k plus what leaks between modes.
+    q_k being P(nearest centre is k) under p_sigma itself: w_k plus what leaks between modes. Of n
+    exact draws its mean is 1/2 sum_k MAD(n, q_k)/n, MAD that of the binomial law.
     """
 
-    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+    is_cheap: ClassVar[bool] = True
+
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """The total variation for ``num`` samples."""
-        expected = _mode_shares(truth, sigma)
+        expected = _mode_moments(truth, sigma).shares
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             return float((_shares(samples, truth) - expected).abs().sum() / 2)
 
         return distance
 
-    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
-        """Shares, true shares, and the binomial interval that holds 99 % of exact shares."""
+    def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
+        """Return the mean total variation of ``num`` exact draws; None if shares are estimated."""
+        found = _mode_moments(truth, sigma)
+        if bool((found.errors[0] > 0).any()):
+            return None
+        return float(mean_absolute_deviation(num, found.shares.numpy()).sum()) / num / 2
+
+    def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
+        """Shares, true shares, and the binomial interval that holds 99 % of exact shares.
+
+        Where true shares are estimated, their standard errors, too.
+        """
         from scipy.special import bdtrik  # here, as scipy takes long to import
 
-        expected = _mode_shares(truth, sigma)
+        found = _mode_moments(truth, sigma)
+        expected = found.shares.clamp(0, 1)
         n, q = len(samples), expected.numpy()
         low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))
         # scipy has no answer where the share is 0 or 1, and it is the interval.
@@ -44,36 +65,19 @@ class ModeWeights(SampleMetric):
         return {
             "weights": _shares(samples, truth).tolist(),
             "expected": expected.tolist(),
+            **_error("expected", found.errors[0]),
             "interval": np.stack([low, high], axis=1).tolist(),
         }
 
 
-def nearest_mode(x: Tensor, truth: Dataset) -> Tensor:
-    """The mode whose centre is nearest to each of the points (B, D), (B,)."""
-    return torch.cdist(x, truth.modes.to(x)).argmin(-1)
-
-
-def _shares(samples: Tensor, truth: Dataset) -> Tensor:
-    counts = torch.bincount(nearest_mode(samples, truth).cpu(), minlength=len(truth.modes))
+def _shares(samples: Tensor, truth: Law) -> Tensor:
+    counts = torch.bincount(truth.nearest_mode(samples), minlength=len(truth.modes))
     return counts.double() / len(samples)
 
 
-def _exact_draws(truth: Dataset, sigma: float) -> Tensor:
-    return truth.sample(200_000, sigma=sigma, generator=random_stream(0, "exact draws"))
-
-
-@functools.lru_cache(maxsize=4)
-def _mode_shares(truth: Dataset, sigma: float) -> Tensor:
-    """P(nearest centre is k), (K,), float64, from draws that are the same at every call.
-
-    E[r_k] = w_k exactly, so w_k + E[1{nearest is k} - r_k] needs them for the leakage alone.
-    """
-    x = _exact_draws(truth, sigma).double()
-    nearest = torch.nn.functional.one_hot(nearest_mode(x, truth), len(truth.modes)).double()
-    if not truth.has_density(sigma):
-        return nearest.mean(0)
-    shares = truth.weights + (nearest - truth.posterior(x, sigma)).mean(0)
-    return shares.clamp(0, 1)
+def _error(name: str, error: Tensor) -> dict[str, Any]:
+    """The standard error of a number that is estimated; nothing where it is exact."""
+    return {f"{name}_standard_error": error.tolist()} if bool((error > 0).any()) else {}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,7 +89,9 @@ class Moments(SampleMetric):
     Source: Dowson & Landau (1982), doi:10.1016/0047-259X(82)90077-X; d = |m - m*| for a shift.
     """
 
-    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+    is_cheap: ClassVar[bool] = True
+
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """D for ``num`` samples."""
         mean = truth.mean
         covariance = truth.perturbed_covariance(sigma)
@@ -101,45 +107,40 @@ class Moments(SampleMetric):
 
         return distance
 
-    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
+    def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
         """Mean and covariance and the true ones; with several modes, of each mode's points too.
 
-        A mode's points are those nearest to its centre. Their true moments are those of 200 000
-        exact draws; None for a mode without points.
+        A mode's points are those nearest to its centre. True moments that are estimated have their
+        standard error beside them; None for a mode without points.
         """
-        mean, covariance = _moments(samples)
         overall = {
-            "mean": mean,
-            "expected_mean": truth.mean.tolist(),
-            "covariance": covariance,
+            **_moments(samples, truth.origin),
+            "expected_mean": (truth.mean + truth.origin).tolist(),
             "expected_covariance": truth.perturbed_covariance(sigma).tolist(),
+            **_error("expected_covariance", truth.covariance_error(sigma)),
         }
         if len(truth.modes) < 2:
             return overall
-        exact = _exact_draws(truth, sigma)
-        labels, exact_labels = nearest_mode(samples, truth), nearest_mode(exact, truth)
+        found, labels = _mode_moments(truth, sigma), truth.nearest_mode(samples)
+        names = ("expected_mean", "expected_covariance")
         modes = []
-        for k in range(len(truth.modes)):
-            mean, covariance = _moments(samples[labels == k])
-            expected_mean, expected_covariance = _moments(exact[exact_labels == k])
-            modes.append(
-                {
-                    "mean": mean,
-                    "expected_mean": expected_mean,
-                    "covariance": covariance,
-                    "expected_covariance": expected_covariance,
-                }
-            )
+        for k, share in enumerate(found.shares.tolist()):
+            of_mode = _moments(samples[labels == k], truth.origin)
+            true = (found.means[k] + truth.origin, found.covariances[k])
+            for name, value, error in zip(names, true, found.errors[1:], strict=True):
+                of_mode[name] = value.tolist() if share > 0 else None
+                of_mode |= _error(name, error[k]) if share > 0 else {}
+            modes.append(of_mode)
         return {**overall, "modes": modes}
 
 
-def _moments(x: Tensor) -> tuple[list[float] | None, list[list[float]] | None]:
-    """Mean and covariance of points (N, D)."""
+def _moments(x: Tensor, origin: Tensor) -> dict[str, Any]:
+    """Mean and covariance of points (N, D), the mean in data units; None without points."""
     if len(x) == 0:
-        return None, None
+        return {"mean": None, "covariance": None}
     x = x.double().cpu()
     covariance = x.T.cov(correction=0).reshape(x.shape[1], x.shape[1])
-    return x.mean(0).tolist(), covariance.tolist()
+    return {"mean": (x.mean(0) + origin).tolist(), "covariance": covariance.tolist()}
 
 
 def _matrix_root(matrix: Tensor) -> Tensor:

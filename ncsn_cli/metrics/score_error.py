@@ -66,19 +66,35 @@ def fisher_divergence(
     score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
 ) -> FisherDivergence:
     """The Fisher divergence of ``score`` from the truth, from ``num`` exact draws."""
+    return divergence_of(compared_scores(score, truth, sigma, num, generator))
+
+
+def compared_scores(
+    score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
+) -> Tensor:
+    """Return ``products_at`` of ``score`` at ``num`` exact draws from p_sigma, (4, num)."""
     x = truth.sample(num, sigma=sigma, generator=generator)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
     learned = torch.cat([score(part, level) for part in in_parts(x, truth)])
-    return divergence_of(learned, x, truth, level)
+    return products_at(learned, x, truth, sigma)
 
 
-def divergence_of(learned: Tensor, x: Tensor, truth: Dataset, sigma: Tensor) -> FisherDivergence:
-    """The same, from values ``learned`` (B, D) at draws ``x`` (B, D) from p_sigma."""
+def products_at(learned: Tensor, x: Tensor, truth: Dataset, sigma: float) -> Tensor:
+    """Return ||s - s*||^2, ||s*||^2, <s, s*> and ||s||^2 at points ``x`` (B, D), (4, B).
+
+    ``learned`` (B, D) is s there. On the CPU in float64: near narrow modes float32 rounds off the
+    true score s*.
+    """
+    x, learned = x.cpu().double(), learned.cpu().double()
     true = torch.cat([truth.score(part, sigma) for part in in_parts(x, truth)])
     error = learned - true
     products = [(error, error), (true, true), (learned, true), (learned, learned)]
-    means = torch.stack([(a * b).sum(-1) for a, b in products]).cpu().double().mean(-1)
-    divergence, information, product, square = means.tolist()
+    return torch.stack([(a * b).sum(-1) for a, b in products])
+
+
+def divergence_of(products: Tensor) -> FisherDivergence:
+    """Return the means of what ``products_at`` returned."""
+    divergence, information, product, square = products.mean(-1).tolist()
     return FisherDivergence(divergence, information, product / square if square > 0 else 0.0)
 
 
@@ -88,7 +104,7 @@ def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
     On a CPU, what its layers pass on then stays in the cache, and memory is flat. Elsewhere the
     memory that K components ask bounds a part.
     """
-    most = max(1, 2_000_000 // len(truth.weights))
+    most = max(1, 2_000_000 // truth.num_components)
     return x.split(min(most, _POINTS_IN_CACHE) if x.device.type == "cpu" else most)
 
 

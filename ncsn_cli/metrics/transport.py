@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.expectation import distances
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
+from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
+from ncsn_cli.scores import STRICT, Count, Law, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -20,7 +22,8 @@ class Wasserstein(SampleMetric):
 
     D = 1: exact against the true distribution function F,
 
-        W1 = integral |F_n(x) - F(x)| dx,   F_n the samples' own.
+        W1 = integral |F_n(x) - F(x)| dx,   F_n the samples' own; for exact draws its mean is
+    integral MAD(n, F(x)) dx/n, MAD that of the binomial law.
 
     D >= 2: by optimal assignment between the first ``max_points`` samples and as many exact
     draws. Both sides are then random, so its floor is higher.
@@ -31,7 +34,7 @@ class Wasserstein(SampleMetric):
 
     max_points: Count
 
-    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """W1 for ``num`` samples."""
         if truth.dim == 1:
             return _wasserstein_1d(truth, sigma, num)
@@ -41,18 +44,26 @@ class Wasserstein(SampleMetric):
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             exact = truth.sample(num, sigma=sigma, generator=generator)
-            cost = torch.cdist(samples[:num].double(), exact.double()).cpu().numpy()
+            cost = distances(samples[:num].cpu().double(), exact.cpu().double()).numpy()
             return float(cost[linear_sum_assignment(cost)].mean())
 
         return distance
 
-    def details(self, samples: Tensor, truth: Dataset, sigma: float) -> dict[str, Any]:
+    def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
+        """Return the mean W1 of ``num`` exact draws for D = 1."""
+        found = truth.projected_cdf(torch.ones(1).double(), sigma) if truth.dim == 1 else None
+        if found is None:
+            return None
+        nodes, rises = (values.numpy() for values in found)
+        return float(np.trapezoid(mean_absolute_deviation(num, rises), nodes)) / num
+
+    def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
         """The number of points compared."""
         num = len(samples)
         return {"num_points": num if truth.dim == 1 else min(num, self.max_points)}
 
 
-def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Distance:
+def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
     # Between sorted samples F_n is a constant c = i/num, and F - c changes sign at F^-1(c).
     levels = torch.arange(num + 1, dtype=torch.float64) / num  # (num + 1,)
     quantiles = _quantiles(truth, sigma, levels[1:-1])
@@ -70,9 +81,9 @@ def _wasserstein_1d(truth: Dataset, sigma: float, num: int) -> Distance:
     return distance
 
 
-def _quantiles(truth: Dataset, sigma: float, probabilities: Tensor) -> Tensor:
+def _quantiles(truth: Law, sigma: float, probabilities: Tensor) -> Tensor:
     """F^-1 by bisection to the last bit, for D = 1."""
-    width = 40 * (truth.covariance[0, 0] + sigma**2).sqrt()
+    width = 40 * truth.perturbed_covariance(sigma)[0, 0].sqrt()
     low = torch.full_like(probabilities, float(truth.modes.min() - width))
     high = torch.full_like(probabilities, float(truth.modes.max() + width))
     for _ in range(64):
@@ -97,19 +108,36 @@ class SlicedWasserstein(SampleMetric):
 
     num_directions: Count
 
-    def distance(self, truth: Dataset, sigma: float, num: int) -> Distance:
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """The sliced distance for ``num`` samples."""
-        stream = random_stream(0, "directions")
-        directions = torch.randn(truth.dim, self.num_directions, generator=stream)
-        directions = (directions / directions.norm(dim=0)).T  # (directions, D)
+        directions = self._directions(truth.dim)
 
-        def projected(points: Tensor) -> NDArray[np.float32]:
+        def projected(points: Tensor) -> NDArray[np.float64]:
             # (directions, num); numpy sorts ten times as fast as torch.
-            return np.sort((directions.to(points) @ points.T).cpu().numpy(), axis=-1)
+            return np.sort((directions @ (points.cpu().double() - truth.mean).T).numpy(), axis=-1)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             exact = truth.sample(num, sigma=sigma, generator=generator)
-            difference = projected(samples) - projected(exact)
-            return float(np.abs(difference).mean(dtype=np.float64))
+            return float(np.abs(projected(samples) - projected(exact)).mean())
 
         return distance
+
+    def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
+        """Return the mean sliced distance of ``num`` exact draws from as many others.
+
+        mean over v of integral E|K - K'| dx/n,   K, K' ~ Bin(n, F_v(x)) independent
+        """
+        total = 0.0
+        for direction in self._directions(truth.dim):
+            found = truth.projected_cdf(direction, sigma)
+            if found is None:
+                return None
+            nodes, rises = (values.numpy() for values in found)
+            total += float(np.trapezoid(mean_absolute_difference(num, rises), nodes))
+        return total / num / self.num_directions
+
+    def _directions(self, dim: int) -> Tensor:
+        """Unit vectors (directions, D), float64, the same at every call."""
+        stream = random_stream(0, "directions")
+        directions = torch.randn(dim, self.num_directions, generator=stream)
+        return (directions / directions.norm(dim=0)).T.double()
