@@ -143,6 +143,34 @@ def examine_steps(
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
 
 
+def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) -> str | None:
+    """Return a line that names what float32 does not resolve at the data's largest coordinate.
+
+    That is a length below 8 spacings of float32 there: rounding adds over .1 % to its square.
+
+    Args:
+        data: Points (N, D) in the coordinates in which scores are evaluated and chains run.
+        sigmas: Noise levels (L,), descending.
+        tau: The last level's Langevin step size, data units squared; 0 where there is none.
+        smallest_std: See ``examine``.
+    """
+    sigma_min, largest = float(sigmas[-1]), float(data.abs().max())
+    spacing = float(np.spacing(np.float32(largest)))
+    lengths = {
+        "sigma_min": sigma_min,
+        "the noise of a step, sqrt(2 tau)": math.sqrt(2 * tau),
+        "the narrowest width": math.hypot(smallest_std, sigma_min),
+    }
+    lost = [f"{name} = {value:.3g}" for name, value in lengths.items() if 0 < value < 8 * spacing]
+    if not lost:
+        return None
+    return (
+        f"float32 numbers near {largest:.3g}, the largest coordinate, are {spacing:.2g} apart, too"
+        f" coarse for {', '.join(lost)}: scores, chains and what is measured of them are rounded"
+        " there; take a larger sigma_min or data in smaller numbers"
+    )
+
+
 def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
     """The last level's tau, all scaled alike, to use instead, and the width at which it ends.
 

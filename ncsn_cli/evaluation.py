@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,29 +17,31 @@ from ncsn_cli.errors import DivergedError
 from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
-    FisherDivergence,
     SampleMetric,
+    compared_scores,
     divergence_of,
     fisher_divergence,
     in_parts,
     log_likelihood,
     prior_log_prob,
+    products_at,
     recovered_density,
     relative_curl,
 )
 from ncsn_cli.scene import GRID, Scene
-from ncsn_cli.scores import Dataset, Score, random_stream
+from ncsn_cli.scores import Dataset, Law, Score, random_stream
 
 log = logging.getLogger(__name__)
 
-FloorOf = Callable[[SampleMetric, Dataset, float, int], Floor]
+FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
 """``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
 
 EVALUATED = ["loss", "loss_floor", "excess_loss", "score_error"]
 """Numbers of every training, the smaller the better but for the floor."""
 
-_POINTS = 500_000  # over all levels
+_POINTS, _MOST_POINTS = 500_000, 1_000_000  # over all levels, for few and for many of them
 _POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
+_FEWEST_POINTS = 500  # on a level, among many
 _POINTS_FOR_CURL = 10_000
 _LEVELS_IN_2D = 3
 _FLOW_STEPS = 50  # an error of .002 nats in root mean square on grid_2d, less on the others
@@ -54,78 +56,134 @@ def excess_loss(
     num: int,
     generator: torch.Generator,
 ) -> float:
-    """Mean over levels of lambda/2 E||s - grad log p_sigma||^2, from ``num`` draws a level."""
-    levels = sigmas.tolist()
+    """Mean of lambda/2 E||s - grad log p_sigma||^2 over the loss's levels, ``num`` draws each."""
+    levels, weights = loss.quadrature(sigmas)
     divergences = [fisher_divergence(score, truth, s, num, generator).divergence for s in levels]
-    return float(
-        np.mean([loss.weight(s) / 2 * d for s, d in zip(levels, divergences, strict=True)])
-    )
+    parts = zip(weights, levels, divergences, strict=True)
+    return sum(weight * loss.weight(s) / 2 * divergence for weight, s, divergence in parts)
+
+
+class _AtLevel(NamedTuple):
+    """What fresh draws say of a score at one level.
+
+    Args:
+        loss: The term of each draw (n,).
+        penalty: The part of each that is the loss's penalty (n,); None where it has none.
+        products: See ``metrics.products_at``, (4, m).
+    """
+
+    loss: Tensor
+    penalty: Tensor | None
+    products: Tensor
 
 
 @torch.no_grad()
 def evaluate_training(
     score: Score, dataset: Dataset, sigmas: Tensor, loss: Loss, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """What ``metrics.json`` of a training run says of the network, from fresh exact draws.
+    """Return what ``metrics.json`` of a training run says of the network, from fresh exact draws.
 
-    ``loss`` is the trained loss, ``loss_floor`` its value at the true score, ``excess_loss``
-    their difference computed directly as lambda/2 E||s - grad log p_sigma||^2, ``score_error``
-    the squared relative error E||s - s*||^2/E||s*||^2; means over the L levels, each
-    with 500 000/L draws, but 10 000 to 100 000, the same for loss and errors where the loss needs
-    no derivative. A loss with a penalty reports it as ``penalty``, part of ``loss``. Per level
-    also E||s - s*||^2, the scale c that makes c s best, the relative curl for D = 2, and for
-    D = 1 the KL divergence of the density that integrating the score recovers.
+    ``loss`` is the trained loss, ``loss_floor`` its value at the true score and ``excess_loss``
+    their difference, computed directly as lambda/2 E||s - grad log p_sigma||^2. All three are
+    means over the levels of the loss: the L levels, or for ``loss.levels=continuous`` log sigma
+    (``Loss.quadrature``). ``score_error`` is the squared relative error E||s - s*||^2/E||s*||^2, a
+    mean over the L levels. What draws estimate has its ``NAME_standard_error``. A loss with a
+    penalty reports it as ``penalty``, part of ``loss``. Per level also E||s - s*||^2, the scale c
+    that makes c s best, the relative curl for D = 2, and for D = 1 the KL divergence of the
+    density that integrating the score recovers.
     """
-    least, most = _POINTS_PER_LEVEL
-    num = min(most, max(least, _POINTS // len(sigmas)))
-    losses, penalties, floors, excesses = [], [], [], []
-    divergences, errors, scales, curls, kls = [], [], [], [], []
+    truth, levels = dataset.truth, sigmas.tolist()
+    nodes, weights = loss.quadrature(sigmas)
+    num = _draws_per_level(max(len(levels), len(nodes)))
     stream = random_stream(seed, "evaluation", device)
-    for sigma in tqdm(sigmas.tolist(), desc="evaluation", unit="level", disable=None, leave=False):
-        value, penalty, found = _at_level(score, dataset, sigma, loss, num, stream)
-        losses.append(value)
-        if penalty is not None:
-            penalties.append(penalty)
-        floors.append(loss.floor(sigma, dataset.dim, dataset.fisher_information(sigma)))
-        excesses.append(loss.weight(sigma) / 2 * found.divergence)
-        divergences.append(found.divergence)
-        errors.append(found.relative)
-        scales.append(found.best_scale)
-        if dataset.dim == 2:
-            curls.append(relative_curl(score, dataset, sigma, _POINTS_FOR_CURL, stream))
-        if dataset.dim == 1:
-            kls.append(recovered_density(score, dataset, torch.tensor(sigma, device=device)).kl)
-    means = {
-        "loss": float(np.mean(losses)),
-        **({"penalty": float(np.mean(penalties))} if penalties else {}),
-        "loss_floor": float(np.mean(floors)),
-        "excess_loss": float(np.mean(excesses)),
-        "score_error": float(np.mean(errors)),
-    }
+
+    def look(sigma: float) -> _AtLevel:
+        return _look(score, truth, sigma, loss, num, stream)
+
+    found: dict[float, _AtLevel] = {}
+    curls, kls = [], []
+    for sigma in tqdm(levels, desc="evaluation", unit="level", disable=None, leave=False):
+        found[sigma] = look(sigma)
+        if truth.dim == 2:
+            curls.append(relative_curl(score, truth, sigma, _POINTS_FOR_CURL, stream))
+        if truth.dim == 1:
+            kls.append(recovered_density(score, truth, torch.tensor(sigma, device=device)).kl)
+    means = _weighted_means(loss, truth, nodes, weights, lambda s: found.get(s) or look(s))
+    products = [found[sigma].products for sigma in levels]
+    divergences = [divergence_of(each) for each in products]
+    errors = [each.relative for each in divergences]
+    means["score_error"] = float(np.mean(errors))
+    # The first order of a ratio of means.
+    variances = [
+        float((error - each.relative * information).var()) / len(error) / each.information**2
+        for each, (error, information, *_) in zip(divergences, products, strict=True)
+    ]
+    means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
     for name, mean in means.items():
         if not math.isfinite(mean):
             raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
     return {
         **means,
-        "sigmas": sigmas.tolist(),
+        "sigmas": levels,
         "score_error_per_level": errors,
-        "fisher_divergence_per_level": divergences,
-        "best_scale_per_level": scales,
+        "fisher_divergence_per_level": [each.divergence for each in divergences],
+        "best_scale_per_level": [each.best_scale for each in divergences],
         **({"curl_per_level": curls} if curls else {}),
         **({"recovered_kl_per_level": kls} if kls else {}),
     }
 
 
-def _at_level(
-    score: Score,
-    dataset: Dataset,
-    sigma: float,
+def _draws_per_level(num_levels: int) -> int:
+    """Return how many draws each level gets: the more levels, the fewer carry the means."""
+    least, most = _POINTS_PER_LEVEL
+    least = min(least, max(_FEWEST_POINTS, _MOST_POINTS // num_levels))
+    return min(most, max(least, _POINTS // num_levels))
+
+
+def _weighted_means(
     loss: Loss,
-    num: int,
-    stream: torch.Generator,
-) -> tuple[float, float | None, FisherDivergence]:
-    """The loss, its penalty if it has one, and how the score differs from the true one."""
-    x = dataset.sample(num, generator=stream)
+    truth: Dataset,
+    nodes: list[float],
+    weights: list[float],
+    look: Callable[[float], _AtLevel],
+) -> dict[str, float]:
+    """Return loss, penalty, floor and excess over the levels ``nodes``, and standard errors."""
+    means: dict[str, float] = {}
+    variances: dict[str, float] = {}
+
+    def add(name: str, scale: float, values: Tensor) -> None:
+        values = scale * values.double().cpu()
+        means[name] = means.get(name, 0.0) + float(values.mean())
+        variances[name] = variances.get(name, 0.0) + float(values.var()) / len(values)
+
+    floor = floor_error = 0.0
+    for sigma, weight in zip(nodes, weights, strict=True):
+        at_level, fisher = look(sigma), truth.fisher(sigma)
+        add("loss", weight, at_level.loss)
+        if at_level.penalty is not None:
+            add("penalty", weight, at_level.penalty)
+        add("excess_loss", weight * loss.weight(sigma) / 2, at_level.products[0])
+        information = float(fisher.matrix.trace())
+        least = loss.floor(sigma, truth.dim, information)
+        floor += weight * least
+        # All levels are drawn from one stream: their errors add up.
+        floor_error += weight * abs(
+            loss.floor(sigma, truth.dim, information + fisher.error) - least
+        )
+    found: dict[str, float] = {}
+    for name, mean in means.items():
+        found |= {name: mean, f"{name}_standard_error": math.sqrt(variances[name])}
+        if name == "loss":
+            found["loss_floor"] = floor
+            found |= {"loss_floor_standard_error": floor_error} if floor_error > 0 else {}
+    return found
+
+
+def _look(
+    score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
+) -> _AtLevel:
+    """Return the loss and the score at ``num`` draws of one level."""
+    x = truth.sample(num, generator=stream)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
     # These two evaluate the score at draws of p_sigma and nowhere else, and do not differentiate.
     is_shared = type(loss) in (Denoising, Explicit)
@@ -135,28 +193,24 @@ def _at_level(
         seen.append((points, score(points, level)))  # it need not embed one level for every point
         return seen[-1][1]
 
-    def total(loss: Loss, part: Tensor) -> float:
-        function = shared if is_shared else score
-        mean = loss(function, part, level[None], generator=stream, true_score=dataset.score)
-        return float(mean) * len(part)
-
-    value = plain = 0.0
-    for part in in_parts(x, dataset):
-        state = stream.get_state()
-        value += total(loss, part) / len(x)
+    terms, penalties = [], []
+    for part in in_parts(x, truth):
+        draws = loss.draw(part, level[None], stream)
+        given = (shared if is_shared else score, part, level[None], truth.score)
+        terms.append(loss.terms(draws, *given))
         if loss.without_penalty is not loss:
-            stream.set_state(state)  # the same draws
-            plain += total(loss.without_penalty, part) / len(x)
-    penalty = None if loss.without_penalty is loss else value - plain
+            penalties.append(terms[-1] - loss.without_penalty.terms(draws, *given))
     if is_shared:
         points, learned = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        return value, penalty, divergence_of(learned, points, dataset, level)
-    return value, penalty, fisher_divergence(score, dataset, sigma, num, stream)
+        products = products_at(learned, points, truth, sigma)
+    else:
+        products = compared_scores(score, truth, sigma, num, stream)
+    return _AtLevel(torch.cat(terms), torch.cat(penalties) if penalties else None, products)
 
 
 def evaluate_samples(
     samples: Tensor,
-    truth: Dataset,
+    truth: Law,
     sigma: float,
     metrics: Mapping[str, SampleMetric],
     floor_of: FloorOf,
@@ -180,7 +234,7 @@ def _against_floor(
     name: str,
     metric: SampleMetric,
     samples: Tensor,
-    truth: Dataset,
+    truth: Law,
     sigma: float,
     floor_of: FloorOf,
     seed: int,
@@ -195,20 +249,23 @@ def _against_floor(
 @torch.no_grad()
 def evaluate_trajectory(
     states: Mapping[float, Tensor],
-    truth: Dataset,
+    truth: Law,
     metrics: Mapping[str, SampleMetric],
     floor_of: FloorOf,
     seed: int,
+    last: Law | None = None,
 ) -> dict[str, Any]:
     """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
 
     Also their standard deviation, in root mean square over the axes, and the true one.
-    ``states``: by level ``sigma``, the chains (N, D) when they leave it.
+    ``states``: by level ``sigma``, the chains (N, D) when they leave it. ``last`` is what they are
+    measured against at the last level; None: p_sigma as at the others.
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
+    targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
     rows = [
         {
-            name: _against_floor(name, metric, x, truth, s, floor_of, seed)
+            name: _against_floor(name, metric, x, targets[s], s, floor_of, seed)
             for name, metric in metrics.items()
         }
         for s, x in levels
@@ -219,7 +276,7 @@ def evaluate_trajectory(
         "std": {
             "value": [float(x.double().var(0).mean().sqrt()) for x in states.values()],
             "true": [
-                float(truth.perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
+                float(targets[s].perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
             ],
         },
         **{name: {key: [row[name][key] for row in rows] for key in keys} for name in metrics},
@@ -331,8 +388,10 @@ def compose_scene(
     by_level = {} if path_sigmas is None else {s: density(s) for s in set(path_sigmas.tolist())}
     return Scene(
         dim=dataset.dim,
-        axes=tuple(axis.numpy() for axis in axes),
-        modes=dataset.modes.numpy(),
+        axes=tuple(
+            (axis + start).numpy() for axis, start in zip(axes, dataset.origin, strict=True)
+        ),
+        modes=(dataset.modes + dataset.origin).numpy(),
         sigmas=shown.numpy(),
         clean_density=density(0.0) if dataset.has_density(0.0) else None,
         densities=np.stack([density(s) for s in levels]),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,8 @@ from ncsn_cli.errors import ConfigError
 from ncsn_cli.scores import STRICT, Score, derivative_along, score_and_jacobian
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
+
+_NODES = 64  # of the integral over log sigma: to 8 digits over six decades of sigma
 
 
 class Draws(NamedTuple):
@@ -99,6 +102,12 @@ class Loss(ABC):
         self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
     ) -> Tensor:
         """The loss, a function of the ``draws`` alone beside what ``__call__`` takes."""
+        return self.terms(draws, score, x, sigmas, true_score).mean()
+
+    def terms(
+        self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
+    ) -> Tensor:
+        """Return the weighted term (P,) of each perturbed point, whose mean is the loss."""
         dim = x.shape[-1]
         if self.levels == "all":
             x_noisy = (x[:, None] + sigmas[:, None] * draws.z).reshape(-1, dim)  # (B L, D)
@@ -111,7 +120,19 @@ class Loss(ABC):
                 sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** draws.place  # (B,)
             z = draws.z
             x_noisy = x + sigma[:, None] * z
-        return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score)).mean()
+        return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score))
+
+    def quadrature(self, sigmas: Tensor) -> tuple[list[float], list[float]]:
+        """Return levels and weights: this loss is the weighted sum of the losses at one level.
+
+        The ``sigmas`` (L,), descending, evenly; for ``levels=continuous`` the 64 nodes of Gauss's
+        rule for the integral over t.
+        """
+        if self.levels != "continuous":
+            return sigmas.tolist(), [1 / len(sigmas)] * len(sigmas)
+        nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+        ratio = float(sigmas[-1]) / float(sigmas[0])
+        return (float(sigmas[0]) * ratio ** ((1 + nodes) / 2)).tolist(), (weights / 2).tolist()
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """A direction (P, D) for each perturbed point, whose noise ``z`` is; none by default."""

@@ -30,7 +30,7 @@ from ncsn_cli.configuration import (
     settings,
     without_paths,
 )
-from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.datasets import Denoised, GaussianMixture
 from ncsn_cli.doctor import examine_steps
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
@@ -57,10 +57,11 @@ from ncsn_cli.jobs import (
     refuse_changes,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
+from ncsn_cli.models.columns import Recentred
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import Dataset, Score, random_stream
+from ncsn_cli.scores import Dataset, Law, Score, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,12 @@ def sample(cfg: DictConfig) -> float | None:
         if dataset.dim > 2:
             raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
-    score, log_prob = _score(run, config, trained, tensors, dataset, device)
+    found = _begun_before(run)
+    # Chains run around the data's mean; what an earlier version has begun, in data units.
+    is_moved = found is None or "origin" in found[1][1]
+    truth = dataset.truth.centred() if is_moved else dataset.truth
+    target = Denoised(truth) if sampler.denoise else truth
+    score, log_prob = _score(run, config, trained, tensors, dataset, truth.origin, device)
     if sampler.needs_log_prob and log_prob is None:
         raise ConfigError(
             "sampler: this one needs a log-density; choose score=exact, or a checkpoint of"
@@ -126,13 +132,13 @@ def sample(cfg: DictConfig) -> float | None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
-    found = _begun_before(run)
     earlier = {} if found is None else found[1][1]["config"]
     config["compile"] = settle(run.compile, score, sampler, plan, run.num_samples, device, earlier)
     identity: Config = {
         "config": without_paths(config),
         "checkpoint": None if source is None else digest_of({}, source),
         "device_type": device.type,
+        "origin": truth.origin.tolist(),
     }
     begun = None if found is None else _refuse_another(*found, identity)
     sigma_max = float(schedule.sigmas[0])
@@ -140,10 +146,12 @@ def sample(cfg: DictConfig) -> float | None:
         sampler,
         score,
         log_prob,
-        lambda num, stream: init(num, dataset, sigma_max, stream),
+        lambda num, stream: (init(num, dataset, sigma_max, stream).cpu() - truth.origin).to(
+            device, torch.float32
+        ),
         run.num_samples,
         schedule.sigmas,
-        dataset,
+        truth,
         num_paths=run.trajectories,
         keep_by_level=run.trajectory_metrics,
         seed=run.seed,
@@ -163,7 +171,8 @@ def sample(cfg: DictConfig) -> float | None:
         start = time.monotonic()
         chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
         seconds = round(time.monotonic() - start, 3)
-        folder.write("samples.npz", to_npz(_arrays(chains)))
+        shown = chains.in_data_units(truth.origin)
+        folder.write("samples.npz", to_npz(_arrays(shown)))
         _save(folder.path, sampling.finished(), identity)
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
@@ -174,35 +183,36 @@ def sample(cfg: DictConfig) -> float | None:
             report["acceptance_per_level"] = chains.acceptance
         if len(plan) > 1:
             report["mode_commitment"] = chains.mode_commitment
-        report |= _against_truth(chains.samples, dataset, last_sigma, of_samples, floors, run.seed)
+        report |= _against_truth(
+            chains.samples, truth, target, last_sigma, of_samples, floors, run.seed
+        )
         folder.write("metrics.json", to_json(report))  # what may take longer comes after
         if run.trajectory_metrics:
             report["trajectory"] = evaluate_trajectory(
-                chains.by_level, dataset, of_samples, floors, run.seed
+                chains.by_level, truth, of_samples, floors, run.seed, target
             )
         for name, metric in of_score.items():
             stream = random_stream(run.seed, name, device)
-            report[name] = metric(score, dataset, sigmas, stream)
+            report[name] = metric(score, truth, sigmas, stream)
         log_density: dict[str, NDArray[np.float64]] = {}
         if run.log_density:
-            report["log_density"], log_density = evaluate_log_density(
-                score, dataset, sigmas, device
-            )
+            report["log_density"], log_density = evaluate_log_density(score, truth, sigmas, device)
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
         (folder.path / _STOPPED).unlink(missing_ok=True)
         scene = None
         if pictures:  # on their grid truth and score take their time
-            exact = random_stream(run.seed, "exact draws shown")
+            stream = random_stream(run.seed, "exact draws shown")
+            exact = target.sample(run.num_samples, sigma=last_sigma, generator=stream)
             scene = compose_scene(
-                dataset,
+                truth,
                 sigmas,
                 device,
                 score=None if run.score == "exact" else score,
                 score_name="learned" if run.score == "checkpoint" else run.score,
-                samples=chains.samples.numpy(),
-                exact=dataset.sample(run.num_samples, sigma=last_sigma, generator=exact).numpy(),
-                paths=chains.paths,
+                samples=shown.samples.numpy(),
+                exact=(exact + truth.origin).float().numpy(),
+                paths=shown.paths,
                 path_steps=chains.path_steps,
                 path_sigmas=None if chains.paths is None else chains.path_sigmas,
                 level_sigmas=np.array(chains.mode_commitment["sigmas"]),
@@ -219,21 +229,28 @@ def sample(cfg: DictConfig) -> float | None:
 def _against_truth(
     samples: Tensor,
     truth: Dataset,
+    target: Law,
     last_sigma: float,
     metrics: dict[str, SampleMetric],
     floors: FloorOf,
     seed: int,
 ) -> dict[str, Any]:
-    """Every metric of the samples (N, D), against p (``clean``) and against ``perturbed`` p."""
-    entries = {}  # by level: at sigma = 0 both targets are p itself
-    for sigma in dict.fromkeys([0.0, last_sigma]):
-        entries[sigma] = evaluate_samples(samples, truth, sigma, metrics, floors, seed)
-        for name, entry in entries[sigma].items():
+    """Every metric of the samples (N, D), against p (``clean``) and against the ``target``.
+
+    That is ``perturbed`` p, or ``denoised`` draws from it.
+    """
+    name = "perturbed" if target is truth else "denoised"
+    found = {"clean": evaluate_samples(samples, truth, 0.0, metrics, floors, seed)}
+    if last_sigma > 0:
+        found[name] = evaluate_samples(samples, target, last_sigma, metrics, floors, seed)
+    for against, entries in found.items():
+        for metric, entry in entries.items():
             log.info(
-                "%s at sigma = %g: %.4g, noise floor %.4g",
-                name, sigma, entry["value"], entry["floor"],
+                "%s%s at sigma = %g: %.4g, noise floor %.4g",
+                metric, ", denoised" if against == "denoised" else "",
+                0.0 if against == "clean" else last_sigma, entry["value"], entry["floor"],
             )  # fmt: skip
-    return {"clean": entries[0.0], "perturbed": entries[last_sigma]}
+    return {name: found["clean"]} | found  # at sigma = 0 both targets are p itself
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:
@@ -324,11 +341,17 @@ def _score(
     trained: Config,
     tensors: dict[str, Tensor],
     dataset: Dataset,
+    origin: Tensor,
     device: torch.device,
 ) -> tuple[Score, LogProb | None]:
-    """The score that ``run.score`` names, and its log-density where it has one."""
+    """The score that ``run.score`` names, and its log-density where it has one.
+
+    In coordinates around ``origin`` (D,), 0 or the data's mean.
+    """
+    is_moved = bool((origin != 0).any())
     if run.score == "exact":
-        return dataset.score, dataset.log_prob
+        local = dataset.centred() if is_moved else dataset
+        return local.score, local.log_prob
     if run.score == "empirical":
         data = dataset.training_set()
         if data is None:
@@ -336,7 +359,8 @@ def _score(
                 "dataset.num_samples: score=empirical needs a number here, the size of the"
                 " training set"
             )
-        points = GaussianMixture([1 / len(data)] * len(data), data.tolist(), stds=0.0)
+        around = (data - origin).tolist()
+        points = GaussianMixture([1 / len(data)] * len(data), around, stds=0.0)
         chunk = max(1, 2_000_000 // len(data))  # of chains, for the memory that N asks
 
         def in_chunks(function: LogProb, x: Tensor, sigma: Tensor) -> Tensor:
@@ -349,7 +373,10 @@ def _score(
         return partial(in_chunks, points.score), partial(in_chunks, points.log_prob)
     network = _network(config, trained, tensors, dataset.dim, run.plugins).to(device)
     energy: LogProb | None = getattr(network, "energy", None)
-    return network, None if energy is None else (lambda x, sigma: -energy(x, sigma))
+    score = Recentred(network, origin).to(device).eval() if is_moved else network
+    if energy is None:
+        return score, None
+    return score, lambda x, sigma: -energy(x + origin.to(x), sigma)
 
 
 def _network(

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ncsn_cli.compiled_langevin import CompiledLangevin
 from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun, one_line
-from ncsn_cli.metrics import count_commitment, mode_commitment, nearest_mode, settled_from
+from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.samplers import LogProb, Sampler, State, steps_with
 from ncsn_cli.scores import Dataset, Score, at_level, random_stream
@@ -78,6 +78,17 @@ class Chains:
     score_evaluations: int
     acceptance: list[float]
     mode_commitment: dict[str, Any]
+
+    def in_data_units(self, origin: Tensor) -> Chains:
+        """Return these chains, run in coordinates around ``origin`` (D,), in data units."""
+        paths = None if self.paths is None else (self.paths + origin.numpy()).astype(np.float32)
+        return replace(
+            self,
+            samples=(self.samples + origin).float(),
+            init=(self.init + origin).float(),
+            paths=paths,
+            by_level={s: (x + origin).float() for s, x in self.by_level.items()},
+        )
 
 
 class _Begun(NamedTuple):
@@ -392,7 +403,7 @@ class Sampling:
                 path = x[: paths.stop - paths.start].cpu()
                 left["paths"][self._frames[step], paths] = path
             if step == self._ends[level]:
-                labels[level] = nearest_mode(x, self._truth)
+                labels[level] = self._truth.nearest_mode(x)
                 if level in self._kept_levels:
                     left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ncsn_cli.scores import at_level
+
 AtLevel = Callable[[Tensor], Tensor]
 """Scores (B, D) at points (B, D), quickest at those whose transpose is contiguous.
 
@@ -123,6 +125,37 @@ def residual(
         return scores.points.add_(inputs.points, alpha=slope)
 
     return score
+
+
+class Recentred(nn.Module):
+    """A network of data units in coordinates around ``origin``: y -> network(y + origin, sigma).
+
+    Args:
+        network: Scores (B, D) at points (B, D) in data units and sigma () or (B,).
+        origin: (D,), float64.
+    """
+
+    def __init__(self, network: nn.Module, origin: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("origin", origin)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
+        scores: Tensor = self.network(x + self.get_buffer("origin").to(x), sigma)
+        return scores
+
+    def at_level(self, sigma: Tensor) -> AtLevel:
+        """Return ``forward`` at ``sigma`` (), a ``Perceptron`` where the network has one."""
+        here = at_level(self.network, sigma)
+        origin = self.get_buffer("origin")
+        if not isinstance(here, Perceptron):
+            offset = origin.to(sigma)
+            return lambda x: here(x + offset)
+        first, *rest = here.layers
+        exact = first.cpu().double()
+        exact[:, -1] += exact[:, :-1] @ origin.cpu()
+        return Perceptron([exact.to(first), *rest], here.activation)
 
 
 def _in_place(activation: nn.Module) -> Callable[[Tensor], Tensor]:
