@@ -107,7 +107,7 @@ def test_the_evaluation_of_a_score_that_is_off_by_a_constant(loss):
     found = evaluate_training(
         lambda x, sigma: dataset.score(x, sigma) + c, dataset, sigmas, loss, 0, CPU
     )
-    # E sigma^2 over the levels, or over log sigma: integral of s^2 d log s from .5 to 1, over log 2.
+    # E sigma^2 over the levels, or over log sigma, which is uniform from log .5 to 0.
     mean_square = (1 - 0.25) / (2 * math.log(2)) if loss.levels == "continuous" else 1.25 / 2
     excess = mean_square * 0.25 / 2
     assert found["fisher_divergence_per_level"] == pytest.approx([0.25, 0.25], rel=1e-5)

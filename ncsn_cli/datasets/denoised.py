@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_cli.expectation import ModeMoments, moments_by_draws, moments_from_sums
 from ncsn_cli.scores import NUM_DRAWS, Dataset, Law, random_stream
+
+_NODES = 4001  # between which d is inverted
 
 
 class Denoised(Law):
@@ -129,15 +133,25 @@ class Denoised(Law):
         )
 
     def _before(self, x: Tensor, sigma: float) -> Tensor:
-        """Return u with d(u) = x, for D = 1, by bisection to the last bit; ``x`` of any shape."""
+        """Return u with d(u) = x, for D = 1; ``x`` of any shape."""
+        from scipy.optimize.elementwise import find_root  # here, as scipy takes long to import
+
         if sigma == 0:
             return x
-        truth = self._truth
-        width = 40 * float(truth.perturbed_covariance(sigma)[0, 0].sqrt())
-        low = torch.full_like(x, float(truth.modes.min()) - width)
-        high = torch.full_like(x, float(truth.modes.max()) + width)
-        for _ in range(64):
-            middle = (low + high) / 2
-            is_low = self._denoise(middle.reshape(-1, 1), sigma).view_as(x) < x
-            low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
-        return high
+        width = 40 * float(self._truth.perturbed_covariance(sigma)[0, 0].sqrt())
+        nodes = torch.linspace(
+            float(self.modes.min()) - width, float(self.modes.max()) + width, _NODES
+        ).double()  # (G,)
+        values = self._denoise(nodes[:, None], sigma)[:, 0]
+        above = torch.searchsorted(values, x.contiguous()).clamp(1, _NODES - 1)
+
+        def excess(u: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return (
+                self._denoise(torch.from_numpy(u).reshape(-1, 1), sigma).numpy().reshape(u.shape)
+                - x
+            )
+
+        # Beyond the nodes the nearest end serves: F is 0 or 1 there.
+        inside = x.clamp(float(values[0]), float(values[-1]))
+        bracket = nodes[above - 1].numpy(), nodes[above].numpy()
+        return torch.from_numpy(find_root(excess, bracket, args=(inside.numpy(),)).x)
