@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, grid, moons, ring, spiral
+from ncsn_cli.datasets import (
+    Checkerboard,
+    Circle,
+    Denoised,
+    GaussianMixture,
+    grid,
+    moons,
+    ring,
+    spiral,
+)
 from ncsn_cli.errors import ConfigError
+from ncsn_cli.expectation import moments_by_draws
 
 from .conftest import (
     LIMIT,
@@ -659,3 +670,179 @@ def test_density_is_even_along_the_curves():
 def test_impossible_shapes_are_refused(build, change, message):
     with pytest.raises(ValidationError, match=message):
         build(**change)
+
+
+def by_quadrature_1d(mixture, sigma, value):
+    """The integral of ``value`` (x -> numbers) times p_sigma, on 400 001 points."""
+    x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    density = mixture.log_prob(x[:, None], sigma).exp()
+    return torch.trapezoid(density * value(x), x)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "stds", "information"),
+    [
+        # Components that do not overlap: sum_k w_k D/s_k^2.
+        ([0.001, 0.999], [[0.0] * 3, [50.0] * 3], [0.01, 1.0], 0.001 * 3e4 + 0.999 * 3),
+        ([0.5, 0.5], [0.0, 1000.0], 1e-6, 1e12),
+        ([0.04] * 25, [[2.0 * i, 2.0 * j] for i in range(5) for j in range(5)], 0.01, 2e4),
+    ],
+)
+def test_components_apart_have_their_own_fisher_information(weights, means, stds, information):
+    mixture = GaussianMixture(weights, means, stds)
+    found = mixture.fisher(0.0)
+    assert float(found.matrix.trace()) == pytest.approx(information, rel=1e-9)
+    assert found.error == 0
+    floor = -information / 2  # of implicit score matching
+    assert -mixture.fisher_information(0.0) / 2 == pytest.approx(floor, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.7])
+@pytest.mark.parametrize("mixture", [two_modes_1d(), correlated_2d()], ids=["1d", "2d"])
+def test_the_fisher_information_by_draws_is_that_on_the_grid(mixture, sigma):
+    # In 3D a third coordinate N(0, .5^2) that is independent adds 1/(.25 + sigma^2).
+    exact = mixture.fisher(sigma)
+    found = mixture._fisher_by_draws(sigma)
+    assert abs(float((found.matrix - exact.matrix).trace())) <= 5 * found.error + 1e-4
+    assert found.error <= 5e-4 * float(exact.matrix.trace())
+    error = (found.matrix - exact.matrix).abs()
+    assert bool((error <= 5 * found.matrix_error + 1e-4).all())
+    if mixture.dim == 1:
+        return
+    covariances = torch.zeros(2, 3, 3, dtype=torch.float64)
+    covariances[:, :2, :2], covariances[:, 2, 2] = mixture._covariances(0.0), 0.25
+    means = torch.cat([mixture.modes, torch.zeros(2, 1)], dim=1).tolist()
+    deep = GaussianMixture(mixture.weights.tolist(), means, covariances=covariances.tolist())
+    found = deep.fisher(sigma)
+    expected = float(exact.matrix.trace()) + 1 / (0.25 + sigma**2)
+    assert abs(float(found.matrix.trace()) - expected) <= 5 * found.error
+    assert found.error > 0
+
+
+def test_an_information_that_many_draws_do_not_settle_has_its_error():
+    # A point of weight .001 in the middle of N(0, I_3): the overlap is rare and large. By
+    # quadrature over the radius, where the score is a function of r alone.
+    mixture = GaussianMixture([0.001, 0.999], [[0.0] * 3] * 2, [0.01, 1.0])
+    r = torch.linspace(0, 12, 2_400_001, dtype=torch.float64)[1:]
+    x = torch.stack([r, 0 * r, 0 * r], dim=1)
+    shell = mixture.log_prob(x).exp() * 4 * math.pi * r**2
+    exact = float(torch.trapezoid(shell * mixture.score(x).square().sum(1), r))
+    found = mixture.fisher(0.0)
+    assert abs(float(found.matrix.trace()) - exact) <= 5 * found.error
+    assert 0 < found.error <= 1e-3 * exact
+
+
+@pytest.mark.parametrize("sigma", [0.001, 0.05, 0.3])
+def test_the_fisher_information_of_a_checkerboard_needs_no_draws(sigma):
+    # Against the mean of ||score||^2 over the draws: 5 standard errors.
+    board = Checkerboard()
+    found = board.fisher(sigma)
+    x = board.sample(200_000, sigma=sigma, generator=stream(40)).double()
+    assert_mean(board.score(x, sigma).square().sum(-1), float(found.matrix.trace()))
+    assert found.error == 0
+
+
+def test_centres_that_coincide_are_one_mode():
+    mixture = GaussianMixture([0.5, 0.2, 0.3], [[1.0], [4.0], [1.0]], [1.0, 1.0, 0.1])
+    assert mixture.modes.tolist() == [[1.0], [4.0]]
+    assert mixture.weights.tolist() == pytest.approx([0.8, 0.2])
+    x = torch.linspace(-2, 6, 9, dtype=torch.float64)[:, None]
+    parts = GaussianMixture([0.5, 0.2, 0.3], [[1.0], [4.0], [1.0 + 1e-13]], [1.0, 1.0, 0.1])
+    apart = parts.posterior(x)  # the same law, its modes told apart
+    torch.testing.assert_close(
+        mixture.posterior(x), torch.stack([apart[:, 0] + apart[:, 2], apart[:, 1]], dim=1)
+    )
+    shares = mixture.mode_moments(0.0).shares
+    exact = float(mixture.cdf(torch.tensor([2.5]).double()))
+    assert shares.tolist() == pytest.approx([exact, 1 - exact], abs=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
+def test_moments_by_mode_in_1d_are_the_quadrature(sigma):
+    mixture = GaussianMixture([0.2, 0.5, 0.3], [-3.0, 0.5, 4.0], [1.0, 0.5, 2.0])
+    found = mixture.mode_moments(sigma)
+    for k, (low, high) in enumerate([(-99.0, -1.25), (-1.25, 2.25), (2.25, 99.0)]):
+        # The rule errs at the ends by half a cell, 1e-4, times the density.
+        share, first, second = (
+            by_quadrature_1d(
+                mixture, sigma, lambda x, n=n, a=low, b=high: x**n * ((x >= a) & (x < b))
+            )
+            for n in range(3)
+        )
+        mean, square = first / share, second / share
+        assert float(found.shares[k]) == pytest.approx(float(share), abs=1e-4)
+        assert float(found.means[k]) == pytest.approx(float(mean), abs=1e-3)
+        assert float(found.covariances[k]) == pytest.approx(float(square - mean**2), abs=3e-3)
+    assert all(not bool(error.any()) for error in found.errors)
+
+
+def test_moments_by_mode_of_two_modes_in_2d_are_those_of_draws():
+    # In closed form; a million draws from the strata, their errors, and 5 of them.
+    mixture, sigma = correlated_2d(), 0.5
+    exact = mixture.mode_moments(sigma)
+    strata = mixture.strata(1_000_000, sigma, stream(41))
+    found = moments_by_draws(mixture.modes, strata)
+    for value, true, error in zip(found[:3], exact[:3], found.errors, strict=True):
+        assert bool(((value - true).abs() <= 5 * error).all())
+        assert bool((error > 0).all()) and float(error.max()) < 0.01
+
+
+def test_narrow_modes_have_the_moments_of_their_components():
+    # 1.2e-10 for 2.0e-10, and 5.0062 for 5.0000: float32 draws.
+    narrow = GaussianMixture([0.2, 0.8], [[-5.0, -5.0], [5.0, 5.0]], math.sqrt(2e-10))
+    found = narrow.mode_moments(0.0)
+    torch.testing.assert_close(found.means, narrow.modes, rtol=0, atol=1e-14)
+    identity = 2e-10 * torch.eye(2).double().expand(2, 2, 2)
+    torch.testing.assert_close(found.covariances, identity, rtol=1e-9, atol=1e-16)
+
+
+def test_what_leaks_between_many_modes_is_counted_with_its_error():
+    # A ring is symmetric: each mode has an eighth, and its mean lies on its radius. The errors of
+    # 8 modes are dependent, so 5 of them for each of 24 numbers.
+    circle = ring(num_modes=8, radius=4.0, std=0.3)
+    found = circle.mode_moments(0.9)
+    shares, errors = found.shares, found.errors
+    assert bool(((shares - 1 / 8).abs() <= 5 * errors[0]).all()) and bool((errors[0] > 0).all())
+    normal = torch.stack([-circle.modes[:, 1], circle.modes[:, 0]], dim=1) / 4
+    sideways = (found.means * normal).sum(1).abs()
+    assert bool((sideways <= 5 * errors[1].norm(dim=1)).all())
+    still = circle.mode_moments(0.0)  # 5 standard deviations to the next cell
+    torch.testing.assert_close(still.means, circle.modes, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 4.0])
+def test_the_denoised_law_of_a_gaussian_is_narrower(sigma):
+    # N(1, s^2) denoised is N(1, s^4/(s^2 + sigma^2)).
+    truth, s = GaussianMixture([1.0], [1.0], 0.5), 0.5
+    law, std = Denoised(truth), s**2 / math.hypot(s, sigma)
+    assert float(law.perturbed_covariance(sigma)) == pytest.approx(std**2, rel=1e-9)
+    x = torch.linspace(-1, 3, 41, dtype=torch.float64)
+    exact = GaussianMixture([1.0], [1.0], std)
+    torch.testing.assert_close(law.cdf(x, sigma), exact.cdf(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        law.integrated_cdf(x, sigma), exact.integrated_cdf(x), rtol=0, atol=1e-9
+    )
+    draws = law.sample(NUM_DRAWS, sigma=sigma, generator=stream(42))[:, 0]
+    assert kolmogorov_distance(draws, exact.cdf) < LIMIT
+
+
+def test_the_denoised_law_of_a_mixture_is_that_of_denoised_draws():
+    for truth, sigma in ((two_modes_1d(), 1.0), (correlated_2d(), 0.8)):
+        law = Denoised(truth)
+        x = law.sample(NUM_DRAWS, sigma=sigma, generator=stream(43)).double()
+        covariance = law.perturbed_covariance(sigma)
+        for i in range(truth.dim):
+            assert_mean((x[:, i] - truth.mean[i]) ** 2, float(covariance[i, i]))
+        found = law.mode_moments(sigma)
+        first = (law.nearest_mode(x) == 0).double()
+        error = float(found.errors[0][0])
+        share = float(found.shares[0])
+        assert abs(float(first.mean()) - share) <= 5 * math.hypot(
+            error, 0.5 / math.sqrt(NUM_DRAWS)
+        )
+        if truth.dim == 1:
+            assert error == 0
+            assert kolmogorov_distance(x[:, 0], partial(law.cdf, sigma=sigma)) < LIMIT
+            at = torch.linspace(-4, 4, 5, dtype=torch.float64)
+            for point, area in zip(at, law.integrated_cdf(at, sigma), strict=True):
+                assert_mean((point - x[:, 0]).clamp(min=0), float(area))

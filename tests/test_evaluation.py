@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ncsn_cli.bugs import SigmaReplaced
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import (
     evaluate_log_density,
@@ -14,6 +15,7 @@ from ncsn_cli.evaluation import (
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
+from ncsn_cli.schedules import Geometric, Karras
 
 from .conftest import correlated_2d, stream, two_modes_1d
 
@@ -138,3 +140,56 @@ def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():
     evaluate_training(score, dataset, sigmas, EVALUATED_LOSSES[0], 0, CPU)
     assert sum(sizes) == 2 * 100_000
     assert max(sizes) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "power", "floor"),
+    [
+        (Karras(10.0, 0.1, 20, rho=7.0).sigmas, 2.0, 0.2833),
+        (Karras(10.0, 0.1, 2, rho=7.0).sigmas, 1.0, 0.9429),
+    ],
+)
+def test_the_loss_of_continuous_levels_is_an_integral_over_log_sigma(sigmas, power, floor):
+    # Values found independently; loss and excess of a score that is off by a tenth.
+    truth = two_modes_1d()
+    loss = Denoising(levels="continuous", weight_power=power, noise="fresh")
+    found = evaluate_training(lambda x, s: 1.1 * truth.score(x, s), truth, sigmas, loss, 0, CPU)
+    assert found["loss_floor"] == pytest.approx(floor, abs=5e-5)
+    assert "loss_floor_standard_error" not in found
+    t = np.linspace(0, 1, 401)
+    levels = 10.0 * 0.01**t
+    information = np.array([truth.fisher_information(s) for s in levels.tolist()])
+    excess = np.trapezoid(levels**power / 2 * 0.01 * information, t)
+    error = found["excess_loss_standard_error"]
+    assert abs(found["excess_loss"] - excess) <= 5 * error + 1e-5
+    assert error < 0.05 * excess
+    error = math.hypot(error, found["loss_standard_error"])
+    assert abs(found["loss"] - found["loss_floor"] - found["excess_loss"]) <= 5 * error
+
+
+def test_standard_errors_are_those_of_repeated_evaluations():
+    # Of 40 evaluations with other draws the standard deviation errs by a ninth: five of those.
+    truth, sigmas = two_modes_1d(), torch.tensor([2.0, 0.5], dtype=torch.float64)
+    loss = Denoising(levels="all", weight_power=2.0, noise="fresh")
+    found = [
+        evaluate_training(lambda x, s: 1.1 * truth.score(x, s), truth, sigmas, loss, seed, CPU)
+        for seed in range(40)
+    ]
+    for name in ("loss", "excess_loss"):
+        values = np.array([each[name] for each in found])
+        error = np.mean([each[f"{name}_standard_error"] for each in found])
+        assert values.std(ddof=1) == pytest.approx(error, rel=5 / math.sqrt(2 * 39))
+
+
+def test_a_mistake_is_measured_against_the_truth():
+    # Its own score and Fisher information would give it no error and a floor of -12.97.
+    mistake = SigmaReplaced([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], 1.0)
+    truth = GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], 1.0)
+    sigmas = Geometric(10.0, 0.1, 20).sigmas
+    loss = Denoising(levels="all", weight_power=2.0, noise="fresh")
+    found = evaluate_training(mistake.score, mistake, sigmas, loss, 0, CPU)
+    assert found["loss_floor"] == pytest.approx(0.5404, abs=5e-5)
+    # Near one mode s* = -y/(1 + sigma^2) and s = -y/sigma^2: at sigma = .1 100 times as long.
+    assert found["score_error_per_level"][-1] == pytest.approx(100**2, rel=0.01)
+    x = truth.sample(100, generator=stream()).double()
+    torch.testing.assert_close(mistake.truth.score(x, 0.5), truth.score(x, 0.5))

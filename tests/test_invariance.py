@@ -211,8 +211,8 @@ def test_a_shift_changes_no_number_of_a_sampling_run(sampler, forked, tmp_path):
         assert result.returncode == 0, result.stderr
         reports[shift] = only_run(folder, "sample")
     here, there = (flatten(read(run / "metrics.json")) for run in reports.values())
-    # The start is rounded to float32 at 1e4, by 5e-4 of sigma_max = 4, and the samples are. A chain
-    # may so come to another mode, or an acceptance turn to a refusal: one or two of 200.
+    # The start is rounded to float32 at 1e4, by 5e-4 of sigma_max = 4, and the samples are. So a
+    # chain may come to another mode, or an acceptance turn to a refusal: one or two of 200.
     spacing = 2 * float(np.spacing(np.float32(1e4)))
     for name, value in here.items():
         if name == "seconds" or name.endswith(("transitions", "ratio")):

@@ -299,9 +299,10 @@ class GaussianMixture(Dataset):
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma, units 1/length^2, and its error.
 
-        By the trapezoid rule for D <= 2: step a third of the narrowest standard deviation, 7 of
+        By the trapezoid rule for D <= 2: step a third of the narrowest standard deviation, 8 of
         the widest around all means; relative error below 1e-5. Where that takes over 3e7 terms,
-        and for D > 2, from exact draws, of which only the components' overlap is the mean:
+        and for D > 2, from exact draws, of which only the components' overlap is the mean (so
+        components apart, and a single one, have no error):
 
             E[s s^T] = sum_k w_k C_k^-1 - sum_{j<k} E[r_j r_k (g_j - g_k)(g_j - g_k)^T]
 
@@ -311,9 +312,9 @@ class GaussianMixture(Dataset):
         Source: minus the mean Hessian of log p_sigma, integrated by parts.
         """
         self._require_density(torch.tensor(sigma))
-        if self.dim <= 2:
+        if self.dim <= 2 and self.num_components > 1:
             variances = self._variances + sigma**2
-            margin = 7 * float(variances.max().sqrt())
+            margin = 8 * float(variances.max().sqrt())
             step = float(variances.min().sqrt()) / 3
             axes = [
                 (low - margin, high + margin, math.ceil((high - low + 2 * margin) / step) + 1)
