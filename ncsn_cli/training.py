@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, float | None]
 """One line of ``history.csv``."""
 
-COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds"]
+COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
 
@@ -183,8 +183,12 @@ class Training:
         self._orders: dict[int, Tensor] = {}
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
+        self.compiling_failed = False
+        """Whether steps are plain because they could not be compiled, here or before resuming."""
         self.grad_norm = math.nan
-        """Norm of the last step's gradient, as clipped."""
+        """Norm of the last step's gradient before clipping."""
+        self.clipped_grad_norm = math.nan
+        """Norm of the last step's gradient after clipping; the same where nothing is clipped."""
 
     def _fixed_noise(self) -> Tensor | None:
         stream = random_stream(self.seed, "fixed noise", self.device)
@@ -255,8 +259,8 @@ class Training:
             return None
         self.step = steps.stop
         self.optimizer.param_groups[0]["lr"] = rates[-1]
-        self.grad_norm = float(found[1][-1])
-        return float(found[0][-1])
+        loss, self.grad_norm, self.clipped_grad_norm = found[-1].tolist()
+        return loss
 
     def _advance_plainly(self) -> float:
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
@@ -269,12 +273,12 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.get_total_norm(self._gradients())
-        self.grad_norm = norm.item()
+        self.grad_norm = self.clipped_grad_norm = norm.item()
         if not math.isfinite(self.grad_norm):
             raise self._diverged(f"the norm of the gradient is {self.grad_norm}", x)
         if self.trainer.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
-            self.grad_norm = nn.utils.get_total_norm(self._gradients()).item()
+            self.clipped_grad_norm = nn.utils.get_total_norm(self._gradients()).item()
         self._optimizer_step()
         if self._average is not None:
             self._average.update_parameters(self.model)
@@ -315,6 +319,7 @@ class Training:
             "grad_norm": self.grad_norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
+            "clipped_grad_norm": self.clipped_grad_norm,
         }
         for name, value in row.items():
             if value is not None and not math.isfinite(value):

@@ -67,7 +67,7 @@ def test_a_training_run_writes_its_folder(trained):
     assert abs(difference) < 5 * math.sqrt(2) * 3 * metrics["loss"] / math.sqrt(1e5)
     assert len(metrics["score_error_per_level"]) == 4
     rows = (trained / "history.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds"
+    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds,clipped_grad_norm"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "5", "10", "15", "20", "25", "30"]
     assert {p.name for p in (trained / "plots").iterdir()} == {"score.png", "loss.png"}
     record = read(trained / "run.json")
@@ -193,9 +193,11 @@ def assert_same_run(first, second):
     tensors, others = final_tensors(first), final_tensors(second)
     for name in tensors:
         assert torch.equal(tensors[name], others[name]), name
-    rows = [(f / "history.csv").read_text().splitlines() for f in (first, second)]
-    without_seconds = [[row.rpartition(",")[0] for row in table] for table in rows]
-    assert without_seconds[0] == without_seconds[1]
+    tables = [
+        csv.DictReader((f / "history.csv").read_text().splitlines()) for f in (first, second)
+    ]
+    rows, others = ([{**row, "seconds": None} for row in table] for table in tables)
+    assert rows == others
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
@@ -405,7 +407,7 @@ def test_tensorboard_shows_history_and_pictures(trained, tmp_path):
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
-    for name in ("loss", "excess_loss", "grad_norm", "lr"):
+    for name in ("loss", "excess_loss", "grad_norm", "lr", "clipped_grad_norm"):
         expected = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected]

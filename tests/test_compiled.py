@@ -79,6 +79,9 @@ def test_compiled_steps_do_what_plain_ones_do(case, untranslated, device):
     losses = [advance_to(training, STEPS) for training in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert compiled.grad_norm == pytest.approx(plain.grad_norm, rel=1e-3)
+    assert compiled.clipped_grad_norm == pytest.approx(plain.clipped_grad_norm, rel=1e-3)
+    is_clipped = compiled.grad_norm > CASES[case].get("grad_clip", math.inf)
+    assert (compiled.clipped_grad_norm < compiled.grad_norm) is is_clipped
     assert compiled._compiled is not None
     assert_close(plain, compiled)
     moved = [float((v - before[k]).abs().max()) for k, v in plain.model.state_dict().items()]
