@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,
+    compile_again,
     digest_of,
     done_before,
     in_sweep,
@@ -46,6 +48,7 @@ from ncsn_cli.jobs import (
     output_folder,
     present,
     refuse_changes,
+    write_config,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder
@@ -106,6 +109,9 @@ def train(cfg: DictConfig) -> float | None:
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
     begun = _begun_before(trainer.resume)
+    kept = {} if begun is None else begun[2]
+    compiles = compile_again(trainer.compile, kept, "trainer.compile")
+    trainer = replace(trainer, compile=compiles)
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
     trainer = settle(trainer, model, optimizer, points, _settings_of(begun))
     config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
@@ -124,6 +130,9 @@ def train(cfg: DictConfig) -> float | None:
     with open_folder(config, facts) as folder:
 
         def save() -> None:
+            if config["trainer"]["compile"] != training.trainer.compile:  # that has failed
+                config["trainer"]["compile"] = training.trainer.compile
+                write_config(folder, config)
             _save(folder, training, config, history, snapshots)
             if board is not None:
                 board.write(history)

@@ -70,7 +70,8 @@ class Trainer:
         threads: Threads of each torch operation; results are reproducible for a fixed number.
             ``auto``: as ``settle`` finds for the sizes.
         compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
-            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays.
+            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays. What
+            is recorded is false where compiling failed.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
@@ -227,7 +228,7 @@ class Training:
         return self._is_to_compile and self.step > 0
 
     def compile(self) -> None:
-        """Compile the steps, if that can be done."""
+        """Compile the steps, if that can be done; else say so in ``trainer`` and in the log."""
         from ncsn_cli.compiled import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
@@ -240,7 +241,15 @@ class Training:
                 self.dataset.score, self.trainer.grad_clip, batches[0], draws[0],
             )  # fmt: skip
         except Exception as error:  # torch's are of many kinds, and plain steps always work
-            log.warning("trainer.compile: %s; the steps stay plain", one_line(str(error)))
+            self.compiling_failed = True
+            self.trainer = replace(self.trainer, compile=False)
+            what = "the steps stay plain"
+            if self.step > 1:  # only the first is plain where others are to be compiled
+                what = (
+                    "the steps are plain from here on; those before were compiled, so the last"
+                    " bits of this run will differ from those of an undisturbed one"
+                )
+            log.warning("trainer.compile: %s; %s", one_line(str(error)), what)
         else:
             self._compiled = compiled
             seconds = time.monotonic() - start
@@ -410,11 +419,13 @@ class Training:
             "step": self.step,
             "device_type": self.device.type,
             "optimizer": numbers,
+            **({"compiling_failed": True} if self.compiling_failed else {}),
         }
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Take up the state that ``state`` returned."""
         self.step = record["step"]
+        self.compiling_failed = record.get("compiling_failed") is True
         self.model.load_state_dict(_under("network.", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("ema.", tensors))
@@ -498,6 +509,8 @@ def fit(
                 save()  # once a signal has ended this, torch may not be able to
                 saved = training.step
                 requests.end(training.compile)
+                if training.compiling_failed and not requests:  # a signal may have broken it off
+                    save()  # with what the steps are from here on
                 continue
             loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start

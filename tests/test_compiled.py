@@ -175,6 +175,8 @@ def test_what_cannot_be_compiled_is_trained_plainly(monkeypatch, caplog):
         "trainer.compile: No working C++ compiler found in a text of lines; the steps stay plain"
     ]
     advance_to(plain, 5)
+    assert training.state()[1]["compiling_failed"] is True
+    training.compiling_failed = False
     assert_same(plain, training)
 
 
