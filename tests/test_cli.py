@@ -173,6 +173,38 @@ def test_distances_by_level_and_log_density_on_request(tmp_path):
     assert len(list((tmp_path / "outputs" / "floors").iterdir())) == 10
 
 
+ALL_METRICS = (
+    "[wasserstein,sliced_wasserstein,energy_distance,mmd,mode_weights,moments,score_error]"
+)
+ALL_PLOTS = (
+    "[density,score,score_norm,score_error,samples,chains,commitment,distances,log_density]"
+)
+
+
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("dataset", ["two_modes_1d", "two_modes_2d"])
+def test_few_chains_have_all_numbers_but_those_that_do_not_exist(dataset, num, tmp_path, forked):
+    arguments = [
+        "score=exact", f"dataset={dataset}", "schedule=geometric", "schedule.num_levels=2",
+        "sampler=annealed_langevin", "sampler.steps_per_level=2", f"num_samples={num}",
+        f"metric={ALL_METRICS}", f"plot={ALL_PLOTS}", "trajectory_metrics=true",
+    ]  # fmt: skip
+    result = forked.call("sample", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    out = only_run(tmp_path, "sample")
+    metrics = read(out / "metrics.json")
+    std = metrics["trajectory"]["std"]["value"]
+    assert [value is None for value in std] == [num == 1] * 2
+    assert {"samples.png", "chains.png", "commitment.png", "distances.png"} <= {
+        path.name for path in (out / "plots").iterdir()
+    }
+    for name in ("mmd", "energy_distance"):
+        assert metrics["clean"][name]["num_points"] == num
+    result = forked.call("compare", [str(out), str(out)], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_mixture_from_the_command_line(tmp_path):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
