@@ -152,7 +152,8 @@ def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
     """The last level's tau, all scaled alike, to use instead, and the width at which it ends.
 
     The longest step that ends within 5 % of the right width, or else the one nearest to it.
-    (Technique 4 is for a point mass; on wider data a longer step forgets the start sooner.)
+    (Technique 4 is for a point mass to whose last level chains come with the right width; else, as
+    on wider data, a longer step forgets the start sooner.)
     """
     target = math.sqrt(std**2 + levels[-1].sigma ** 2)
     longest = min(2 * (std**2 + level.sigma**2) / level.tau for level in levels)
