@@ -88,12 +88,12 @@ class CompiledSteps:
 
     def __call__(
         self, batches: Tensor, draws: list[Draws], rates: list[float], lerps: list[float]
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> Tensor | None:
         """One step for each of the ``batches`` (steps, B, D) and their draws; at most ``most``.
 
         ``rates`` are their learning rates, ``lerps`` how far the average moves to the weights.
-        Returns the losses and the norms of the gradients, as clipped, (steps,) each; None, and
-        nothing is changed, if one of them is not finite.
+        Returns the loss of each step and the norm of its gradient before and after clipping,
+        (steps, 3); None, and nothing is changed, if one of them is not finite.
         """
         num = len(batches)
         points, *stacks = self._stacks
@@ -102,19 +102,19 @@ class CompiledSteps:
             torch.stack(drawn, out=stack[:num])
         for rate, values in zip(self._rates, (rates, lerps), strict=True):
             rate[:num] = torch.tensor(values)
-        losses, norms, state = self._call(num)
-        if not bool((losses + norms).isfinite().all()):
+        numbers, state = self._call(num)
+        if not bool(numbers.isfinite().all()):
             return None
         self._take(state, num)
-        return losses, norms
+        return numbers
 
     @torch.no_grad()
-    def _call(self, num: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Losses (num,), norms (num,) and the ``_state`` after ``num`` steps."""
+    def _call(self, num: int) -> tuple[Tensor, list[Tensor]]:
+        """Loss and both norms of each step (num, 3), and the ``_state`` after ``num`` steps."""
         count = torch.tensor(num, device=self._sigmas.device)
         made = self._steps(count, *self._rates, *self._stacks, *self._state())
-        _, losses, norms, *state = made
-        return losses[:num], norms[:num], state
+        _, numbers, *state = made
+        return numbers[:num], state
 
     def _state(self) -> list[Tensor]:
         """All weights in a row; then what the optimizer keeps of them; then their average."""
@@ -152,7 +152,7 @@ class CompiledSteps:
             tensor.copy_(part.view_as(tensor))
 
     def _step(self, rate: Tensor, lerp: Tensor, x: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Loss, norm of the gradient as clipped, and the new ``_state``, from the old one."""
+        """The loss with both norms of the gradient (3,), and the new ``_state``."""
         num_draws = len(Draws._fields)
         draws, (weights, *state) = Draws(*rest[:num_draws]), rest[num_draws:]
 
@@ -169,8 +169,10 @@ class CompiledSteps:
         gradient, loss = torch.func.grad_and_value(loss_of)(weights)
         weights = weights.clone()
         weights.grad = gradient
+        norm = clipped_norm = nn.utils.get_total_norm([gradient], foreach=False)
         if self._grad_clip is not None:
-            nn.utils.clip_grad_norm_(weights, self._grad_clip, foreach=False)
+            nn.utils.clip_grads_with_norm_(weights, self._grad_clip, norm, foreach=False)
+            clipped_norm = nn.utils.get_total_norm([weights.grad], foreach=False)
         names = list(self._optimizer.state[next(iter(self._weights.values()))])
         kept = dict(zip(names, (value.clone() for value in state), strict=False))
         # ``differentiable`` keeps the count of steps a tensor.
@@ -184,11 +186,10 @@ class CompiledSteps:
         new = [weights, *(optimizer.state[weights][name] for name in names)]
         if self._average is not None:
             new.append(torch.lerp(state[-1], weights, lerp))
-        assert weights.grad is not None
-        return [loss, weights.grad.square().sum().sqrt(), *new]
+        return [torch.stack([loss, norm, clipped_norm]), *new]
 
     def _repeat(self, num: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """``num`` steps, each with its rows of the stacks; losses, norms and the last state."""
+        """``num`` steps, each with its rows of the stacks; their numbers and the last state."""
         num_stacks = len(self._rates) + len(self._stacks)
         stacks, state = tensors[:num_stacks], tensors[num_stacks:]
         steps = torch.arange(len(stacks[0]), device=num.device)
@@ -196,15 +197,13 @@ class CompiledSteps:
         def is_left(i: Tensor, *_: Tensor) -> Tensor:
             return i < num
 
-        def step(i: Tensor, losses: Tensor, norms: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        def step(i: Tensor, numbers: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             rows = [stack.index_select(0, i.reshape(1))[0] for stack in stacks]
-            loss, norm, *state = self._graph(*rows, *state)
-            here = steps == i
-            losses, norms = torch.where(here, loss, losses), torch.where(here, norm, norms)
-            return i + 1, losses, norms, *state
+            here, *state = self._graph(*rows, *state)
+            return i + 1, torch.where((steps == i)[:, None], here, numbers), *state
 
-        nothing = torch.zeros(len(stacks[0]), device=num.device)
-        start = (torch.zeros_like(num), nothing, nothing.clone(), *state)
+        nothing = torch.zeros(len(stacks[0]), 3, device=num.device)
+        start = (torch.zeros_like(num), nothing, *state)
         made: tuple[Tensor, ...] = torch.while_loop(is_left, step, start)
         return made
 

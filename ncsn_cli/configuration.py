@@ -68,6 +68,7 @@ class SampleSettings(TrainSettings):
         log_density: Whether to write the log-density that the score implies, on a grid.
         compile: Whether Langevin steps are compiled, some to a call: 10 seconds or more to begin
             with, then quicker; ``auto``: where ``compiled_langevin.settle`` finds that it pays.
+            What is recorded is false where compiling failed.
         resume: Folder of the stopped run to go on with; null: start afresh.
         plugins: Modules of the user's own whose classes a checkpoint may name.
     """

@@ -14,11 +14,14 @@ from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers import Level, Sampler, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,
+    describe_ratios,
+    half_overlap_ratio,
     level_ratio,
     num_levels_between,
     overlap,
     technique_1,
     technique_2,
+    technique_2_ratio,
 )
 
 log = logging.getLogger(__name__)
@@ -79,15 +82,17 @@ def _examine_levels(
         "ratio": ratio,
         "probability": technique_2(ratio, dim),
         "overlap": overlap(ratio, dim),
+        "ratio_of_probability_half": technique_2_ratio(dim),
+        "ratio_of_overlap_half": half_overlap_ratio(dim),
         "ratio_advised": best,
         "num_levels_advised": num_levels_between(sigma_max, sigma_min, best),
-        "rule": "probability 1/2" if dim >= 10 else "overlap 1/2, as D < 10",
+        "rule": "probability 1/2" if best == technique_2_ratio(dim) else "overlap 1/2",
     }
     report["technique_2"] = advice
     log.info(
         "Technique 2: neighbouring levels in the ratio %.3f (probability %.2f, overlap %.2f); at"
         " most %.3f is advised (%s)",
-        ratio, advice["probability"], advice["overlap"], best, advice["rule"],
+        ratio, advice["probability"], advice["overlap"], best, describe_ratios(dim),
     )  # fmt: skip
     if ratio > best * 1.001:
         complaints.append(
@@ -175,7 +180,8 @@ def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
     """The last level's tau, all scaled alike, to use instead, and the width at which it ends.
 
     The longest step that ends within 5 % of the right width, or else the one nearest to it.
-    (Technique 4 is for a point mass; on wider data a longer step forgets the start sooner.)
+    (Technique 4 is for a point mass to whose last level chains come with the right width; else, as
+    on wider data, a longer step forgets the start sooner.)
     """
     target = math.sqrt(std**2 + levels[-1].sigma ** 2)
     longest = min(2 * (std**2 + level.sigma**2) / level.tau for level in levels)

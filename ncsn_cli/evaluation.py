@@ -257,9 +257,10 @@ def evaluate_trajectory(
 ) -> dict[str, Any]:
     """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
 
-    Also their standard deviation, in root mean square over the axes, and the true one.
-    ``states``: by level ``sigma``, the chains (N, D) when they leave it. ``last`` is what they are
-    measured against at the last level; None: p_sigma as at the others.
+    Also their standard deviation, in root mean square over the axes, and the true one; None for
+    one chain, which has no variance. ``states``: by level ``sigma``, the chains (N, D) when they
+    leave it. ``last`` is what they are measured against at the last level; None: p_sigma as at the
+    others.
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
     targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
@@ -274,7 +275,10 @@ def evaluate_trajectory(
     return {
         "sigmas": list(states),
         "std": {
-            "value": [float(x.double().var(0).mean().sqrt()) for x in states.values()],
+            "value": [
+                float(x.double().var(0).mean().sqrt()) if len(x) > 1 else None
+                for x in states.values()
+            ],
             "true": [
                 float(targets[s].perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
             ],

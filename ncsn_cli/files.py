@@ -185,8 +185,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, float | None]]:
-    """The rows of a CSV file of numbers with these columns, of which cells may be empty.
+def read_rows(path: Path, *headers: Sequence[str]) -> list[dict[str, float | None]]:
+    """The rows of a CSV file of numbers under one of these headers; cells may be empty.
 
     Raises:
         BadCheckpointError: If it is none.
@@ -194,8 +194,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, float | None
     try:
         lines = io.StringIO(read_regular(path, most=1 << 26).decode(), newline="")
         reader = csv.reader(lines, strict=True)
-        if next(reader, None) != list(columns):
-            raise ValueError(f"its columns are not {','.join(columns)}")
+        columns = next(reader, [])
+        if columns not in map(list, headers):
+            raise ValueError(f"its columns are not {','.join(headers[0])}")
         rows = [
             {name: float(text) if text else None for name, text in zip(columns, row, strict=True)}
             for row in reader

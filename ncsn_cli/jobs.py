@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import hydra
 import torch
@@ -99,8 +99,16 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     ]
     command = " ".join([f"ncsn-{hydra_config.job.name}", *map(_quoted, words)])
     facts = {"threads": torch.get_num_threads(), **facts}
-    settings = OmegaConf.to_yaml(without_paths(config))
-    return RunFolder(output_folder(), settings, command, facts, again=in_sweep())
+    return RunFolder(output_folder(), _as_yaml(config), command, facts, again=in_sweep())
+
+
+def write_config(folder: RunFolder, config: Config) -> None:
+    """Write ``config.yaml`` again, as something else was done than was asked for."""
+    folder.write("config.yaml", _as_yaml(config).encode())
+
+
+def _as_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(without_paths(config))
 
 
 def _quoted(word: str) -> str:
@@ -132,6 +140,19 @@ def refuse_changes(
     if changed := sorted(key for key in changed if not may_change(key)):
         was = " ".join(f"{key}={then.get(key)}" for key in changed[:5])
         raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
+
+
+def compile_again(
+    asked: bool | Literal["auto"], record: Config, key: str
+) -> bool | Literal["auto"]:
+    """Return what ``key`` asks for, but false where compiling failed before ``record`` was kept.
+
+    Steps that were plain stay so, to the same bits, also where they could be compiled.
+    """
+    if asked is False or record.get("compiling_failed") is not True:
+        return asked
+    log.info("%s: compiling failed before this run was stopped, so its steps stay plain", key)
+    return False
 
 
 def done_before(request: str) -> Config:

@@ -45,6 +45,7 @@ from ncsn_cli.floors import noise_floor
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,
+    compile_again,
     digest_of,
     done_before,
     in_sweep,
@@ -55,6 +56,7 @@ from ncsn_cli.jobs import (
     output_folder,
     present,
     refuse_changes,
+    write_config,
 )
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.columns import Recentred
@@ -132,8 +134,9 @@ def sample(cfg: DictConfig) -> float | None:
     dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
-    earlier = {} if found is None else found[1][1]["config"]
-    config["compile"] = settle(run.compile, score, sampler, plan, run.num_samples, device, earlier)
+    kept = {} if found is None else found[1][1]
+    earlier, compiles = kept.get("config", {}), compile_again(run.compile, kept, "compile")
+    config["compile"] = settle(compiles, score, sampler, plan, run.num_samples, device, earlier)
     identity: Config = {
         "config": without_paths(config),
         "checkpoint": None if source is None else digest_of({}, source),
@@ -162,6 +165,13 @@ def sample(cfg: DictConfig) -> float | None:
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts = {"device": str(device), "seed": run.seed, "request": request}
     with open_folder(config, facts) as folder, torch.no_grad():
+
+        def save(state: Saved) -> None:
+            if config["compile"] and sampling.compiling_failed:
+                config["compile"] = identity["config"]["compile"] = False
+                write_config(folder, config)
+            _save(folder.path, state, identity)
+
         log.info(
             "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
             last_sigma,
@@ -169,11 +179,11 @@ def sample(cfg: DictConfig) -> float | None:
         for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
             log.warning("%s", complaint)
         start = time.monotonic()
-        chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
+        chains = sampling.run(save, begun)
         seconds = round(time.monotonic() - start, 3)
         shown = chains.in_data_units(truth.origin)
         folder.write("samples.npz", to_npz(_arrays(shown)))
-        _save(folder.path, sampling.finished(), identity)
+        save(sampling.finished())
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,

@@ -241,6 +241,9 @@ class Sampling:
         nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
         self._counts = count_commitment(nobody, len(truth.modes))
         self._evaluations = 0
+        self._has_steps_of_before = False
+        self.compiling_failed = False
+        """Whether steps are plain because they could not be compiled, here or before resuming."""
 
     def run(
         self, save: Callable[[Saved], None] = lambda saved: None, saved: Saved | None = None
@@ -259,6 +262,8 @@ class Sampling:
             if self.is_to_compile and missing:
                 save(self._to_save(begun))  # once a signal has ended the next, torch may be unable
                 requests.end(self.compile)
+                if self.compiling_failed and not requests:  # a signal may have broken it off
+                    save(self._to_save(begun))  # with what the steps are from here on
             if not requests:
                 self._run_tiles(missing, begun, save, requests)
         if requests:
@@ -268,7 +273,7 @@ class Sampling:
 
     @torch.no_grad()
     def compile(self) -> None:
-        """Compile the Langevin steps, if that can be done."""
+        """Compile the Langevin steps, if that can be done; else say so in the log."""
         self.is_to_compile = False
         start = time.monotonic()
         log.info("compile: compiling the Langevin steps")
@@ -276,7 +281,14 @@ class Sampling:
         try:
             self._score = CompiledLangevin(self._score, x)
         except Exception as error:  # torch's are of many kinds, and plain steps always work
-            log.warning("compile: %s; the steps stay plain", one_line(str(error)))
+            self.compiling_failed = True
+            what = "the steps stay plain"
+            if self._has_steps_of_before:
+                what = (
+                    "the steps are plain from here on; those before were compiled, so the last"
+                    " bits of these samples will differ from those of an undisturbed run"
+                )
+            log.warning("compile: %s; %s", one_line(str(error)), what)
         else:
             log.info("compile: %.1f s", time.monotonic() - start)
 
@@ -367,6 +379,9 @@ class Sampling:
             tensor.copy_(tensors[name])
         self._counts = {name: tensors[name] for name in self._counts}
         self._evaluations = record["evaluations"]
+        self.compiling_failed = record.get("compiling_failed") is True
+        is_far = any(at.step > 0 for at in begun.values())
+        self._has_steps_of_before = is_far or bool(self._left["finished"].any())
         return begun
 
     def finished(self) -> Saved:
@@ -386,7 +401,11 @@ class Sampling:
             tensors[f"{number}.generator"] = torch.from_numpy(at.generator)
             tensors[f"{number}.labels"] = torch.from_numpy(at.labels)
             places.append([number, at.step, at.level, at.evaluations])
-        return tensors, {"tiles": places, "evaluations": self._evaluations}
+        return tensors, {
+            "tiles": places,
+            "evaluations": self._evaluations,
+            **({"compiling_failed": True} if self.compiling_failed else {}),
+        }
 
     @torch.no_grad()
     def _run_tile(self, number: int, begun: _Begun | None) -> Iterator[_Running | _Finished]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Self
 
@@ -24,6 +25,8 @@ __all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
 log = logging.getLogger(__name__)
 
 POINTS_FOR_TECHNIQUE_1 = 10_000
+
+_LEAST_OVERLAP = 0.1  # of neighbouring levels: with less, hardly a chain is at home in the next
 
 
 class Schedule(ABC):
@@ -168,17 +171,19 @@ class FromData:
                 f"sigma_min: it should be below the largest distance between training points,"
                 f" {sigma_max:.3g}, got {self.sigma_min:g}"
             )
-        if dim < 10:
+        ratio = level_ratio(dim)
+        if ratio != technique_2_ratio(dim):
             log.warning(
                 "schedule=from_data: Technique 2 has no %ssolution for D = %d (it is meant for"
-                " D >= 10), so neighbouring levels overlap by half instead",
-                "" if dim <= 4 else "useful ", dim,
+                " large D), so neighbouring levels overlap by half instead",
+                "" if technique_2_ratio(dim) is None else "useful ", dim,
             )  # fmt: skip
-        num_levels = num_levels_between(sigma_max, self.sigma_min, level_ratio(dim))
+        num_levels = num_levels_between(sigma_max, self.sigma_min, ratio)
         log.info(
             "schedule=from_data: sigma_max = %.4g, the largest distance between %d points;"
-            " sigma_min = %g; %d levels",
-            sigma_max, min(len(data), POINTS_FOR_TECHNIQUE_1), self.sigma_min, num_levels,
+            " sigma_min = %g; %d levels in a ratio of at most %.3f (%s)",
+            sigma_max, min(len(data), POINTS_FOR_TECHNIQUE_1), self.sigma_min, num_levels, ratio,
+            describe_ratios(dim),
         )  # fmt: skip
         return Geometric(sigma_max, self.sigma_min, num_levels)
 
@@ -224,17 +229,43 @@ def overlap(ratio: float, dim: int) -> float:
 
 
 def level_ratio(dim: int) -> float:
-    """The largest ratio gamma of neighbouring levels to use for D = ``dim``.
+    """Return the largest ratio gamma of neighbouring levels that is advised for D = ``dim``.
 
-    Where Technique 2 gives 1/2; below D = 10, where it gives no useful number, where the Gaussians
-    of two neighbouring levels overlap by half: 3.133, 2.098, 1.798, 1.649 for D = 1 to 4.
+    That is Technique 2's where the Gaussians of two such levels overlap by a tenth or more, from
+    D = 148 on; below, where it hardly overlaps or does not exist, the one that overlaps by half.
     """
-    rule = technique_2 if dim >= 10 else overlap
-    low, high = 1 + 1e-9, 10.0
+    ratio = technique_2_ratio(dim)
+    is_useful = ratio is not None and overlap(ratio, dim) >= _LEAST_OVERLAP
+    return ratio if ratio is not None and is_useful else half_overlap_ratio(dim)
+
+
+def technique_2_ratio(dim: int) -> float | None:
+    """Return the gamma at which ``technique_2`` is 1/2; None for D <= 4, where it never is.
+
+    19.5, 3.04, 1.21 for D = 5, 10, 150: an ``overlap`` of .0001, .018, .1002.
+    """
+    return None if dim <= 4 else _where_half(technique_2, dim)
+
+
+def half_overlap_ratio(dim: int) -> float:
+    """Return the gamma at which ``overlap`` is 1/2: 3.133, 2.098, 1.798, 1.649 for D = 1 to 4."""
+    return _where_half(overlap, dim)
+
+
+def _where_half(rule: Callable[[float, int], float], dim: int) -> float:
+    """Return where a ``rule`` that falls with the ratio is 1/2, by bisection."""
+    low, high = 1 + 1e-9, 100.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rule(middle, dim) > 0.5 else (low, middle)
     return high
+
+
+def describe_ratios(dim: int) -> str:
+    """Return both ratios that could be advised for D = ``dim``, in words."""
+    ratio, half = technique_2_ratio(dim), half_overlap_ratio(dim)
+    probability = "none" if ratio is None else f"{ratio:.3f}, of overlap {overlap(ratio, dim):.2g}"
+    return f"overlap 1/2: {half:.3f}; probability 1/2: {probability}"
 
 
 def num_levels_between(sigma_max: float, sigma_min: float, ratio: float) -> int:

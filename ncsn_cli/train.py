@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,
+    compile_again,
     digest_of,
     done_before,
     in_sweep,
@@ -46,6 +48,7 @@ from ncsn_cli.jobs import (
     output_folder,
     present,
     refuse_changes,
+    write_config,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder
@@ -106,6 +109,9 @@ def train(cfg: DictConfig) -> float | None:
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
     begun = _begun_before(trainer.resume)
+    kept = {} if begun is None else begun[2]
+    compiles = compile_again(trainer.compile, kept, "trainer.compile")
+    trainer = replace(trainer, compile=compiles)
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
     trainer = settle(trainer, model, optimizer, points, _settings_of(begun))
     config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
@@ -124,6 +130,9 @@ def train(cfg: DictConfig) -> float | None:
     with open_folder(config, facts) as folder:
 
         def save() -> None:
+            if config["trainer"]["compile"] != training.trainer.compile:  # that has failed
+                config["trainer"]["compile"] = training.trainer.compile
+                write_config(folder, config)
             _save(folder, training, config, history, snapshots)
             if board is not None:
                 board.write(history)
@@ -213,12 +222,35 @@ def _save(
         old.unlink(missing_ok=True)
 
 
+_OLD_COLUMNS = [name for name in COLUMNS if name != "clipped_grad_norm"]
+"""Those of runs begun before gradients had two norms: ``grad_norm`` is the one after clipping."""
+
+
 def _history_csv(history: list[Row]) -> bytes:
+    """Return the file of these rows.
+
+    A run that was begun with ``_OLD_COLUMNS`` goes on with them, as no column changes its meaning
+    within a file: its ``grad_norm`` is the norm after clipping to the end.
+    """
+    columns, rows = COLUMNS, history
+    if history and history[0]["grad_norm"] is None:
+        columns = _OLD_COLUMNS
+        rows = [{**row, "grad_norm": row["clipped_grad_norm"]} for row in history]
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def _read_history(path: Path) -> list[Row]:
+    """Return the rows of a ``history.csv``; of one with ``_OLD_COLUMNS`` without ``grad_norm``."""
+    history = []
+    for row in read_rows(path, COLUMNS, _OLD_COLUMNS):
+        if "clipped_grad_norm" not in row:
+            row |= {"grad_norm": None, "clipped_grad_norm": row["grad_norm"]}
+        history.append({**row, "step": int(row["step"] or 0)})
+    return history
 
 
 _Begun = tuple[Path, dict[str, Tensor], Config]
@@ -267,8 +299,7 @@ def _resume(
     rows = path.parent.parent / "history.csv"
     if not os.path.lexists(rows):
         return []
-    history = [{**row, "step": int(row["step"] or 0)} for row in read_rows(rows, COLUMNS)]
-    return [row for row in history if (row["step"] or 0) <= training.step]
+    return [row for row in _read_history(rows) if (row["step"] or 0) <= training.step]
 
 
 def _may_change(key: str, trainer: Trainer) -> bool:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, float | None]
 """One line of ``history.csv``."""
 
-COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds"]
+COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
 
@@ -70,7 +70,8 @@ class Trainer:
         threads: Threads of each torch operation; results are reproducible for a fixed number.
             ``auto``: as ``settle`` finds for the sizes.
         compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
-            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays.
+            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays. What
+            is recorded is false where compiling failed.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
@@ -183,8 +184,12 @@ class Training:
         self._orders: dict[int, Tensor] = {}
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
+        self.compiling_failed = False
+        """Whether steps are plain because they could not be compiled, here or before resuming."""
         self.grad_norm = math.nan
-        """Norm of the last step's gradient, as clipped."""
+        """Norm of the last step's gradient before clipping."""
+        self.clipped_grad_norm = math.nan
+        """Norm of the last step's gradient after clipping; the same where nothing is clipped."""
 
     def _fixed_noise(self) -> Tensor | None:
         stream = random_stream(self.seed, "fixed noise", self.device)
@@ -223,7 +228,7 @@ class Training:
         return self._is_to_compile and self.step > 0
 
     def compile(self) -> None:
-        """Compile the steps, if that can be done."""
+        """Compile the steps, if that can be done; else say so in ``trainer`` and in the log."""
         from ncsn_cli.compiled import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
@@ -236,7 +241,15 @@ class Training:
                 self.dataset.score, self.trainer.grad_clip, batches[0], draws[0],
             )  # fmt: skip
         except Exception as error:  # torch's are of many kinds, and plain steps always work
-            log.warning("trainer.compile: %s; the steps stay plain", one_line(str(error)))
+            self.compiling_failed = True
+            self.trainer = replace(self.trainer, compile=False)
+            what = "the steps stay plain"
+            if self.step > 1:  # only the first is plain where others are to be compiled
+                what = (
+                    "the steps are plain from here on; those before were compiled, so the last"
+                    " bits of this run will differ from those of an undisturbed one"
+                )
+            log.warning("trainer.compile: %s; %s", one_line(str(error)), what)
         else:
             self._compiled = compiled
             seconds = time.monotonic() - start
@@ -255,8 +268,8 @@ class Training:
             return None
         self.step = steps.stop
         self.optimizer.param_groups[0]["lr"] = rates[-1]
-        self.grad_norm = float(found[1][-1])
-        return float(found[0][-1])
+        loss, self.grad_norm, self.clipped_grad_norm = found[-1].tolist()
+        return loss
 
     def _advance_plainly(self) -> float:
         for group, lr in zip(self.optimizer.param_groups, self._learning_rates, strict=True):
@@ -269,12 +282,12 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.get_total_norm(self._gradients())
-        self.grad_norm = norm.item()
+        self.grad_norm = self.clipped_grad_norm = norm.item()
         if not math.isfinite(self.grad_norm):
             raise self._diverged(f"the norm of the gradient is {self.grad_norm}", x)
         if self.trainer.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
-            self.grad_norm = nn.utils.get_total_norm(self._gradients()).item()
+            self.clipped_grad_norm = nn.utils.get_total_norm(self._gradients()).item()
         self._optimizer_step()
         if self._average is not None:
             self._average.update_parameters(self.model)
@@ -315,6 +328,7 @@ class Training:
             "grad_norm": self.grad_norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
+            "clipped_grad_norm": self.clipped_grad_norm,
         }
         for name, value in row.items():
             if value is not None and not math.isfinite(value):
@@ -405,11 +419,13 @@ class Training:
             "step": self.step,
             "device_type": self.device.type,
             "optimizer": numbers,
+            **({"compiling_failed": True} if self.compiling_failed else {}),
         }
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Take up the state that ``state`` returned."""
         self.step = record["step"]
+        self.compiling_failed = record.get("compiling_failed") is True
         self.model.load_state_dict(_under("network.", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("ema.", tensors))
@@ -493,6 +509,8 @@ def fit(
                 save()  # once a signal has ended this, torch may not be able to
                 saved = training.step
                 requests.end(training.compile)
+                if training.compiling_failed and not requests:  # a signal may have broken it off
+                    save()  # with what the steps are from here on
                 continue
             loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start

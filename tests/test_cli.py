@@ -67,7 +67,7 @@ def test_a_training_run_writes_its_folder(trained):
     assert abs(difference) < 5 * math.sqrt(2) * 3 * metrics["loss"] / math.sqrt(1e5)
     assert len(metrics["score_error_per_level"]) == 4
     rows = (trained / "history.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds"
+    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds,clipped_grad_norm"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "5", "10", "15", "20", "25", "30"]
     assert {p.name for p in (trained / "plots").iterdir()} == {"score.png", "loss.png"}
     record = read(trained / "run.json")
@@ -173,6 +173,38 @@ def test_distances_by_level_and_log_density_on_request(tmp_path):
     assert len(list((tmp_path / "outputs" / "floors").iterdir())) == 10
 
 
+ALL_METRICS = (
+    "[wasserstein,sliced_wasserstein,energy_distance,mmd,mode_weights,moments,score_error]"
+)
+ALL_PLOTS = (
+    "[density,score,score_norm,score_error,samples,chains,commitment,distances,log_density]"
+)
+
+
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("dataset", ["two_modes_1d", "two_modes_2d"])
+def test_few_chains_have_all_numbers_but_those_that_do_not_exist(dataset, num, tmp_path, forked):
+    arguments = [
+        "score=exact", f"dataset={dataset}", "schedule=geometric", "schedule.num_levels=2",
+        "sampler=annealed_langevin", "sampler.steps_per_level=2", f"num_samples={num}",
+        f"metric={ALL_METRICS}", f"plot={ALL_PLOTS}", "trajectory_metrics=true",
+    ]  # fmt: skip
+    result = forked.call("sample", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    out = only_run(tmp_path, "sample")
+    metrics = read(out / "metrics.json")
+    std = metrics["trajectory"]["std"]["value"]
+    assert [value is None for value in std] == [num == 1] * 2
+    assert {"samples.png", "chains.png", "commitment.png", "distances.png"} <= {
+        path.name for path in (out / "plots").iterdir()
+    }
+    for name in ("mmd", "energy_distance"):
+        assert metrics["clean"][name]["num_points"] == num
+    result = forked.call("compare", [str(out), str(out)], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_mixture_from_the_command_line(tmp_path):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
@@ -193,9 +225,11 @@ def assert_same_run(first, second):
     tensors, others = final_tensors(first), final_tensors(second)
     for name in tensors:
         assert torch.equal(tensors[name], others[name]), name
-    rows = [(f / "history.csv").read_text().splitlines() for f in (first, second)]
-    without_seconds = [[row.rpartition(",")[0] for row in table] for table in rows]
-    assert without_seconds[0] == without_seconds[1]
+    tables = [
+        csv.DictReader((f / "history.csv").read_text().splitlines()) for f in (first, second)
+    ]
+    rows, others = ([{**row, "seconds": None} for row in table] for table in tables)
+    assert rows == others
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
@@ -405,7 +439,7 @@ def test_tensorboard_shows_history_and_pictures(trained, tmp_path):
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
-    for name in ("loss", "excess_loss", "grad_norm", "lr"):
+    for name in ("loss", "excess_loss", "grad_norm", "lr", "clipped_grad_norm"):
         expected = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected]

@@ -79,6 +79,9 @@ def test_compiled_steps_do_what_plain_ones_do(case, untranslated, device):
     losses = [advance_to(training, STEPS) for training in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert compiled.grad_norm == pytest.approx(plain.grad_norm, rel=1e-3)
+    assert compiled.clipped_grad_norm == pytest.approx(plain.clipped_grad_norm, rel=1e-3)
+    is_clipped = compiled.grad_norm > CASES[case].get("grad_clip", math.inf)
+    assert (compiled.clipped_grad_norm < compiled.grad_norm) is is_clipped
     assert compiled._compiled is not None
     assert_close(plain, compiled)
     moved = [float((v - before[k]).abs().max()) for k, v in plain.model.state_dict().items()]
@@ -172,6 +175,8 @@ def test_what_cannot_be_compiled_is_trained_plainly(monkeypatch, caplog):
         "trainer.compile: No working C++ compiler found in a text of lines; the steps stay plain"
     ]
     advance_to(plain, 5)
+    assert training.state()[1]["compiling_failed"] is True
+    training.compiling_failed = False
     assert_same(plain, training)
 
 

@@ -41,6 +41,22 @@ def test_a_good_schedule_draws_no_warning():
     assert report["eta_per_level"] == pytest.approx([step_size / 0.01] * 20)
 
 
+def test_both_ratios_of_technique_2_are_told(caplog):
+    ten = GaussianMixture(weights=[1.0], means=[[0.0] * 10], stds=1.0, num_samples=100)
+    with caplog.at_level(logging.INFO):
+        low, high = (examined(Geometric(9.0, 0.5, 5), dataset=data) for data in (None, ten))
+    advice = [report["technique_2"] for report in (low, high)]
+    assert [found["ratio_of_probability_half"] for found in advice] == [
+        None, pytest.approx(3.0379, abs=5e-5)
+    ]  # fmt: skip
+    halves = [found["ratio_of_overlap_half"] for found in advice]
+    assert halves == pytest.approx([2.0985, 1.3600], abs=5e-5)
+    assert [found["ratio_advised"] for found in advice] == halves
+    assert {found["rule"] for found in advice} == {"overlap 1/2"}
+    assert "at most 2.098 is advised (overlap 1/2: 2.098; probability 1/2: none)" in caplog.text
+    assert "(overlap 1/2: 1.360; probability 1/2: 3.038, of overlap 0.018)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("schedule", "sampler", "words"),
     [

@@ -91,6 +91,18 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
             assert entry["ratio"][i] == entry["value"][i] / entry["floor"][i]
 
 
+def test_one_chain_has_no_standard_deviation():
+    dataset, states = two_modes_1d(), {2.0: torch.ones(1, 1), 1.0: torch.zeros(1, 1)}
+    found = evaluate_trajectory(states, dataset, {"moments": Moments()}, noise_floor, seed=0)
+    assert found["std"]["value"] == [None, None]
+    assert found["moments"]["value"][1] == pytest.approx(
+        math.sqrt(2.4**2 + 4.24 + 1)  # a Gaussian of mean 2.4 and variance 5.24 from a point at 0
+    )
+    two = {sigma: torch.cat([x, x + 2]) for sigma, x in states.items()}
+    found = evaluate_trajectory(two, dataset, {}, noise_floor, seed=0)
+    assert found["std"]["value"] == pytest.approx([math.sqrt(2)] * 2)  # unbiased: 2 = (1 + 1)/1
+
+
 LEVELS = {"levels": "all", "weight_power": 2.0}
 EVALUATED_LOSSES = [
     Denoising(**LEVELS, noise="fresh"),

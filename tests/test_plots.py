@@ -120,6 +120,19 @@ def test_pictures_of_a_single_level(dataset):
                 figure.savefig(io.BytesIO(), format="png")
 
 
+def test_the_picture_of_distances_leaves_out_what_there_is_not():
+    scene = sampling_scene(two_modes_1d())
+    titles = ["standard deviation / true", "moments", "mode weights"]
+    assert [axes.get_title() for axes in plots.distances(scene).axes] == titles
+    scene.distances["std"]["value"] = [None, None, None]  # of one chain
+    scene.distances["moments"]["floor"] = [0.1, None, 0.1]
+    figure = plots.distances(scene)
+    figure.savefig(io.BytesIO(), format="png")
+    assert [axes.get_title() for axes in figure.axes] == titles[1:]
+    del scene.distances["moments"], scene.distances["mode_weights"]
+    assert plots.distances(scene) is None
+
+
 def test_three_dimensions_have_no_pictures():
     dataset = GaussianMixture(weights=[1.0], means=[[0, 0, 0]], stds=1.0)
     assert compose_scene(dataset, SIGMAS, CPU) is None

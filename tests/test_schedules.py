@@ -19,6 +19,7 @@ from ncsn_cli.schedules import (
     overlap,
     technique_1,
     technique_2,
+    technique_2_ratio,
 )
 
 from .conftest import stream
@@ -99,14 +100,33 @@ def test_technique_2_has_no_solution_in_low_dimensions(dim):
     assert technique_2(19.5, 5) == pytest.approx(0.5, abs=0.01)  # and a useless one at D = 5
 
 
-@pytest.mark.parametrize("dim", [10, 100, 3072])
-def test_the_advised_ratio_solves_technique_2(dim):
-    assert technique_2(level_ratio(dim), dim) == pytest.approx(0.5, abs=1e-6)
+# The overlap at Technique 2's ratio reaches .1 between D = 147 and 148.
+@pytest.mark.parametrize(("dim", "overlaps"), [(148, 0.10002), (150, 0.1002), (3072, 0.1262)])
+def test_technique_2_is_advised_where_its_levels_overlap_by_a_tenth(dim, overlaps):
+    ratio = technique_2_ratio(dim)
+    assert level_ratio(dim) == ratio
+    assert technique_2(ratio, dim) == pytest.approx(0.5, abs=1e-6)
+    assert overlap(ratio, dim) == pytest.approx(overlaps, abs=5e-5)
+
+
+@pytest.mark.parametrize(("dim", "overlaps"), [(5, 0.0001), (10, 0.0179), (147, 0.0999)])
+def test_technique_2_is_not_advised_where_its_levels_hardly_overlap(dim, overlaps):
+    ratio = technique_2_ratio(dim)
+    assert technique_2(ratio, dim) == pytest.approx(0.5, abs=1e-6)
+    assert overlap(ratio, dim) == pytest.approx(overlaps, abs=5e-5)
+    assert level_ratio(dim) < ratio
+    assert overlap(level_ratio(dim), dim) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_advised_ratio_does_not_jump_at_ten_dimensions():
+    assert level_ratio(9) == pytest.approx(1.3838, abs=5e-5)
+    assert level_ratio(10) == pytest.approx(1.3600, abs=5e-5)
 
 
 @pytest.mark.parametrize(("dim", "ratio"), [(1, 3.133), (2, 2.098), (3, 1.798), (4, 1.649)])
 def test_the_advised_ratio_halves_the_overlap(dim, ratio):
     assert level_ratio(dim) == pytest.approx(ratio, abs=0.0005)
+    assert technique_2_ratio(dim) is None
 
     def smaller(r):  # min of both densities on the sphere of radius r, times its area
         area = 2 * math.pi ** (dim / 2) / math.gamma(dim / 2) * r ** (dim - 1)
@@ -121,10 +141,6 @@ def test_the_advised_ratio_halves_the_overlap(dim, ratio):
     assert integral == pytest.approx(0.5, abs=0.0005)
 
 
-def test_technique_2_is_not_used_below_ten_dimensions():
-    assert overlap(level_ratio(9), 9) == pytest.approx(0.5, abs=1e-6)
-
-
 def test_technique_1_is_the_largest_distance():
     data = torch.randn(3000, 3, generator=stream())
     expected = pdist(data.double().numpy()).max()
@@ -137,7 +153,7 @@ def test_technique_1_is_the_largest_distance():
     assert technique_1(line) == 9999
 
 
-@pytest.mark.parametrize("dim", [1, 2, 12])
+@pytest.mark.parametrize("dim", [1, 2, 12, 150])
 def test_from_data_has_the_advised_ratio_and_says_where_there_is_none(dim, caplog):
     data = torch.randn(500, dim, generator=stream(1))
     with caplog.at_level(logging.INFO):
@@ -148,7 +164,12 @@ def test_from_data_has_the_advised_ratio_and_says_where_there_is_none(dim, caplo
     one_level_less = (schedule.sigma_max / 0.01) ** (1 / (schedule.num_levels - 2))
     assert float(ratios.max()) <= level_ratio(dim) * (1 + 1e-9) < one_level_less
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert [f"no solution for D = {dim}" in line for line in warned] == ([True] if dim < 5 else [])
+    kind = {1: "no", 2: "no", 12: "no useful"}.get(dim)
+    assert [f"{kind} solution for D = {dim}" in line for line in warned] == [True] * (dim < 148)
+    told = {1: "overlap 1/2: 3.133; probability 1/2: none",
+            12: "overlap 1/2: 1.323; probability 1/2: 2.580, of overlap 0.025",
+            150: "overlap 1/2: 1.081; probability 1/2: 1.209, of overlap 0.1"}  # fmt: skip
+    assert told.get(dim, "overlap 1/2: 2.098; probability 1/2: none") in caplog.text
 
 
 def test_from_data_refuses_a_sigma_min_beyond_the_data():

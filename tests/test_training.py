@@ -15,8 +15,8 @@ from ncsn_cli.models import MLP
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.schedules import Geometric
 from ncsn_cli.snapshots import Snapshots
-from ncsn_cli.train import _save
-from ncsn_cli.training import Trainer, Training, fit
+from ncsn_cli.train import _history_csv, _read_history, _save
+from ncsn_cli.training import COLUMNS, Trainer, Training, fit
 
 from .conftest import two_modes_1d, two_modes_2d
 
@@ -222,10 +222,38 @@ def test_learning_rate_follows_the_cosine():
     assert rates == pytest.approx(expected)
 
 
-def test_clipped_gradients():
-    training = start(grad_clip=1e-3)
-    training.advance()
-    assert training.row(0.0, None, 0.0)["grad_norm"] == pytest.approx(1e-3, rel=1e-3)
+@pytest.mark.parametrize("grad_clip", [None, 1e-3, 1e6])
+def test_the_gradients_norm_is_written_before_and_after_clipping(grad_clip):
+    free, clipped = start(), start(grad_clip=grad_clip)
+    gradients = []
+    for training in (free, clipped):
+        training.advance()
+        gradients.append(torch.cat([p.grad.flatten() for p in training.model.parameters()]))
+    # Sums of 33 squares in float32, in another order: a relative error of 33 x 2^-24.
+    norms = [float(gradient.double().norm()) for gradient in gradients]
+    row = clipped.row(0.0, None, 0.0)
+    assert row["grad_norm"] == pytest.approx(norms[0], rel=3e-6)
+    assert row["clipped_grad_norm"] == pytest.approx(norms[1], rel=3e-6)
+    if grad_clip == 1e-3:  # torch divides by the norm + 1e-6
+        assert row["clipped_grad_norm"] == pytest.approx(1e-3 * norms[0] / (norms[0] + 1e-6))
+    else:
+        assert row["clipped_grad_norm"] == row["grad_norm"]
+
+
+def test_a_history_of_six_columns_goes_on_with_them(tmp_path):
+    path = tmp_path / "history.csv"
+    old = (
+        "step,loss,excess_loss,grad_norm,lr,seconds\n1,0.5,,1.0,0.003,0.1\n2,0.4,,1.0,0.003,0.2\n"
+    )
+    path.write_text(old)
+    history = _read_history(path)
+    assert _history_csv(history) == old.encode()
+    new = {"step": 3, "loss": 0.3, "excess_loss": None, "grad_norm": 7.0, "lr": 0.003,
+           "seconds": 0.3, "clipped_grad_norm": 1.0}  # fmt: skip
+    assert _history_csv([*history, new]) == f"{old}3,0.3,,1.0,0.003,0.3\n".encode()
+    path.write_bytes(_history_csv([new]))
+    assert path.read_text() == f"{','.join(COLUMNS)}\n3,0.3,,7.0,0.003,0.3,1.0\n"
+    assert _read_history(path) == [new]
 
 
 def test_fit_keeps_a_history_and_saves_at_the_end():

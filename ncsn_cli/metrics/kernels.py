@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import PositiveFloat
@@ -44,6 +45,10 @@ class _Kernel(SampleMetric):
             return float(square.clamp(min=0).sqrt())
 
         return distance
+
+    def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
+        """Return the number of points compared, the first of the samples."""
+        return {"num_points": min(len(samples), self.max_points)}
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -152,24 +152,28 @@ def distances(scene: Scene) -> Figure | None:
     """Level by level, how wide the chains are and how far from p_sigma, a panel a metric."""
     if scene.distances is None or len(scene.distances["sigmas"]) < 2:
         return None
-    sigmas, std = scene.distances["sigmas"], scene.distances["std"]
-    names = [
-        name
+    sigmas = scene.distances["sigmas"]
+    shown = {  # nothing where all numbers are 0, or None as the width of one chain
+        name: {kind: np.array(found[kind], dtype=float) for kind in found}
         for name, found in scene.distances.items()
-        if name not in ("sigmas", "std") and max(found["value"]) > 0
-    ]
-    figure, panels = new_figure(1, 1 + len(names), width=4.6)
-    panels[0].plot(sigmas, np.divide(std["value"], std["true"]), ".-", color=MODEL, markersize=9)
-    panels[0].axhline(1, color=TRUTH, linestyle="--")
-    panels[0].set_title("standard deviation / true")
-    for axes, name in zip(panels[1:], names, strict=True):
-        value, floor = scene.distances[name]["value"], scene.distances[name]["floor"]
-        axes.plot(sigmas, value, ".-", color=MODEL, markersize=9, label="chains")
-        axes.plot(sigmas, floor, color=TRUTH, linestyle="--", label="noise floor")
+        if name != "sigmas" and any(found["value"])
+    }
+    if not shown:
+        return None
+    figure, panels = new_figure(1, len(shown), width=4.6)
+    for axes, (name, found) in zip(panels, shown.items(), strict=True):
+        if name == "std":
+            axes.plot(sigmas, found["value"] / found["true"], ".-", color=MODEL, markersize=9)
+            axes.axhline(1, color=TRUTH, linestyle="--")
+            axes.set_title("standard deviation / true")
+            continue
+        axes.plot(sigmas, found["value"], ".-", color=MODEL, markersize=9, label="chains")
+        axes.plot(sigmas, found["floor"], color=TRUTH, linestyle="--", label="noise floor")
         axes.set_title(name.replace("_", " "))
         axes.legend()
-        if min(value + floor) > 0:
-            log_scale(axes, "y", value + floor)
+        both = [*found["value"], *found["floor"]]
+        if min(both) > 0:
+            log_scale(axes, "y", both)
     for axes in panels:
         axes.set_xlabel(r"level $\sigma$")
         log_scale(axes, "x", sigmas)

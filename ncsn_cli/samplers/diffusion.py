@@ -62,6 +62,8 @@ class ReverseDiffusion(_Descent):
 class PredictorCorrector(ReverseDiffusion):
     """Reverse diffusion between levels, Langevin steps with tau = 2 (snr sigma)^2 at each.
 
+    Also at sigma_max, where the source, which corrects what was predicted, makes none.
+
     Source: Song et al. (2021), arXiv:2011.13456, algorithms 2 and 4. There the step comes from
     norms averaged over the batch, 2 (snr ||z||/||score||)^2, which ties the chains together; here
     from their value on N(0, sigma^2 I), so that chains stay independent: eta = 2 snr^2.
@@ -69,7 +71,7 @@ class PredictorCorrector(ReverseDiffusion):
     Args:
         denoise: See ``Sampler``.
         snr: The paper's signal-to-noise ratio r > 0; .16 there.
-        corrector_steps: Langevin steps at each level, M >= 1.
+        corrector_steps: Langevin steps at each level, sigma_max too, M >= 1.
     """
 
     snr: PositiveFloat

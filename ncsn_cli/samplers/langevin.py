@@ -141,7 +141,7 @@ class ConstantStepLangevin(Sampler):
 
 
 def technique_4(sigmas: Tensor, steps_per_level: int) -> float:
-    """The step size that best keeps the variance of annealed Langevin dynamics.
+    """Return the step size whose last level ends nearest to sigma_L, if it begins exactly.
 
     On a point mass a chain that enters the last level with variance sigma_{L-1}^2 leaves it with
     f(tau) sigma_L^2, where
@@ -149,7 +149,9 @@ def technique_4(sigmas: Tensor, steps_per_level: int) -> float:
         f(tau) = (1 - eta)^(2T) (gamma^2 - v) + v,   v = 1/(1 - eta/2),   eta = tau/sigma_L^2,
 
     and gamma = sigma_{L-1}/sigma_L; the tau with f nearest 1 is returned, in data units squared.
-    (f > 1 throughout, so this is its minimum.)
+    (f > 1 throughout, so this is its minimum.) Chains enter wider than that, as f > 1 at every
+    level: where T is small they end nearer to sigma_L with a longer step. For T = 1, sigma from 50
+    to .01 and L = 232 they end at 1.414 sigma_L, and at 1.125 sigma_L with tau = 2.67e-5.
 
     Source: Song & Ermon (2020), arXiv:2006.09011, section 3.4, Technique 4: their epsilon is tau.
 

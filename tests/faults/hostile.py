@@ -330,16 +330,16 @@ def json_attacks():
 
 
 def csv_attacks():
-    header = "step,loss,excess_loss,grad_norm,lr,seconds\n"
+    header = "step,loss,excess_loss,grad_norm,lr,seconds,clipped_grad_norm\n"
     texts = {
         "no columns": "1,2,3\n",
         "more cells": header + "1,2,3,4,5,6,7,8\n",
         "fewer cells": header + "1,2\n",
-        "words": header + "1,x,,,,\n",
-        "nan": header + "nan,nan,inf,,,\n",
-        "long": header + "1," + "9" * 200_000 + ",,,,\n",
+        "words": header + "1,x,,,,,\n",
+        "nan": header + "nan,nan,inf,,,,\n",
+        "long": header + "1," + "9" * 200_000 + ",,,,,\n",
         "quotes": header + '"' + "\n" * 1000,
-        "NUL": header + "1\0,,,,,\n",
+        "NUL": header + "1\0,,,,,,\n",
     }
     return {f"CSV {name}": content(text) for name, text in texts.items()}
 
