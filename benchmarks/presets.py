@@ -78,10 +78,11 @@ def distance(name: str, target: str = "perturbed") -> Report:
     """A distance of the samples, beside its noise floor."""
 
     def report(run: Metrics) -> tuple[str, str]:
-        entry = run[target][name]
+        against = "denoised" if target not in run else target
+        entry = run[against][name]
         low, high = entry["floor_quantiles"]
         return (
-            f"`{target}.{name}` {entry['value']:.3g}, {entry['ratio']:.3g} times its floor",
+            f"`{against}.{name}` {entry['value']:.3g}, {entry['ratio']:.3g} times its floor",
             f"floor {short(entry['floor'])} ({short(low)} to {short(high)})",
         )
 
@@ -90,7 +91,7 @@ def distance(name: str, target: str = "perturbed") -> Report:
 
 def shares(run: Metrics) -> tuple[str, str]:
     """The share of the samples in each mode."""
-    entry = run["perturbed"]["mode_weights"]
+    entry = (run.get("perturbed") or run["denoised"])["mode_weights"]
     truth = zip(entry["expected"], entry["interval"], strict=True)
     return (
         "shares " + ", ".join(f"{share:.3f}" for share in entry["weights"]),
