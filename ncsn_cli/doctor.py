@@ -36,6 +36,7 @@ def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float)
     data's narrowest component. Returns the numbers for ``run.json``.
     """
     report, complaints = _examine_levels(sigmas, data, smallest_std)
+    tau = 0.0
     try:
         levels = sampler.levels(sigmas)
     except ConfigError as error:  # training does without a sampler
@@ -43,6 +44,9 @@ def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float)
     else:
         steps, more = examine_steps(levels, sampler, smallest_std)
         report, complaints = report | steps, complaints + more
+        tau = levels[-1].tau
+    if lost := unresolved(data, sigmas, tau, smallest_std):
+        complaints.append(lost)
     if complaints:
         log.warning("schedule and sampler may not serve: %s", "; ".join(complaints))
     return {**report, "warnings": complaints}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.doctor import examine, predicted_stds
+from ncsn_cli.doctor import examine, predicted_stds, unresolved
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,
@@ -186,3 +186,18 @@ def test_the_published_settings_end_too_wide(sigma_max, num_levels, steps, step_
     sampler = AnnealedLangevin(step_size=step_size, steps_per_level=steps, denoise=False)
     last = predicted_stds(sampler.levels(sigmas), 0.0)[-1]
     assert last / 0.01 == pytest.approx(excess, abs=0.001)
+
+
+def test_what_float32_does_not_resolve_is_named():
+    # Near 5 float32 numbers are 4.8e-7 apart.
+    data, sigmas = torch.full((10, 1), 5.0), torch.tensor([1e-5, 1e-7], dtype=torch.float64)
+    line = unresolved(data, sigmas, 1e-16, 0.0)
+    assert "near 5" in line and "4.8e-07 apart" in line
+    assert "sigma_min = 1e-07" in line and "sqrt(2 tau) = 1.41e-08" in line
+    assert "narrowest width = 1e-07" in line
+    assert unresolved(data - 5, sigmas, 1e-16, 0.0) is None  # around its mean it is resolved
+    wide = unresolved(data, sigmas, 0.0, 1.0)
+    assert "sigma_min" in wide and "width" not in wide and "tau" not in wide
+    assert unresolved(data, torch.tensor([1.0, 0.01]), 1e-4, 1.0) is None
+    complaints = examine(sigmas, ANNEALED, data, 0.0)["warnings"]
+    assert any("near 5" in each for each in complaints)

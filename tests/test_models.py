@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
+from ncsn_cli.models.columns import Perceptron, Recentred
 from ncsn_cli.scores import at_level
 
 from .conftest import correlated_2d, shaken, stream
@@ -163,3 +164,19 @@ def test_a_head_without_sigma_warns_in_low_dimensions(caplog):
     assert "17.9" in caplog.text
     x = torch.randn(4, 2)
     torch.testing.assert_close(network(x, torch.tensor(0.1)), 10 * network(x, torch.tensor(1.0)))
+
+
+@torch.no_grad()
+def test_a_network_in_coordinates_around_a_point_is_the_same_network():
+    # By a perceptron's first bias, which takes the point up, and by moving the points.
+    origin = torch.tensor([100.0, -3.0], dtype=torch.float64)
+    y, sigma = torch.randn(50, 2, generator=stream(3)), torch.tensor(0.7)
+    for network in networks(2):
+        moved = Recentred(shaken(network), origin)
+        expected = network(y + origin.float(), sigma)
+        # Float32 rounds sums of numbers as large as 100 by 1e-5; a network may enlarge that.
+        near = {"rtol": 1e-3, "atol": 1e-3 * float(expected.abs().max())}
+        torch.testing.assert_close(moved(y, sigma), expected, **near)
+        torch.testing.assert_close(at_level(moved, sigma)(y), expected, **near)
+        is_perceptron = isinstance(network, MLP | EmbeddingMLP | NCSNv2MLP)
+        assert isinstance(at_level(moved, sigma), Perceptron) == is_perceptron
