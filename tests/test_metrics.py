@@ -293,6 +293,16 @@ def test_energy_distance_agrees_with_scipy():
     assert value == pytest.approx(energy_distance(x[:, 0].numpy(), y[:, 0].numpy()), rel=1e-5)
 
 
+@pytest.mark.parametrize("metric", [EnergyDistance(80), MMD(80, None), Wasserstein(80)])
+def test_metrics_of_the_first_points_say_how_many(metric):
+    dataset, x = two_modes_2d(), torch.randn(100, 2, generator=stream(17))
+    same_but_last = torch.cat([x[:80], x[80:] + 9])
+    distances = [metric.distance(dataset, 0.0, 100)(y, stream(18)) for y in (x, same_but_last)]
+    assert distances[0] == distances[1]
+    for num, expected in ((100, 80), (30, 30)):
+        assert metric.details(x[:num], dataset, 0.0) == {"num_points": expected}
+
+
 def test_energy_distance_of_two_gaussians():
     # In closed form for N(0, 1) and N(m, 1): E|N(m, 2)| by the folded normal law.
     m, num = 2.0, 4000
