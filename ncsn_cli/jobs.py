@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 import sys
@@ -64,16 +63,6 @@ def in_sweep() -> bool:
 def output_folder() -> Path:
     """The run's folder, which Hydra has made."""
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def keep_compiled_code() -> None:
-    """Name the folder where compiled steps are kept from run to run.
-
-    Torch, which chooses with the first optimizer, takes one for temporary files, in which other
-    users may have put theirs.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 def keep_freed_memory() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.compiled_langevin import settle
+from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -48,7 +49,6 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
-    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,

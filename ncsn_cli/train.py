@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
+from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -39,7 +40,6 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
-    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,

@@ -16,6 +16,7 @@ ORCHESTRATION = [
     "checkpoints",
     "compiled",
     "compiled_langevin",
+    "compiler_cache",
     "doctor",
     "evaluation",
     "floors",
