@@ -59,6 +59,7 @@ from ncsn_cli.jobs import (
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
+from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import Dataset, Score, random_stream
 
@@ -191,10 +192,10 @@ def sample(cfg: DictConfig) -> float | None:
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
         (folder.path / _STOPPED).unlink(missing_ok=True)
-        scene = None
-        if pictures:  # on their grid truth and score take their time
+
+        def compose() -> Scene:  # on their grid truth and score take their time
             exact = random_stream(run.seed, "exact draws shown")
-            scene = compose_scene(
+            return compose_scene(
                 dataset,
                 sigmas,
                 device,
@@ -211,7 +212,8 @@ def sample(cfg: DictConfig) -> float | None:
                 distances=report.get("trajectory"),
                 log_density=log_density.get("log_density"),
             )
-        present(folder, pictures, scene, config, report)
+
+        present(folder, pictures, compose, config, report)
         log.info("everything is in %s", folder.path)
         return objective_of(report, run.objective)
 

@@ -50,6 +50,7 @@ from ncsn_cli.jobs import (
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.samplers import Sampler
+from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard
@@ -142,9 +143,9 @@ def train(cfg: DictConfig) -> float | None:
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
             *(metrics[key] for key in EVALUATED),
         )
-        scene = None
-        if pictures:  # on their grid truth and score take their time
-            scene = compose_scene(
+
+        def compose() -> Scene:  # on their grid truth and score take their time
+            return compose_scene(
                 dataset,
                 sigmas,
                 device,
@@ -154,7 +155,8 @@ def train(cfg: DictConfig) -> float | None:
                 loss_floor=metrics["loss_floor"],
                 snapshots=None if snapshots is None else snapshots.arrays(),
             )
-        present(folder, pictures, scene, config, metrics)
+
+        present(folder, pictures, compose, config, metrics)
         if board is not None:
             board.write(history, with_pictures=True)
         log.info("everything is in %s", folder.path)

@@ -25,6 +25,7 @@ ORCHESTRATION = [
     "snapshots",
     "tensorboard",
     "training",
+    "views",
     "workers",
 ]
 CONSOLE = ["cli", "compare", "configuration", "jobs", "sweep", "train", "sample"]
