@@ -24,7 +24,7 @@ from quality import dataset, dataset_presets
 
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import SlicedWasserstein
-from ncsn_cli.plots.canvas import SERIES, new_figure
+from ncsn_cli.plots.canvas import SERIES, new_figure, own_settings
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,
@@ -138,6 +138,7 @@ def evaluations(seeds: int, only: list[str]) -> None:
     draw(panels)
 
 
+@own_settings()
 def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> None:
     """Ratio against evaluations, a panel a dataset, a line a sampler."""
     columns = min(4, len(panels))

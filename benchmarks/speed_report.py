@@ -12,7 +12,7 @@ import contestants
 import numpy as np
 from matplotlib.axes import Axes
 
-from ncsn_cli.plots.canvas import MODEL, NEUTRAL, SERIES, log_scale, new_figure
+from ncsn_cli.plots.canvas import MODEL, NEUTRAL, SERIES, log_scale, new_figure, own_settings
 
 Record = dict[str, Any]
 TEMPLATE = contestants.HERE / "performance.md"
@@ -194,6 +194,7 @@ def sampling(records: list[Record]) -> str:
     return table(["sampler", *[f"{budget} evaluations" for budget in budgets]], rows)
 
 
+@own_settings()
 def draw_works(works: dict[str, list[Record]], path: Path) -> None:
     """A panel a work, a row a contestant: median, and least to most."""
     figure, axes = new_figure(2, 2, width=5.6, height=2.7)
@@ -224,6 +225,7 @@ def draw_works(works: dict[str, list[Record]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+@own_settings()
 def draw_growth(records: list[Record], path: Path) -> None:
     """P3's seconds against each size."""
     ours = [record for record in records if record["entry"]["work"] == "P3"]
@@ -248,6 +250,7 @@ def draw_growth(records: list[Record], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+@own_settings()
 def draw_quality(training: list[Record], samples: list[Record], path: Path) -> None:
     """Score error and distance against seconds."""
     figure, axes = new_figure(1, 2, width=5.4, height=4.6)

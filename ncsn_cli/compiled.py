@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
+from ncsn_cli.compiler_cache import prepare_compiling
 from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.scores import Score
 
@@ -56,6 +57,7 @@ class CompiledSteps:
         x: Tensor,
         draws: Draws,
     ) -> None:
+        prepare_compiling()
         self._optimizer, self._average = optimizer, average
         self._loss, self._sigmas, self._true_score = loss, sigmas, true_score
         self._model, self._grad_clip = model, grad_clip

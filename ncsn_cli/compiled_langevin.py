@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ncsn_cli.compiler_cache import prepare_compiling
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.models.columns import Perceptron, one_hidden_layer
 from ncsn_cli.samplers import Level, Sampler, langevin_steps
@@ -79,6 +80,7 @@ class CompiledLangevin:
     """
 
     def __init__(self, score: Score, x: Tensor) -> None:
+        prepare_compiling()
         import torch._inductor  # takes seconds
         from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -28,8 +28,9 @@ from ncsn_cli.metrics import (
     recovered_density,
     relative_curl,
 )
-from ncsn_cli.scene import GRID, Scene
+from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, Law, Score, random_stream
+from ncsn_cli.views import Grid, Projection, grid_of, levels_shown
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ _POINTS, _MOST_POINTS = 500_000, 1_000_000  # over all levels, for few and for m
 _POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
 _FEWEST_POINTS = 500  # on a level, among many
 _POINTS_FOR_CURL = 10_000
-_LEVELS_IN_2D = 3
 _FLOW_STEPS = 50  # an error of .002 nats in root mean square on grid_2d, less on the others
 
 
@@ -335,24 +335,6 @@ def evaluate_log_density(
     }
 
 
-def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
-    """The axes that pictures show and all points on them (G, D), the last axis the fastest."""
-    low, high = dataset.extent
-    axes = [
-        torch.linspace(a, b, GRID[dataset.dim], dtype=torch.float64)
-        for a, b in zip(low.tolist(), high.tolist(), strict=True)
-    ]
-    return axes, torch.cartesian_prod(*axes).reshape(-1, dataset.dim)
-
-
-def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
-    """Those of ``sigmas`` (L,) that pictures show (M,): all for D = 1, three for D = 2."""
-    shown = sigmas.double().cpu()
-    if dim == 2 and len(shown) > _LEVELS_IN_2D:
-        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS_IN_2D).round().long()]
-    return shown
-
-
 @torch.no_grad()
 def compose_scene(
     dataset: Dataset,
@@ -362,48 +344,48 @@ def compose_scene(
     score: Score | None = None,
     path_sigmas: NDArray[np.float64] | None = None,
     **arrays: Any,  # noqa: ANN401
-) -> Scene | None:
-    """Evaluate the truth, and the ``score`` learned on ``device``, on the grid that pictures show.
+) -> Scene:
+    """Evaluate the truth, and the ``score`` learned on ``device``, where pictures show them.
 
     ``path_sigmas`` (frames,) are the levels of chains over time; the other ``arrays`` go into
-    the ``Scene`` as they are. None for D > 2, which has no pictures.
+    the ``Scene``, points in the dataset's coordinates in data units and, for D > 2, projected.
     """
-    if dataset.dim > 2:
-        return None
-    axes, points = grid_of(dataset)
     shown = levels_shown(dataset.dim, sigmas)
     levels = shown.tolist()
+    view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
+    points = [view.points(s) for s in levels]  # where scores are shown
 
-    def density(sigma: float) -> NDArray[np.float64]:
-        return dataset.log_prob(points, sigma).exp().numpy()
-
-    def on_grid(function: Score) -> NDArray[np.float64]:
-        x = points.float().to(device)
-        return np.stack(
-            [function(x, torch.tensor(s, device=device)).cpu().double().numpy() for s in levels]
-        )
+    def learned(score: Score, x: Tensor, sigma: float) -> Tensor:
+        return score(x.float().to(device), torch.tensor(sigma, device=device)).cpu()
 
     if dataset.dim == 1 and score is not None:
         found = [recovered_density(score, dataset, torch.tensor(s, device=device)) for s in levels]
         arrays["recovered"] = np.stack(
-            [np.interp(points[:, 0], density.x, density.log_prob.exp()) for density in found]
+            [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
         )
-        arrays["recovered_kl"] = np.array([density.kl for density in found], dtype=float)
-    by_level = {} if path_sigmas is None else {s: density(s) for s in set(path_sigmas.tolist())}
+        arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
+    offset = view.project(dataset.origin)  # pictures are in data units
+    if isinstance(view, Projection):
+        arrays["places"] = np.stack([view.project(x) + offset for x in points])
+    for name in ("data", "samples", "exact", "paths"):
+        if arrays.get(name) is not None:
+            arrays[name] = view.project(arrays[name]) + offset
+    pairs = list(zip(points, levels, strict=True))
+    by_level = {} if path_sigmas is None else {s: view.density(s) for s in set(path_sigmas)}
     return Scene(
         dim=dataset.dim,
-        axes=tuple(
-            (axis + start).numpy() for axis, start in zip(axes, dataset.origin, strict=True)
-        ),
+        axes=tuple(axis + start for axis, start in zip(view.axes, offset, strict=True)),
         modes=(dataset.modes + dataset.origin).numpy(),
         sigmas=shown.numpy(),
-        clean_density=density(0.0) if dataset.has_density(0.0) else None,
-        densities=np.stack([density(s) for s in levels]),
-        true_scores=np.stack([dataset.score(points, s).numpy() for s in levels]),
-        scores=None if score is None else on_grid(score),
+        clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
+        densities=np.stack([view.density(s) for s in levels]),
+        true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
+        scores=None
+        if score is None
+        else np.stack([view.project(learned(score, x, s)) for x, s in pairs]),
         path_sigmas=path_sigmas,
         path_densities=None
         if path_sigmas is None
-        else np.stack([by_level[s] for s in path_sigmas.tolist()]),
+        else np.stack([by_level[s] for s in path_sigmas]),
         **arrays,
     )

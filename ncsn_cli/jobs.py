@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 import sys
@@ -24,7 +23,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.configuration import Config, instantiate_list, without_paths
 from ncsn_cli.errors import ConfigError, OutputExistsError
 from ncsn_cli.files import read_json
-from ncsn_cli.report import html_report, tables_of
+from ncsn_cli.report import drawing, html_report, tables_of
 from ncsn_cli.runs import RunFolder, flatten, without_home
 from ncsn_cli.scene import Scene
 
@@ -64,16 +63,6 @@ def in_sweep() -> bool:
 def output_folder() -> Path:
     """The run's folder, which Hydra has made."""
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def keep_compiled_code() -> None:
-    """Name the folder where compiled steps are kept from run to run.
-
-    Torch, which chooses with the first optimizer, takes one for temporary files, in which other
-    users may have put theirs.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ncsn_cli")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 def keep_freed_memory() -> None:
@@ -198,26 +187,25 @@ class Pictures:
         """Whether there is anything to draw."""
         return bool(self.plots or self.animations)
 
+    @property
+    def by_key(self) -> dict[str, Callable[[Scene], Any]]:
+        """All of them, under ``plot.NAME`` and ``animation.NAME``."""
+        plots = {f"plot.{name}": plot for name, plot in self.plots.items()}
+        return plots | {f"animation.{name}": film for name, film in self.animations.items()}
+
 
 def present(
     folder: RunFolder,
     pictures: Pictures,
-    scene: Scene | None,
+    compose: Callable[[], Scene],
     config: Config,
     metrics: dict[str, Any],
 ) -> None:
-    """Write every picture that applies into ``plots/`` and ``animations/``, and the report."""
-    if scene is not None:
-        from ncsn_cli.plots.canvas import to_gif, to_png
+    """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
 
-        for name, plot in pictures.plots.items():
-            figure = plot(scene)
-            if figure is not None:
-                folder.write(f"plots/{name}.png", to_png(figure))
-        for name, animation in pictures.animations.items():
-            film = animation(scene)
-            if film is not None:
-                folder.write(f"animations/{name}.gif", to_gif(film, name))
+    ``compose`` gives what they show.
+    """
+    missing = _draw(folder, pictures, compose) if pictures else {}
     job = HydraConfig.get().job
     defaults = OmegaConf.to_container(hydra.compose(job.config_name), resolve=True)
     before, now = (flatten(without_paths(cast("Config", c))) for c in (defaults, config))
@@ -234,5 +222,42 @@ def present(
             if before.get(key) != value and not key.endswith("._partial_")
         },
         tables=tables_of(metrics),
+        missing=missing,
     )
     folder.write("report.html", page)
+
+
+def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -> dict[str, str]:
+    """Write the pictures; return by name why some are missing.
+
+    Those that do not apply are named for D > 2, and where the user chose them for this command.
+    """
+    from ncsn_cli.plots import NEEDS
+    from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
+
+    missing: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    scene = None
+    with drawing("every picture", missing):
+        scene = compose()
+    if scene is None:
+        return missing
+    words = HydraConfig.get().overrides.task
+    chosen = {re.split("[.=@]", word.lstrip("+~"))[0] for word in words}
+    for key, draw in pictures.by_key.items():
+        group, _, name = key.partition(".")
+        drawn = data = None
+        with drawing(key, missing), own_settings():
+            drawn = draw(scene)
+            if drawn is not None:
+                data = to_png(drawn) if group == "plot" else to_gif(drawn, name)
+        if data is not None:
+            folder.write(
+                f"plots/{name}.png" if group == "plot" else f"animations/{name}.gif", data
+            )
+        elif key not in missing and (scene.dim > 2 or group in chosen):
+            needs = NEEDS.get(getattr(draw, "func", draw))
+            left_out[key] = "does not apply" if needs is None else f"needs {needs}"
+    if left_out:
+        log.info("left out: %s", "; ".join(f"{key} {why}" for key, why in left_out.items()))
+    return missing | left_out

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +15,10 @@ from urllib.parse import quote
 from jinja2 import Environment
 from markupsafe import Markup
 
+from ncsn_cli.errors import NcsnError, one_line
 from ncsn_cli.runs import flatten, without_home
+
+log = logging.getLogger(__name__)
 
 _PAGE = """\
 <!doctype html>
@@ -56,6 +62,13 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 {% endfor %}
 </table></div>
 {% endfor %}
+{% if missing %}
+<h2>Missing pictures</h2>
+<ul>
+{% for name, why in missing.items() %}<li>{{ name }} {{ why }}</li>
+{% endfor %}
+</ul>
+{% endif %}
 {% for name, picture in pictures.items() %}
 <figure><img alt="{{ name }}" src="{{ picture }}">
 <figcaption>{{ name }}</figcaption></figure>
@@ -80,6 +93,7 @@ def html_report(
     command: str,
     tables: Mapping[str, Sequence[Sequence[str]]],
     changed: Mapping[str, Any] | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> bytes:
     """The report of what is in ``folder``, with its ``animations/`` and ``plots/``.
 
@@ -90,6 +104,7 @@ def html_report(
         command: The command that repeats it.
         tables: By title, rows of cells, the first their names.
         changed: The configuration that differs from the defaults, nested keys joined by dots.
+        missing: Why pictures are missing, by name.
     """
     files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
     files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
@@ -101,9 +116,28 @@ def html_report(
         command=command,
         changed=changed,
         tables=tables,
+        missing=missing or {},
         pictures=pictures,
     )
     return without_home(text).encode()
+
+
+@contextmanager
+def drawing(name: str, missing: dict[str, str]) -> Iterator[None]:
+    """Say, and put into ``missing``, why the picture ``name`` could not be drawn.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:  # no picture is worth a run
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kind = "" if isinstance(error, NcsnError) else f"{type(error).__name__}: "
+        missing[name] = f"could not be drawn ({kind}{one_line(str(error))})"
+        log.warning("%s %s", name, missing[name])
+        log.debug("%s", name, exc_info=True)
 
 
 def _inline(picture: Path) -> str:

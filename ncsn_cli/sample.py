@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.compiled_langevin import settle
+from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -49,7 +50,6 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
-    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,
@@ -62,6 +62,7 @@ from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.columns import Recentred
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
+from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
 from ncsn_cli.scores import Dataset, Law, Score, random_stream
 
@@ -210,19 +211,19 @@ def sample(cfg: DictConfig) -> float | None:
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
         (folder.path / _STOPPED).unlink(missing_ok=True)
-        scene = None
-        if pictures:  # on their grid truth and score take their time
+
+        def compose() -> Scene:  # on their grid truth and score take their time
             stream = random_stream(run.seed, "exact draws shown")
             exact = target.sample(run.num_samples, sigma=last_sigma, generator=stream)
-            scene = compose_scene(
+            return compose_scene(
                 truth,
                 sigmas,
                 device,
                 score=None if run.score == "exact" else score,
                 score_name="learned" if run.score == "checkpoint" else run.score,
-                samples=shown.samples.numpy(),
-                exact=(exact + truth.origin).float().numpy(),
-                paths=shown.paths,
+                samples=chains.samples.numpy(),
+                exact=exact.numpy(),
+                paths=chains.paths,
                 path_steps=chains.path_steps,
                 path_sigmas=None if chains.paths is None else chains.path_sigmas,
                 level_sigmas=np.array(chains.mode_commitment["sigmas"]),
@@ -231,7 +232,8 @@ def sample(cfg: DictConfig) -> float | None:
                 distances=report.get("trajectory"),
                 log_density=log_density.get("log_density"),
             )
-        present(folder, pictures, scene, config, report)
+
+        present(folder, pictures, compose, config, report)
         log.info("everything is in %s", folder.path)
         return objective_of(report, run.objective)
 

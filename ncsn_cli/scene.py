@@ -20,15 +20,17 @@ class Scene:
     """The arrays that pictures show, all on one grid of G points, at M of the levels.
 
     Args:
-        dim: D.
-        axes: The grid's axes, one of length G for D = 1, two for D = 2 (then G is their product,
-            the second axis the faster).
+        dim: D. For D > 2 all points and fields are projections on the first two principal axes of
+            the truth, and densities are those of the projection.
+        axes: The grid's axes, one of length G for D = 1, else two (then G is their product, the
+            second axis the faster).
         modes: Centres of the modes (K, D).
         sigmas: The levels shown (M,), descending.
         clean_density: p on the grid (G,); None where it does not exist.
         densities: p_sigma on the grid (M, G).
-        true_scores: grad log p_sigma on the grid (M, G, D).
-        scores: The learned score on the grid (M, G, D); None where there is none.
+        true_scores: grad log p_sigma on the grid (M, G, D); for D > 2 at ``places`` (M, A, 2).
+        scores: The learned score there; None where there is none.
+        places: For D > 2 some exact draws of p_sigma (M, A, 2).
         score_name: What to call it.
         recovered: The density that the learned score is of, at each level (M, G), for D = 1.
         recovered_kl: KL(p_sigma || recovered) in nats, at each level (M,).
@@ -57,6 +59,7 @@ class Scene:
     densities: NDArray[np.float64]
     true_scores: NDArray[np.float64]
     scores: NDArray[np.float64] | None = None
+    places: NDArray[np.float64] | None = None
     score_name: str = "learned"
     recovered: NDArray[np.float64] | None = None
     recovered_kl: NDArray[np.float64] | None = None

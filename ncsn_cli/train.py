@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
+from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -41,7 +42,6 @@ from ncsn_cli.jobs import (
     digest_of,
     done_before,
     in_sweep,
-    keep_compiled_code,
     keep_freed_memory,
     objective_of,
     open_folder,
@@ -53,6 +53,7 @@ from ncsn_cli.jobs import (
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.samplers import Sampler
+from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard
@@ -151,10 +152,10 @@ def train(cfg: DictConfig) -> float | None:
             "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
             *(metrics[key] for key in EVALUATED),
         )
-        scene = None
-        if pictures:  # on their grid truth and score take their time
-            scene = compose_scene(
-                dataset,
+
+        def compose() -> Scene:  # on their grid truth and score take their time
+            return compose_scene(
+                dataset.truth,
                 sigmas,
                 device,
                 score=training.score,
@@ -163,7 +164,8 @@ def train(cfg: DictConfig) -> float | None:
                 loss_floor=metrics["loss_floor"],
                 snapshots=None if snapshots is None else snapshots.arrays(),
             )
-        present(folder, pictures, scene, config, metrics)
+
+        present(folder, pictures, compose, config, metrics)
         if board is not None:
             board.write(history, with_pictures=True)
         log.info("everything is in %s", folder.path)

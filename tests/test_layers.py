@@ -16,6 +16,7 @@ ORCHESTRATION = [
     "checkpoints",
     "compiled",
     "compiled_langevin",
+    "compiler_cache",
     "doctor",
     "evaluation",
     "floors",
@@ -24,6 +25,7 @@ ORCHESTRATION = [
     "snapshots",
     "tensorboard",
     "training",
+    "views",
     "workers",
 ]
 CONSOLE = ["cli", "compare", "configuration", "jobs", "sweep", "train", "sample"]

@@ -1,5 +1,6 @@
 import io
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ncsn_cli import plots
 from ncsn_cli.datasets import GaussianMixture, grid
 from ncsn_cli.evaluation import compose_scene
 from ncsn_cli.plots import animations
-from ncsn_cli.plots.canvas import as_image, to_gif
+from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
 from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.training import COLUMNS
@@ -19,6 +20,15 @@ from .conftest import correlated_2d, stream, two_modes_1d
 CPU = torch.device("cpu")
 SIGMAS = Geometric(2.0, 0.5, 5).sigmas
 POINTS = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
+
+
+def two_modes_5d():
+    """The axes of its covariance are none of the five."""
+    return GaussianMixture(
+        weights=[0.3, 0.7],
+        means=[[-2.0, 0.0, 1.0, 0.0, 0.0], [2.0, 1.0, -1.0, 0.5, 0.0]],
+        stds=[[1.0, 0.5, 1.0, 2.0, 0.3], [0.5, 1.0, 0.7, 1.5, 0.3]],
+    )
 
 
 def training_scene(dataset, sigmas=SIGMAS):
@@ -32,7 +42,7 @@ def training_scene(dataset, sigmas=SIGMAS):
         data=dataset.sample(300, generator=stream()).numpy(),
         history=history,
         loss_floor=0.2,
-        snapshots=snapshots_of(dataset, sigmas),
+        snapshots=snapshots_of(dataset, sigmas) if dataset.dim <= 2 else None,
     )
 
 
@@ -61,7 +71,9 @@ def sampling_scene(dataset, sigmas=SIGMAS, score=None):
             "moments": {"value": [3.0, 2.0, 1.0], "floor": [0.1, 0.1, 0.1]},
             "mode_weights": {"value": [0.0, 0.1, 0.0], "floor": [0.0, 0.0, 0.0]},
         },
-        log_density=np.linspace(-3, 0, {1: 801, 2: 121**2}[dataset.dim]),
+        log_density=None
+        if dataset.dim > 2
+        else np.linspace(-3, 0, {1: 801, 2: 121**2}[dataset.dim]),
         mode_shares=np.full((3, len(dataset.modes)), 1 / len(dataset.modes)),
         paths=paths.numpy(),
         path_steps=np.arange(9),
@@ -71,21 +83,23 @@ def sampling_scene(dataset, sigmas=SIGMAS, score=None):
 
 # What each picture needs: its dimension, and a training or a sampling scene.
 PICTURES = {
-    "density": ({1, 2}, {"train"}),
-    "score": ({1, 2}, {"train"}),
+    "density": ({1, 2, 5}, {"train"}),
+    "score": ({1, 2, 5}, {"train"}),
     "score_norm": ({2}, {"train", "sample"}),
     "score_error": ({2}, {"train"}),
     "recovered_density": ({1}, {"train"}),
-    "loss": ({1, 2}, {"train"}),
-    "samples": ({1, 2}, {"sample"}),
-    "chains": ({1, 2}, {"sample"}),
-    "commitment": ({1, 2}, {"sample"}),
-    "distances": ({1, 2}, {"sample"}),
+    "loss": ({1, 2, 5}, {"train"}),
+    "samples": ({1, 2, 5}, {"sample"}),
+    "chains": ({1, 2, 5}, {"sample"}),
+    "commitment": ({1, 2, 5}, {"sample"}),
+    "distances": ({1, 2, 5}, {"sample"}),
     "log_density": ({1, 2}, {"sample"}),
 }
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d(), grid()])
+@pytest.mark.parametrize(
+    "dataset", [two_modes_1d(), POINTS, correlated_2d(), grid(), two_modes_5d()]
+)
 @pytest.mark.parametrize("name", plots.__all__)
 def test_pictures_are_drawn_where_they_apply(name, dataset):
     dims, kinds = PICTURES[name]
@@ -95,8 +109,24 @@ def test_pictures_are_drawn_where_they_apply(name, dataset):
             assert figure is None
             continue
         figure.savefig(io.BytesIO(), format="png")  # warnings are errors
+        labels = [label for a in figure.axes for label in (a.get_xlabel(), a.get_ylabel())]
         for axes in figure.axes:
             assert axes.get_xlabel() or axes.get_ylabel()
+        is_projection = dataset.dim > 2 and name in ("density", "score", "samples", "chains")
+        assert {"principal axis 1", "principal axis 2"} <= set(labels) or not is_projection
+
+
+def test_pictures_need_no_screen():
+    with mpl.rc_context():
+        mpl.rcParams["backend"] = "svg"
+        with own_settings():
+            assert mpl.rcParams["backend"] == "agg"
+
+
+def test_every_picture_says_what_it_needs():
+    ours = [getattr(plots, name) for name in plots.__all__]
+    films = [animations.score, animations.recovered_density, animations.chains]
+    assert plots.NEEDS.keys() == {*ours, *films}
 
 
 def test_the_picture_of_the_recovered_density_agrees_with_the_truth():
@@ -133,11 +163,6 @@ def test_the_picture_of_distances_leaves_out_what_there_is_not():
     assert plots.distances(scene) is None
 
 
-def test_three_dimensions_have_no_pictures():
-    dataset = GaussianMixture(weights=[1.0], means=[[0, 0, 0]], stds=1.0)
-    assert compose_scene(dataset, SIGMAS, CPU) is None
-
-
 def test_the_grid_runs_the_way_the_pictures_say():
     # A mode at (-2, 0) and one at (1, 1): the image's rows are x_2, its columns x_1.
     scene = sampling_scene(correlated_2d())
@@ -147,13 +172,13 @@ def test_the_grid_runs_the_way_the_pictures_say():
     assert scene.axes[1][row] == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d()])
+@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d(), two_modes_5d()])
 @pytest.mark.parametrize(
     "name, dims, kind",
     [
         ("score", {1, 2}, "train"),
         ("recovered_density", {1}, "train"),
-        ("chains", {1, 2}, "sample"),
+        ("chains", {1, 2, 5}, "sample"),
     ],
 )
 def test_films_are_made_where_they_apply(name, dims, kind, dataset):

@@ -3,10 +3,26 @@
 A function returns None where its picture does not apply.
 """
 
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", "")):
+    # With one that is unknown it could not be imported, though files need none.
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = backend
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
+
+from ncsn_cli.plots import animations
 from ncsn_cli.plots.data import density
 from ncsn_cli.plots.fields import log_density, recovered_density, score, score_error, score_norm
 from ncsn_cli.plots.learning import loss
 from ncsn_cli.plots.sampling import chains, commitment, distances, samples
+from ncsn_cli.scene import Scene
 
 __all__ = [
     "chains",
@@ -21,3 +37,21 @@ __all__ = [
     "score_error",
     "score_norm",
 ]
+
+NEEDS: dict[Callable[[Scene], Any], str] = {
+    density: "the training data of ncsn-train",
+    score: "a learned score",
+    score_norm: "D = 2",
+    score_error: "a learned score in 2D",
+    recovered_density: "a learned score in 1D",
+    log_density: "ncsn-sample in 1D or 2D with log_density=true",
+    loss: "two logged steps of ncsn-train",
+    samples: "ncsn-sample",
+    chains: "ncsn-sample with trajectories above 0",
+    commitment: "ncsn-sample with two levels and two modes or more",
+    distances: "ncsn-sample with trajectory_metrics=true and two levels or more",
+    animations.score: "ncsn-train in 1D or 2D",
+    animations.recovered_density: "ncsn-train in 1D",
+    animations.chains: "ncsn-sample with trajectories above 0",
+}
+"""Where each picture applies."""

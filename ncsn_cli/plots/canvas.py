@@ -7,7 +7,8 @@ blind readers), levels run through viridis from sigma_max (yellow) to sigma_min 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,11 +41,18 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "figure.dpi": 130,
     "figure.facecolor": "white",
+    "backend": "agg",  # for a user's own plots by pyplot
 }
-mpl.rcParams.update(_STYLE)
 
 _DPI_OF_FILMS, _COLOURS_OF_FILMS = 80, 128
 _FRAME_MS, _LAST_FRAME_MS = 80, 1500
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Draw under the program's settings, whatever matplotlibrc and styles of the user say."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+        yield
 
 
 def new_figure(
@@ -116,9 +124,12 @@ def as_image(values: Array, scene: Scene) -> Array:
 
 
 def square(axes: Axes, scene: Scene) -> None:
-    """Show the grid of D = 2 with axes of one scale."""
+    """Show the grid of D >= 2 with axes of one scale."""
     (x, y) = scene.axes
-    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="$x_1$", ylabel="$x_2$")
+    first, second = (
+        ("$x_1$", "$x_2$") if scene.dim == 2 else ("principal axis 1", "principal axis 2")
+    )
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=first, ylabel=second)
     axes.set_aspect("equal")
 
 
@@ -138,8 +149,12 @@ def heat_map(
 
 
 def contours(axes: Axes, values: Array, scene: Scene, colour: str) -> None:
-    """Lines where a density (G,) has fallen from its peak as a Gaussian at 1, ..., 4 std."""
-    levels = values.max() * np.exp(-0.5 * np.array([4.0, 3.0, 2.0, 1.0]) ** 2)
+    """Lines where a density (G,) has fallen from its peak as a Gaussian at 1, ..., 4 std.
+
+    For D > 2 it is made of draws, of which there are few at 4.
+    """
+    stds = np.array([4.0, 3.0, 2.0, 1.0] if scene.dim == 2 else [3.0, 2.0, 1.0])
+    levels = values.max() * np.exp(-0.5 * stds**2)
     axes.contour(*scene.axes, as_image(values, scene), levels=levels, colors=colour, linewidths=1)
 
 

@@ -62,11 +62,15 @@ def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
     for axes, ((name, field, colour), level) in zip(panels, cells, strict=True):
         arrows(axes, at_arrows(field[level], scene), level, scene, colour)
         axes.set_title(rf"{name}, $\sigma$ = {scene.sigmas[level]:.3g}")
+    if scene.dim > 2:
+        figure.suptitle("Scores at exact draws, in projection")
     return figure
 
 
 def at_arrows(field: Array, scene: Scene) -> Array:
-    """Of a field on the grid (G, 2) what gets an arrow (A, 2)."""
+    """Of a field on the grid (G, 2) what gets an arrow (A, 2); for D > 2 all of it does."""
+    if scene.places is not None:
+        return field
     x, y = scene.axes
     return field.reshape(len(x), len(y), 2)[ARROWS, ARROWS].reshape(-1, 2)
 
@@ -75,9 +79,13 @@ def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Q
     """A field (A, 2) as arrows, on contours of the density of its level."""
     contours(axes, scene.densities[level], scene, "0.75")
     x, y = (axis[ARROWS] for axis in scene.axes)
+    if scene.places is None:
+        places = [grid.ravel() for grid in np.meshgrid(x, y, indexing="ij")]
+    else:
+        places = list(scene.places[level].T)
     longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
     quiver = axes.quiver(
-        *(grid.ravel() for grid in np.meshgrid(x, y, indexing="ij")),
+        *places,
         *shortened(field, level, scene),
         color=colour, width=0.005,
         angles="xy", scale_units="xy", scale=0.8 * longest / (x[1] - x[0]),

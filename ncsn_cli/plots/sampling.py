@@ -62,7 +62,7 @@ def samples(scene: Scene) -> Figure | None:
 
 def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None:
     """The share of points nearest to each mode, beside it, where there are few."""
-    if not 2 <= len(scene.modes) <= 4:
+    if not 2 <= len(scene.modes) <= 4 or scene.dim > 2:  # in a projection others may be nearest
         return
     distances = np.linalg.norm(points[:, None] - scene.modes, axis=-1)  # (N, K)
     shares = np.bincount(distances.argmin(axis=1), minlength=len(scene.modes)) / len(points)
@@ -130,7 +130,8 @@ def commitment(scene: Scene) -> Figure | None:
     panels[0].set(ylabel="share of chains", title="settled: never change mode again")
     if shares is not None and len(shares):
         for k, share in enumerate(shares.T):
-            centre = ", ".join(f"{c:g}" for c in scene.modes[k].round(2) + 0.0)  # -0 is 0
+            centre = ", ".join(f"{c:g}" for c in scene.modes[k, :4].round(2) + 0.0)  # -0 is 0
+            centre += ", …" if scene.dim > 4 else ""
             panels[1].plot(
                 scene.level_sigmas,
                 share,

@@ -1,0 +1,107 @@
+"""Where pictures show truth and scores: on a grid, or in projection."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ncsn_cli.scene import GRID
+from ncsn_cli.scores import Dataset, random_stream
+
+Array = NDArray[np.float64]
+
+_LEVELS = 3  # that there is room for, where D > 1
+_DRAWS, _MOST_NUMBERS = 200_000, 20_000_000  # from which a projected density is made
+_ARROWS = 150
+
+
+class Grid:
+    """The grid on which pictures of D = 1 and 2 show densities and scores.
+
+    Args:
+        dataset: The truth.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        axes, self._points = grid_of(dataset)
+        self.axes = tuple(axis.numpy() for axis in axes)
+
+    def points(self, sigma: float) -> Tensor:
+        """Return all points of the grid (G, D), float64."""
+        return self._points
+
+    def project(self, x: ArrayLike) -> Array:
+        """Return ``x`` (..., D) as it is."""
+        return np.asarray(x, dtype=np.float64)
+
+    def density(self, sigma: float) -> Array:
+        """Return p_sigma on the grid (G,)."""
+        return self._dataset.log_prob(self._points, sigma).exp().numpy()
+
+
+class Projection:
+    """The plane on which pictures of D > 2 show points, along two principal axes of the truth.
+
+    They are the two eigenvectors of Cov[x] with the largest eigenvalues. The projection of
+    p_sigma = p * N(0, sigma^2 I) is that of p, convolved with N(0, sigma^2 I_2); here that of p is
+    a histogram of exact draws.
+
+    Args:
+        dataset: The truth.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._stream = random_stream(0, "exact draws in projection")
+        basis = torch.linalg.eigh(dataset.covariance).eigenvectors[:, [-1, -2]]
+        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+        self._basis = (basis * largest.sign()).double().numpy()  # (D, 2); else of either sign
+        num = min(_DRAWS, _MOST_NUMBERS // dataset.dim)
+        draws = self.project(dataset.sample(num, generator=self._stream))
+        x, y = draws.T
+        self._histogram, *edges = np.histogram2d(x, y, bins=GRID[2], density=True)
+        self.axes = tuple((edge[:-1] + edge[1:]) / 2 for edge in edges)
+        self._cells = np.array([axis[1] - axis[0] for axis in self.axes])
+
+    def points(self, sigma: float) -> Tensor:
+        """Return some exact draws of p_sigma (A, D), float64; within the picture if there are."""
+        x = self._dataset.sample(20 * _ARROWS, sigma=sigma, generator=self._stream)
+        low, high = ([axis[end] for axis in self.axes] for end in (0, -1))
+        places = self.project(x)
+        is_outside = ((places < low) | (places > high)).any(1)
+        return x[np.argsort(is_outside, kind="stable")[:_ARROWS]].double()
+
+    def project(self, x: ArrayLike) -> Array:
+        """Return the coordinates (..., 2) of ``x`` (..., D) along the axes."""
+        return np.asarray(x, dtype=np.float64) @ self._basis
+
+    def density(self, sigma: float) -> Array:
+        """Return the density of p_sigma in projection, on the grid (G,); a cell blurs it, too."""
+        from scipy.ndimage import gaussian_filter  # takes long to import
+
+        widths = np.maximum(sigma / self._cells, 1)
+        return gaussian_filter(self._histogram, widths, mode="constant").ravel()
+
+
+def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
+    """Return the axes that pictures show and all points on them (G, D), for D = 1 and 2.
+
+    The last axis is the fastest.
+    """
+    low, high = dataset.extent
+    axes = [
+        torch.linspace(a, b, GRID[dataset.dim], dtype=torch.float64)
+        for a, b in zip(low.tolist(), high.tolist(), strict=True)
+    ]
+    return axes, torch.cartesian_prod(*axes).reshape(-1, dataset.dim)
+
+
+def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
+    """Those of ``sigmas`` (L,) that pictures show (M,): all for D = 1, else three."""
+    shown = sigmas.double().cpu()
+    if dim > 1 and len(shown) > _LEVELS:
+        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS).round().long()]
+    return shown
