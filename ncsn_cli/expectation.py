@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
-_MOST_TERMS = 3e8  # draws times terms: some ten seconds
+_TERMS_PER_ROUND, _MOST_TERMS = 10_000_000, 100_000_000  # draws times terms: some seconds
 _TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
 _TARGET = 5e-4  # relative error of an information below which no draws are added
 
@@ -35,7 +35,8 @@ def mean_over_draws(
 
         E f = sum_k w_k E_k f,   standard error^2 = sum_k w_k^2 Var_k f/n_k
 
-    From 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``.
+    From 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``; from fewer where
+    ``function`` is long.
 
     Args:
         strata: Draws anew at each call.
@@ -44,10 +45,11 @@ def mean_over_draws(
         is_enough: Whether the errors are small enough.
     """
     chunk = max(1, _TERMS_AT_ONCE // num_terms)
-    rounds = int(min(_MOST_DRAWS, _MOST_TERMS / num_terms) / _DRAWS_PER_ROUND)
+    draws = min(_DRAWS_PER_ROUND, max(1000, _TERMS_PER_ROUND // num_terms))
+    rounds = min(_MOST_DRAWS, _MOST_TERMS // num_terms) // draws
     total = variance = torch.zeros(())
     for made in range(1, max(1, rounds) + 1):
-        for k, (weight, x) in enumerate(strata(_DRAWS_PER_ROUND)):
+        for k, (weight, x) in enumerate(strata(draws)):
             values = torch.cat([function(k, part) for part in x.split(chunk)])  # (n_k, M)
             total = total + weight * values.mean(0)
             variance = variance + weight**2 * values.var(0) / len(values)

@@ -152,13 +152,22 @@ def link(text: str, to: Path, folder: Path) -> Markup:
 
 def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
     """What ``metrics.json`` holds: single numbers, those with a noise floor, those by level."""
-    elsewhere = ("clean", "perturbed", "trajectory", "mode_commitment")
+    elsewhere = ("clean", "perturbed", "denoised", "trajectory", "mode_commitment")
     single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
-    numbers = [[name, _show(v)] for name, v in single.items() if isinstance(v, int | float)]
-    tables = {"Numbers": [["number", "value"], *numbers]}
-    for target, against in (("clean", "p"), ("perturbed", "p at the smallest level")):
+    numbers = [
+        [name, _with_error(name, single)]
+        for name, v in single.items()
+        if isinstance(v, int | float) and not name.endswith("standard_error")
+    ]
+    title = "Numbers (± the standard error of what draws estimate; others are exact)"
+    tables = {title: [["number", "value"], *numbers]}
+    for target, against in (
+        ("clean", "p"),
+        ("perturbed", "p at the smallest level"),
+        ("denoised", "denoised draws of p at the smallest level"),
+    ):
         rows = [
-            [name, *(_show(entry[key]) for key in ("value", "floor", "ratio"))]
+            [name, _show(entry["value"]), _with_error("floor", entry), _show(entry["ratio"])]
             for name, entry in (metrics.get(target) or {}).items()
         ]
         if rows:
@@ -173,6 +182,13 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         rows = [[_show(v) for v in row] for row in zip(*columns.values(), strict=True)]
         tables["By level"] = [list(columns), *rows]
     return tables
+
+
+def _with_error(name: str, numbers: Mapping[str, Any]) -> str:
+    """Return the number ``name`` with its standard error, where ``numbers`` holds one."""
+    beside = numbers.get(f"{name}_standard_error")
+    error = numbers.get(f"{name.removesuffix('value')}standard_error", beside)
+    return _show(numbers[name]) + (f" ± {error:.2g}" if isinstance(error, float) else "")
 
 
 def _show(value: float | None) -> str:

@@ -149,9 +149,16 @@ def train(cfg: DictConfig) -> float | None:
         metrics["seconds"] = seconds
         folder.write("metrics.json", to_json(metrics))
         log.info(
-            "loss %.4f, floor %.4f, excess loss %.2e, score error %.2e",
-            *(metrics[key] for key in EVALUATED),
-        )
+            "from draws, with their standard errors: loss %.4f ± %.1g, excess loss %.2e ± %.1g,"
+            " score error %.2e ± %.1g",
+            *(metrics[f"{key}{error}"] for key in ("loss", "excess_loss", "score_error")
+              for error in ("", "_standard_error")),
+        )  # fmt: skip
+        error = metrics.get("loss_floor_standard_error")
+        log.info(
+            "loss floor %.4f (%s)", metrics["loss_floor"],
+            "exact" if error is None else f"from draws, ± {error:.1g}",
+        )  # fmt: skip
 
         def compose() -> Scene:  # on their grid truth and score take their time
             return compose_scene(

@@ -334,6 +334,14 @@ class GaussianMixture(Dataset):
         traces = inverses.diagonal(dim1=1, dim2=2).sum(-1)  # (K,)
         stream = random_stream(0, "fisher")
 
+        squares = (self._means[:, :, None] * self._means[:, None]).flatten(1)  # (K, D^2)
+
+        def spread(_: int, x: Tensor) -> Tensor:
+            """The same for equal C_k = v I: minus the covariance of mu under r(x), over v^2."""
+            shares = self._isotropic_exponents(x, sigma)[0].softmax(0).mT  # (n, K)
+            mean, square = shares @ self._means, (shares @ squares).view(-1, self.dim, self.dim)
+            return (mean[:, :, None] * mean[:, None] - square) / variances[0, 0] ** 2
+
         def overlap(j: int, x: Tensor) -> Tensor:
             """-sum_k b_jk r_k (g_j - g_k)(g_j - g_k)^T, (n, D, D), with b_jk + b_kj = 1."""
             log_terms, _ = self._terms(x, sigma)
@@ -342,10 +350,11 @@ class GaussianMixture(Dataset):
             share = (1 + (traces[j] - traces).sign()) / 2 * log_terms.softmax(-1)  # (n, K)
             return -torch.einsum("bk,bki,bkl->bil", share, difference, difference)
 
+        equal = self._is_isotropic
         return fisher_by_draws(
             lambda num: self.strata(num, sigma, stream),
-            overlap,
-            num_terms=self.num_components * self.dim**2,
+            spread if equal else overlap,
+            num_terms=self.num_components * (1 if equal else self.dim**2),
             known=torch.einsum("k,kij->ij", self._weights, inverses),
         )
 

@@ -20,6 +20,7 @@ from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
 from ncsn_cli.metrics.score_error import in_parts as in_parts
 from ncsn_cli.metrics.score_error import products_at as products_at
 from ncsn_cli.metrics.score_error import relative_curl as relative_curl
+from ncsn_cli.metrics.score_error import relative_error as relative_error
 from ncsn_cli.metrics.transport import SlicedWasserstein, Wasserstein
 
 __all__ = [

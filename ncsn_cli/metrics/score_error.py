@@ -34,13 +34,17 @@ class ScoreError(ScoreMetric):
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator
     ) -> dict[str, Any]:
-        """The mean over the levels ``sigmas`` (L,), and each level's."""
+        """The mean over the levels ``sigmas`` (L,), its standard error, and each level's."""
         errors = [
-            fisher_divergence(score, truth, sigma, self.num_points, generator)
+            relative_error(compared_scores(score, truth, sigma, self.num_points, generator))
             for sigma in sigmas.tolist()
         ]
-        per_level = [error.relative for error in errors]
-        return {"value": float(np.mean(per_level)), "per_level": per_level}
+        values, variances = zip(*errors, strict=True)
+        return {
+            "value": float(np.mean(values)),
+            "standard_error": math.sqrt(sum(variances)) / len(values),
+            "per_level": list(values),
+        }
 
 
 class FisherDivergence(NamedTuple):
@@ -96,6 +100,19 @@ def divergence_of(products: Tensor) -> FisherDivergence:
     """Return the means of what ``products_at`` returned."""
     divergence, information, product, square = products.mean(-1).tolist()
     return FisherDivergence(divergence, information, product / square if square > 0 else 0.0)
+
+
+def relative_error(products: Tensor) -> tuple[float, float]:
+    """Return E||s - s*||^2/E||s*||^2 from what ``products_at`` returned, and its variance.
+
+    The variance is of first order, that of a ratio of means.
+    """
+    found = divergence_of(products)
+    if not found.information > 0:
+        return math.nan, math.nan
+    error, information, *_ = products
+    residual = error - found.relative * information
+    return found.relative, float(residual.var()) / len(residual) / found.information**2
 
 
 def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
