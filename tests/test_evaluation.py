@@ -186,10 +186,12 @@ def test_standard_errors_are_those_of_repeated_evaluations():
     truth, sigmas = two_modes_1d(), torch.tensor([2.0, 0.5], dtype=torch.float64)
     loss = Denoising(levels="all", weight_power=2.0, noise="fresh")
     found = [
-        evaluate_training(lambda x, s: 1.1 * truth.score(x, s), truth, sigmas, loss, seed, CPU)
+        evaluate_training(
+            lambda x, s: 1.1 * truth.score(x, s) + 0.3, truth, sigmas, loss, seed, CPU
+        )
         for seed in range(40)
     ]
-    for name in ("loss", "excess_loss"):
+    for name in ("loss", "excess_loss", "score_error"):
         values = np.array([each[name] for each in found])
         error = np.mean([each[f"{name}_standard_error"] for each in found])
         assert values.std(ddof=1) == pytest.approx(error, rel=5 / math.sqrt(2 * 39))

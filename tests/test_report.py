@@ -81,7 +81,7 @@ def test_the_report_shows_every_number_beside_its_floor(tmp_path):
     assert cells[at : at + 4] == ["mode_weights", "0", "0", "-"]
     assert cells[cells.index("excess_loss") + 1] == "0.001235"
     assert cells[cells.index("num_samples") + 1] == "10000"
-    assert cells[cells.index("kl.value") + 1] == "0.25"
+    assert cells[cells.index("kl.value") + 1] == "0.25 ± 0.01"
     at = cells.index("sigmas")
     assert cells[at : at + 6] == ["sigmas", "score error", "2", "0.01", "0.5", "0.02"]
     assert cells[cells.index("dataset.weights") + 1] == "[0.3, 0.7]"
