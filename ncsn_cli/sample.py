@@ -32,7 +32,7 @@ from ncsn_cli.configuration import (
     without_paths,
 )
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.doctor import examine_steps
+from ncsn_cli.doctor import examine
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
     FloorOf,
@@ -153,14 +153,14 @@ def sample(cfg: DictConfig) -> float | None:
         compile=config["compile"],
     )
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
-    facts = {"device": str(device), "seed": run.seed, "request": request}
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request}
+    data = known_points(dataset, run.seed)
+    facts["schedule"] = examine(schedule.sigmas, sampler, data, dataset.smallest_std)
     with open_folder(config, facts) as folder, torch.no_grad():
         log.info(
             "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
             last_sigma,
         )  # fmt: skip
-        for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
-            log.warning("%s", complaint)
         start = time.monotonic()
         chains = sampling.run(lambda state: _save(folder.path, state, identity), begun)
         seconds = round(time.monotonic() - start, 3)
