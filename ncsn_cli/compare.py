@@ -11,9 +11,10 @@ import os
 import re
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from markupsafe import Markup
 
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
-from ncsn_cli.report import html_report, link
+from ncsn_cli.report import drawing, html_report, link
 from ncsn_cli.runs import flatten, without_home
 
 Value = str | float | int | bool | None
@@ -46,7 +47,9 @@ class _Run:
         state: ``done``, or why there is no result.
         error: The reason, one line.
         overrides: What its command line said.
+        named: The keys in it, and in that of its checkpoint's run.
         config: The effective configuration, nested keys joined by dots.
+        settings: The configuration as it was asked for, each group's option under its name.
         metrics: The numbers of ``metrics.json``, nested keys joined by dots.
     """
 
@@ -54,7 +57,9 @@ class _Run:
     state: str
     error: str
     overrides: str
+    named: set[str]
     config: dict[str, Value]
+    settings: dict[str, Value]
     metrics: dict[str, float]
 
 
@@ -67,13 +72,13 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     runs = [_read(folder) for folder in _find(options.folders)]
     done = [run for run in runs if run.state == "done"]
     metrics = _choose_metrics(done, options.metric)
-    keys = _differing(done)
-    sort = options.sort or (metrics[0] if metrics else None)
+    keys = _columns(done)
+    sort = _title(options.sort) if options.sort else next(iter(metrics), None)
     if sort is not None and done and not any(sort in run.metrics or sort in keys for run in done):
         raise ConfigError(f"--sort: no run has {sort}; choose from {', '.join([*metrics, *keys])}")
-    by = options.group_by or keys
+    by = [_title(key) for key in options.group_by] if options.group_by else keys
     for key in by:
-        if done and key not in keys:
+        if done and not _differ(done, key):
             raise ConfigError(
                 f"--group-by: {key} is the same in all runs; {', '.join(keys)} differ"
             )
@@ -89,9 +94,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
                 print(f"    {run.overrides}")
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", _csv(runs, keys))
-    for name, png in _pictures(done, by, metrics):
-        file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # names are of the runs' files, too
-        write_atomic(inside(folder, f"plots/{file}.png"), png)
+    missing_pictures = _draw(folder, _pictures(done, by, metrics))
     failed = [[link(str(r.folder), r.folder, folder), r.state, r.error] for r in missing]
     tables = {
         f"{len(done)} finished runs": _with_links(table, len(by), groups.values(), folder),
@@ -104,6 +107,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
         facts="Mean ± standard deviation over runs that differ in the seed alone; * the best.",
         command=command or shlex.join(["ncsn-compare", *arguments]),
         tables={title: rows for title, rows in tables.items() if len(rows) > 1},
+        missing=missing_pictures,
     )
     write_atomic(folder / "report.html", page)
     print(f"\neverything is in {folder}")
@@ -169,20 +173,78 @@ def _read(folder: Path) -> _Run:
         state, error = "damaged", "metrics.json is missing or not JSON"
     try:
         values = _read_yaml(folder / "config.yaml", {})
-        words = _read_yaml(folder / ".hydra" / "overrides.yaml", [])
+        words = [str(word) for word in _read_yaml(folder / ".hydra" / "overrides.yaml", [])]
+        asked = _read_yaml(folder / ".hydra" / "config.yaml", {})
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
-        return _Run(folder, "damaged", one_line(str(reason)), "", {}, {})
+        return _Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
     numbers = {
         key: float(value)
         for key, value in flatten(metrics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    settings = {  # lists as text, to be compared
+    # As asked for, so without what data and sizes decided; but the rest is a checkpoint's.
+    whole = {
+        key: value
+        for key, value in asked.items()
+        if ("_target_" in value if isinstance(value, dict) else value is not None)
+    }
+    options, named = _chosen(folder, values.get("checkpoint"))
+    settings = _with_options(_flat(values | whole), options)
+    return _Run(
+        folder, one_line(state), one_line(error), one_line(shlex.join(words)),
+        named | _keys(words), _flat(values), settings, numbers,
+    )  # fmt: skip
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Value]:
+    """Return ``values``, nested keys joined by dots and lists as text, to be compared."""
+    return {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in flatten(values).items()
     }
-    overrides = shlex.join(str(word) for word in words)
-    return _Run(folder, one_line(state), one_line(error), one_line(overrides), settings, numbers)
+
+
+def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str, Value]:
+    """Return ``values`` with each group's option under its name, or its class if unknown."""
+    settings: dict[str, Value] = {k: v for k, v in options.items() if k == "experiment"}
+    for key, value in values.items():
+        group = _title(key)
+        if _is_target(key):
+            settings[group] = options.get(group, value)
+        if group in options or not _is_target(key):
+            settings[key] = value
+    return settings
+
+
+def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], set[str]]:
+    """Return a run's options, by group, and the keys that were named for it, if Hydra wrote them.
+
+    What was left to the ``checkpoint`` is as in the run that wrote it.
+    """
+    try:
+        hydra = flatten(_read_yaml(folder / ".hydra" / "hydra.yaml", {}))
+    except (OSError, ValueError, OverflowError, yaml.YAMLError):
+        return {}, set()
+    options = {
+        key.removeprefix("hydra.runtime.choices."): value
+        for key, value in hydra.items()
+        if key.startswith("hydra.runtime.choices.") and isinstance(value, str)
+    }
+    words = hydra.get("hydra.overrides.task")
+    named = _keys(words if isinstance(words, list) else [])
+    if isinstance(checkpoint, str):
+        cwd = str(hydra.get("hydra.runtime.cwd"))
+        place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
+        for trained in (place, place.parent.parent):  # a run's folder, or that of a file of it
+            of_it, named_for_it = _chosen(trained)
+            options = {k: v for k, v in of_it.items() if k != "experiment"} | options
+            named |= named_for_it
+    return options, named
+
+
+def _keys(words: list[Any]) -> set[str]:
+    """Return the keys of the overrides ``words``."""
+    return {re.split("[=@]", str(word).lstrip("+~"))[0] for word in words}
 
 
 def _read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
@@ -224,22 +286,35 @@ def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
     return [*losses, *ratios, *(["score_evaluations"] if ratios else [])]
 
 
-def _differing(runs: list[_Run]) -> list[str]:
-    """The keys, without the seed, in which runs differ; a group's option stands for its values."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    targets = {key: {run.config.get(key) for run in runs} for key in keys if _is_target(key)}
-    differing = []
-    for key in keys:
-        if key == "seed" or key.startswith(_IGNORED):
-            continue
-        target = f"{key.partition('.')[0]}._target_"
-        if _is_target(key) or len(targets.get(target, ())) < 2:
-            classes: list[list[_Run]] = [runs]
-        else:  # values count where the option is the same
-            classes = [[r for r in runs if r.config.get(target) == t] for t in targets[target]]
-        if any(len({run.config.get(key) for run in same}) > 1 for same in classes):
-            differing.append(key)
-    return differing
+def _columns(runs: list[_Run]) -> list[str]:
+    """Return the keys, without the seed, by which runs are told apart.
+
+    Those that a command line named and in which runs differ. Then options, and then values, if
+    runs that agree so far differ in them, as presets and checkpoints may. A path says least.
+    """
+    known = list(dict.fromkeys(key for run in runs for key in run.settings))
+    options = {
+        "experiment",
+        *(_title(key) for run in runs for key in run.config if _is_target(key)),
+    }
+    groups = list(dict.fromkeys(["experiment", *(key.partition(".")[0] for key in known)]))
+    known.sort(key=lambda key: (groups.index(key.partition(".")[0]), key not in options))
+    differing = [
+        key
+        for key in known
+        if key != "seed" and not key.startswith(_IGNORED) and _differ(runs, key)
+    ]
+    named = {key for run in runs for key in run.named} - {"checkpoint"}
+    columns = [key for key in differing if key in named]
+    others = [key for key in differing if key not in named]
+    for key in sorted(others, key=lambda key: (key == "checkpoint", key not in options)):
+        if any(_differ(group, key) for group in _group(runs, columns).values()):
+            columns.append(key)
+    return [key for key in differing if key in columns]
+
+
+def _differ(runs: list[_Run], key: str) -> bool:
+    return len({run.settings.get(key) for run in runs}) > 1
 
 
 def _is_target(key: str) -> bool:
@@ -249,7 +324,7 @@ def _is_target(key: str) -> bool:
 def _group(runs: list[_Run], by: list[str]) -> dict[Key, list[_Run]]:
     groups: dict[Key, list[_Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(_show(run.config.get(key)) for key in by), []).append(run)
+        groups.setdefault(tuple(_show(run.settings.get(key)) for key in by), []).append(run)
     return groups
 
 
@@ -272,7 +347,7 @@ def _mean(runs: list[_Run], metric: str) -> float:
 def _ordered(groups: dict[Key, list[_Run]], by: list[str], sort: str | None) -> dict[Key, Any]:
     def order(group: Key) -> Any:  # noqa: ANN401
         if sort in by:
-            value = groups[group][0].config.get(str(sort))
+            value = groups[group][0].settings.get(str(sort))
             return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
         return _mean(groups[group], str(sort))
 
@@ -376,41 +451,84 @@ def _csv(runs: list[_Run], keys: list[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["folder", "state", "error", "seed", *keys, *metrics])
     for run in runs:
-        settings = [run.config.get(key) for key in ("seed", *keys)]
+        settings = [run.settings.get(key) for key in ("seed", *keys)]
         numbers = [run.metrics.get(key) for key in metrics]
         writer.writerow([run.folder, run.state, run.error, *settings, *numbers])
     return without_home(text.getvalue()).encode()
 
 
-def _pictures(runs: list[_Run], by: list[str], metrics: list[str]) -> Iterable[tuple[str, bytes]]:
-    """Each metric against each number that was swept, a map over two, quality against work."""
+def _pictures(
+    runs: list[_Run], by: list[str], metrics: list[str]
+) -> Iterable[tuple[str, Callable[[], Any]]]:
+    """Each metric against each number that was swept, a map over two, quality against work.
+
+    By name, a function that draws it. Where command lines are known, they say what was swept.
+    """
+    named = {key for run in runs for key in run.named}
+    by_sweep = [key for key in by if key in named or not named]
     for metric in (name for name in metrics if name != "score_evaluations"):
         having = [run for run in runs if metric in run.metrics]
-        swept = [key for key in by if len(_numbers(having, key)) > 1]
-        works = {run.metrics.get("score_evaluations") for run in having}
-        if not swept and len(works) < 2:
-            continue
-        from ncsn_cli.plots.canvas import to_png
-        from ncsn_cli.plots.comparison import heat_map_of, metric_against
-
+        swept = [key for key in by_sweep if len(_numbers(having, key)) > 1]
         for key in swept:
-            lines = _lines(having, key, [k for k in by if k != key], metric)
-            if len(lines) > _MOST_LINES:
-                lines = _lines(having, key, [], metric)
-            yield f"{metric}_{key}", to_png(metric_against(key, metric, lines))
+            yield f"{metric}_{key}", partial(_along, having, key, by, metric)
         if len(swept) == 2:
-            xs, ys = (_numbers(having, key) for key in swept)
-            cells = _group(having, swept)
-            table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
-            yield f"{metric}_map", to_png(heat_map_of(swept, metric, xs, ys, table))
-        if len(works) > 1:
-            lines = _lines(having, "score_evaluations", ["sampler._target_"], metric)
-            figure = metric_against("score_evaluations", metric, lines)
-            yield f"{metric}_evaluations", to_png(figure)
+            yield f"{metric}_map", partial(_map, having, swept, by, metric)
+        if len({run.metrics.get("score_evaluations") for run in having}) > 1:
+            others = [key for key in by if key not in swept]
+            yield (
+                f"{metric}_evaluations",
+                partial(_along, having, "score_evaluations", others, metric),
+            )
+
+
+def _along(runs: list[_Run], place: str, by: list[str], metric: str) -> Any:  # noqa: ANN401
+    """The picture of a metric along ``place``, a line for each setting of the other keys.
+
+    Of these it shows the first ones, as many as it can tell apart.
+    """
+    from ncsn_cli.plots.comparison import metric_against
+
+    others = [key for key in by if key != place]
+    shown = others
+    while len(lines := _lines(runs, place, shown, metric)) > _MOST_LINES:
+        shown = shown[:-1]
+    return metric_against(
+        place,
+        metric,
+        lines,
+        legend=", ".join(map(_title, shown)),
+        averaged=[_title(key) for key in others if key not in shown],
+    )
+
+
+def _map(runs: list[_Run], swept: list[str], by: list[str], metric: str) -> Any:  # noqa: ANN401
+    from ncsn_cli.plots.comparison import heat_map_of
+
+    xs, ys = (_numbers(runs, key) for key in swept)
+    cells = _group(runs, swept)
+    table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
+    averaged = [_title(key) for key in by if key not in swept]
+    return heat_map_of(swept, metric, xs, ys, table, averaged)
+
+
+def _draw(folder: Path, pictures: Iterable[tuple[str, Callable[[], Any]]]) -> dict[str, str]:
+    """Write ``pictures``; return by name why some are missing."""
+    missing: dict[str, str] = {}
+    for name, draw in pictures:
+        png = None
+        with drawing(name, missing):
+            from ncsn_cli.plots.canvas import own_settings, to_png
+
+            with own_settings():
+                png = to_png(draw())
+        if png is not None:
+            file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # names are of the runs' files, too
+            write_atomic(inside(folder, f"plots/{file}.png"), png)
+    return missing
 
 
 def _numbers(runs: list[_Run], key: str) -> list[float]:
-    values = {run.config.get(key) for run in runs}
+    values = {run.settings.get(key) for run in runs}
     return sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
 
 
@@ -420,8 +538,8 @@ def _lines(
     """For each setting of ``others`` the metric's values along ``place``, from left to right."""
     lines: dict[str, dict[float, list[float]]] = {}
     for run in runs:
-        x = run.config.get(place, run.metrics.get(place))
+        x = run.settings.get(place, run.metrics.get(place))
         if isinstance(x, int | float) and metric in run.metrics:
-            label = ", ".join(f"{_title(k)}={_show(run.config.get(k))}" for k in others)
+            label = ", ".join(_show(run.settings.get(key)) for key in others)
             lines.setdefault(label, {}).setdefault(float(x), []).append(run.metrics[metric])
     return {label: sorted(points.items()) for label, points in lines.items()}

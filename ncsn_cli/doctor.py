@@ -46,7 +46,10 @@ def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float)
         report, complaints = report | steps, complaints + more
         tau = levels[-1].tau
     if lost := unresolved(data, sigmas, tau, smallest_std):
-        complaints.append(lost)
+        complaints.append(
+            f"{lost}: scores and chains are rounded there; take a larger sigma_min, or data nearer"
+            " to 0"
+        )
     if complaints:
         log.warning("schedule and sampler may not serve: %s", "; ".join(complaints))
     return {**report, "warnings": complaints}
@@ -175,8 +178,7 @@ def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) ->
         return None
     return (
         f"float32 numbers near {largest:.3g}, the largest coordinate, are {spacing:.2g} apart, too"
-        f" coarse for {', '.join(lost)}: scores, chains and what is measured of them are rounded"
-        " there; take a larger sigma_min or data in smaller numbers"
+        f" coarse for {', '.join(lost)}"
     )
 
 

@@ -32,7 +32,7 @@ from ncsn_cli.configuration import (
     without_paths,
 )
 from ncsn_cli.datasets import Denoised, GaussianMixture
-from ncsn_cli.doctor import examine_steps
+from ncsn_cli.doctor import examine, unresolved
 from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
     FloorOf,
@@ -164,7 +164,13 @@ def sample(cfg: DictConfig) -> float | None:
         compile=config["compile"],
     )
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
-    facts = {"device": str(device), "seed": run.seed, "request": request}
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request}
+    data = known_points(dataset, run.seed)
+    seen = data if run.score == "checkpoint" else data - truth.origin  # a network sees data units
+    facts["schedule"] = examine(schedule.sigmas, sampler, seen, dataset.smallest_std)
+    lost = unresolved(data, schedule.sigmas, plan[-1].tau, dataset.smallest_std)
+    if lost and not unresolved(seen, schedule.sigmas, plan[-1].tau, dataset.smallest_std):
+        log.warning("samples.npz: %s; metrics are of the chains before they are rounded", lost)
     with open_folder(config, facts) as folder, torch.no_grad():
 
         def save(state: Saved) -> None:
@@ -177,8 +183,6 @@ def sample(cfg: DictConfig) -> float | None:
             "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
             last_sigma,
         )  # fmt: skip
-        for complaint in examine_steps(plan, sampler, dataset.smallest_std)[1]:
-            log.warning("%s", complaint)
         start = time.monotonic()
         chains = sampling.run(save, begun)
         seconds = round(time.monotonic() - start, 3)

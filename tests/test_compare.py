@@ -4,15 +4,30 @@ import csv
 import json
 import re
 
+import matplotlib as mpl
 import pytest
 import yaml
 
 from ncsn_cli import cli
 from ncsn_cli.compare import compare
+from ncsn_cli.errors import ConfigError
+from ncsn_cli.plots import canvas, comparison
 
 
-def write(folder, config=None, metrics=None, state="done", error=None):
+def write(
+    folder, config=None, metrics=None, state="done", error=None,
+    overrides=None, choices=None, asked=None, cwd="/",
+):  # fmt: skip
     (folder / ".hydra").mkdir(parents=True)
+    runtime = {"cwd": str(cwd), "choices": choices}
+    task = {"task": overrides}
+    for name, values in (
+        ("overrides", overrides),
+        ("config", asked),
+        ("hydra", choices and {"hydra": {"runtime": runtime, "overrides": task}}),
+    ):
+        if values is not None:
+            (folder / ".hydra" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     (folder / "status.json").write_text(json.dumps({"state": state, "step": 1, "error": error}))
     if config is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -193,3 +208,239 @@ def test_trainings_and_samplings_together_have_a_table_and_no_wrong_picture(swee
         "excess_loss_optimizer.lr", "score_error_optimizer.lr"
     }  # fmt: skip
     assert (sweep / "out" / "report.html").is_file()
+
+
+PRESETS = {
+    "two_modes_2d": ("GaussianMixture", {"weights": [0.95, 0.05], "num_samples": 1000}),
+    "three_modes_2d": ("GaussianMixture", {"weights": [0.4, 0.4, 0.2], "num_samples": 2000}),
+    "grid_2d": ("grid", {"std": 0.1, "num_samples": None}),
+    "_my_ring": ("ring", {"std": 0.3, "num_samples": None}),
+}
+
+
+def write_preset(folder, dataset, *, seed=0, levels=10, lr=0.1, overrides=None, **keywords):
+    target, values = PRESETS[dataset]
+    config = {
+        "dataset": {"_target_": f"ncsn_cli.datasets.{target}", **values},
+        "schedule": {"_target_": "ncsn_cli.schedules.Geometric", "num_levels": levels},
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": lr},
+        "seed": seed,
+    }
+    settings = {
+        "overrides": [f"dataset={dataset}", f"schedule.num_levels={levels}", f"seed={seed}"],
+        "choices": {"dataset": dataset, "schedule": "geometric", "optimizer": "adam"},
+        "asked": config,
+    }
+    if overrides is not None:
+        settings["overrides"] = overrides
+    excess = (1 + list(PRESETS).index(dataset)) * (levels + seed) * lr / 1000
+    write(folder, config, {"excess_loss": excess}, **settings | keywords)
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for dataset in PRESETS:
+        for levels in (10, 20):
+            write_preset(tmp_path / "sweep" / f"{dataset}{levels}", dataset, levels=levels)
+    return tmp_path
+
+
+def test_rows_and_pictures_are_of_the_options_that_were_chosen(presets, capsys):
+    compare(["sweep", "--output", "out"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["dataset", "schedule.num_levels", "runs", "excess_loss"]
+    rows = {tuple(line.split()[:3]) for line in out[2:10]}
+    assert rows == {(dataset, levels, "1") for dataset in PRESETS for levels in ("10", "20")}
+    (picture,) = (presets / "out" / "plots").iterdir()
+    assert picture.name == "excess_loss_schedule.num_levels.png"  # not along dataset.num_samples
+    header, row = (presets / "out" / "compare.csv").read_text().splitlines()[:2]
+    assert header == "folder,state,error,seed,dataset,schedule.num_levels,excess_loss"
+    assert ",_my_ring,10," in row
+
+
+def test_runs_are_grouped_by_an_option_or_by_a_value_that_it_sets(presets, capsys):
+    for key, groups in (
+        ("dataset", set(PRESETS)),
+        ("dataset._target_", set(PRESETS)),
+        ("dataset.num_samples", {"1000", "2000", "-"}),
+    ):
+        compare(["sweep", "--group-by", key])
+        out = capsys.readouterr().out.splitlines()
+        assert {line.split()[0] for line in out[2 : 2 + len(groups)]} == groups
+    with pytest.raises(ConfigError, match="optimizer is the same in all runs"):
+        compare(["sweep", "--group-by", "optimizer"])
+
+
+def test_single_runs_are_told_apart_by_their_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, dataset in enumerate(("two_modes_2d", "three_modes_2d")):
+        for seed in (0, 1):
+            write_preset(tmp_path / "runs" / f"{i}{seed}", dataset, seed=seed, overrides=[])
+    compare(["runs"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["dataset", "runs", "excess_loss"]
+    assert [line.split()[:2] for line in out[2:4]] == [
+        ["two_modes_2d", "2"],
+        ["three_modes_2d", "2"],
+    ]
+
+
+def test_an_experiment_stands_for_all_that_it_sets(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, dataset, levels in (("one", "grid_2d", 10), ("other", "two_modes_2d", 20)):
+        for lr in (0.1, 0.2):
+            choices = {"experiment": name, "dataset": dataset, "schedule": name}
+            words = [f"experiment={name}", f"optimizer.lr={lr}"]
+            write_preset(
+                tmp_path / "runs" / f"{name}{lr}", dataset, levels=levels, lr=lr,
+                overrides=words, choices=choices,
+            )  # fmt: skip
+    compare(["runs", "--output", "out"])
+    header = capsys.readouterr().out.splitlines()[0]
+    assert header.split() == ["experiment", "optimizer.lr", "runs", "excess_loss"]
+    assert [p.name for p in (tmp_path / "out/plots").iterdir()] == ["excess_loss_optimizer.lr.png"]
+
+
+def test_what_the_data_decided_keeps_no_seeds_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = {"schedule": {"_target_": "ncsn_cli.schedules.FromData", "sigma_min": 0.1}}
+    for seed in (0, 1):
+        fitted = {"_target_": "ncsn_cli.schedules.Geometric", "sigma_max": 10.0 + seed}
+        config = {"schedule": fitted, "seed": seed}
+        write(tmp_path / "runs" / str(seed), config, {"excess_loss": 1.0 + seed}, asked=asked)
+    compare(["runs", "--output", "out"])
+    assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["2", "1.5", "±"]
+    assert not (tmp_path / "out" / "plots").exists()
+
+
+@pytest.mark.parametrize("named", ["run", "file", "absolute", "gone"])
+def test_what_a_checkpoint_supplied_has_the_name_of_its_run(named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, dataset in enumerate(("two_modes_2d", "three_modes_2d")):
+        write_preset(tmp_path / "trained" / str(i), dataset, overrides=[])
+        config, metrics = sampling("checkpoint", 0.1 * (1 + i))
+        target, values = PRESETS[dataset]
+        config["dataset"] = {"_target_": f"ncsn_cli.datasets.{target}", **values}
+        config["checkpoint"] = {
+            "run": f"trained/{i}",
+            "file": f"trained/{i}/checkpoints/step_000000001.safetensors",
+            "absolute": str(tmp_path / "trained" / str(i)),
+            "gone": f"elsewhere/{i}",
+        }[named]
+        choices = {"dataset": None, "experiment": None, "sampler": "langevin"}
+        overrides = [f"checkpoint={config['checkpoint']}"]
+        write(tmp_path / "sampled" / str(i), config, metrics, overrides=overrides, choices=choices,
+              asked={**config, "dataset": None}, cwd=tmp_path)  # fmt: skip
+    monkeypatch.chdir(tmp_path / "sampled")  # not where they were run
+    compare([".", "--metric", "perturbed.w.ratio", "--output", "out"])
+    assert not (tmp_path / "sampled" / "out" / "plots").exists()
+    out = capsys.readouterr().out.splitlines()
+    if named == "gone":  # then values tell, which nobody swept
+        assert out[0].split() == ["dataset.num_samples", "runs", "perturbed.w.ratio"]
+    else:
+        assert out[0].split() == ["dataset", "runs", "perturbed.w.ratio"]
+        assert [line.split()[0] for line in out[2:4]] == ["two_modes_2d", "three_modes_2d"]
+
+
+def test_what_was_swept_in_training_has_a_picture_of_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for levels in (10, 20):
+        write_preset(tmp_path / "trained" / str(levels), "grid_2d", levels=levels)
+        config, metrics = sampling("checkpoint", 1 / levels)
+        config |= {"checkpoint": f"trained/{levels}", "schedule": {"num_levels": levels}}
+        choices, words = {"schedule": None, "init": "prior"}, [f"checkpoint=trained/{levels}"]
+        write(tmp_path / "sampled" / str(levels), config, metrics, overrides=words,
+              choices=choices, cwd=tmp_path)  # fmt: skip
+    compare(["sampled", "--output", "out"])
+    (picture,) = (tmp_path / "out" / "plots").iterdir()
+    assert picture.name == "perturbed.w.ratio_schedule.num_levels.png"
+
+
+def test_a_damaged_record_of_options_costs_their_names_alone(presets, capsys):
+    for path in presets.glob("sweep/*/.hydra/hydra.yaml"):
+        path.write_text("hydra: {runtime: {choices: [1, 2], cwd: {a: 1}}}")
+    (presets / "sweep/grid_2d10/.hydra/hydra.yaml").write_text("a: &x [1]\nb: *x")
+    compare(["sweep", "--group-by", "dataset"])
+    out = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in out[2:5]} == {"GaussianMixture", "grid", "ring"}
+
+
+def drawn_by(monkeypatch):
+    """The figures that are drawn from here on."""
+    figures = []
+
+    def to_png(figure):
+        figures.append(figure)
+        return original(figure)
+
+    original = canvas.to_png
+    monkeypatch.setattr(canvas, "to_png", to_png)
+    return figures
+
+
+def test_legends_are_whole_and_inside_the_picture(presets, monkeypatch):
+    long = "a_name_that_somebody_has_chosen_" * 4
+    monkeypatch.setitem(PRESETS, long, PRESETS["grid_2d"])
+    monkeypatch.setitem(PRESETS, r"$\no_such_letter$", PRESETS["grid_2d"])
+    for dataset in list(PRESETS)[-2:]:
+        for levels in (10, 20):
+            write_preset(presets / "sweep" / f"{dataset}{levels}", dataset, levels=levels)
+    figures = drawn_by(monkeypatch)
+    compare(["sweep"])
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "dataset"
+    texts = ["".join(text.get_text().split()) for text in legend.get_texts()]
+    assert sorted(texts) == sorted("".join(name.split()) for name in PRESETS)
+    box, axes = legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
+    assert axes.x1 <= box.x0
+    assert axes.width > 6 * figure.dpi  # what it has beside a short legend
+
+
+def test_lines_are_told_apart_or_averaged_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rates = [0.1, 0.2, 0.3, 0.4]
+    for number, expected in ((3, (12, "")), (4, (4, "mean over optimizer.lr"))):
+        for dataset in PRESETS:
+            for levels in (10, 20):
+                for lr in rates[:number]:
+                    write_preset(
+                        tmp_path / str(number) / f"{dataset}{levels}{lr}", dataset, levels=levels,
+                        lr=lr, overrides=[f"optimizer.lr={lr}", f"schedule.num_levels={levels}"],
+                    )  # fmt: skip
+        with monkeypatch.context() as changed:
+            figures = drawn_by(changed)
+            compare([str(number)])
+        (axes,) = next(f for f in figures if "num_levels" in f.axes[0].get_xlabel()).axes
+        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        assert (len(lines), axes.get_title()) == expected
+        looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+        assert len(looks) == len(lines)
+
+
+def test_a_picture_that_fails_is_named_and_the_others_are_written(sweep, monkeypatch, caplog):
+    def broken(key, metric, *_, **__):
+        if metric == "score_error":
+            raise ValueError("no such colour")
+        return original(key, metric, *_, **__)
+
+    original = comparison.metric_against
+    monkeypatch.setattr(comparison, "metric_against", broken)
+    compare(["sweep", "--output", "out"])
+    why = "score_error_optimizer.lr could not be drawn (ValueError: no such colour)"
+    assert why in caplog.text
+    assert why in (sweep / "out" / "report.html").read_text()
+    assert [path.name for path in (sweep / "out" / "plots").iterdir()] == [
+        "excess_loss_optimizer.lr.png"
+    ]
+
+
+def test_pictures_of_runs_are_drawn_as_the_program_says(sweep):
+    compare(["sweep", "--output", "plain"])
+    with mpl.rc_context({"text.usetex": True, "axes.facecolor": "red", "figure.dpi": 7}):
+        compare(["sweep", "--output", "own"])
+    for path in (sweep / "plain" / "plots").iterdir():
+        assert path.read_bytes() == (sweep / "own" / "plots" / path.name).read_bytes()

@@ -18,6 +18,7 @@ from ncsn_cli.samplers import (
 from ncsn_cli.schedules import Geometric, Single
 
 from .conftest import assert_variance, stream, two_modes_1d, two_modes_2d
+from .forked import only_run, read
 
 ANNEALED = AnnealedLangevin(step_size="auto", steps_per_level=100, denoise=False)
 
@@ -201,3 +202,24 @@ def test_what_float32_does_not_resolve_is_named():
     assert unresolved(data, torch.tensor([1.0, 0.01]), 1e-4, 1.0) is None
     complaints = examine(sigmas, ANNEALED, data, 0.0)["warnings"]
     assert any("near 5" in each for each in complaints)
+
+
+def test_both_commands_give_the_same_advice(forked, tmp_path):
+    narrow = ["dataset=two_modes_2d", "schedule=geometric", "schedule.sigma_max=3",
+              "schedule.sigma_min=1", "schedule.num_levels=2", "sampler=annealed_langevin",
+              "sampler.steps_per_level=3", "plot=[]", "metric=[]"]  # fmt: skip
+    said, kept = {}, {}
+    for command, own in (
+        ("train", ["trainer.steps=1"]),
+        ("sample", ["score=exact", "num_samples=10", "trajectories=0"]),
+    ):
+        result = forked.call(command, [*narrow, *own], tmp_path)
+        assert result.returncode == 0, result.stderr
+        run = only_run(tmp_path, command)
+        lines = (line[11:] for line in (run / f"{command}.log").read_text().splitlines())
+        advice = ("Technique", "AnnealedLangevin: eta", "AnnealedLangevin ends", "schedule and")
+        said[command] = [line for line in lines if line.startswith(advice)]
+        kept[command] = read(run / "run.json")["schedule"]
+    assert said["sample"] == said["train"]
+    assert kept["sample"] == kept["train"]
+    assert len(said["train"]) == 7 and len(kept["train"]["warnings"]) == 4

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ncsn_cli.plots.canvas import SERIES, log_scale, new_figure
 
 _MARKERS = "osD^vPX"
+_LABEL = 48  # characters a line of a legend
 
 
 def metric_against(
-    key: str, metric: str, lines: Mapping[str, Sequence[tuple[float, Sequence[float]]]]
+    key: str,
+    metric: str,
+    lines: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
+    legend: str = "",
+    averaged: Sequence[str] = (),
 ) -> Figure:
-    """The mean of ``metric`` along ``key``, a line a label, each run a faint dot."""
+    """The mean of ``metric`` along ``key``, a line a label, each run a faint dot.
+
+    ``legend`` says what the labels are, ``averaged`` what else the runs of a line differ in.
+    """
     figure, (axes,) = new_figure(1, 1, width=8)
     everything = [v for points in lines.values() for _, values in points for v in values]
     for i, (label, points) in enumerate(lines.items()):
-        colour, marker = SERIES[i % len(SERIES)], _MARKERS[i % len(_MARKERS)]
-        x = [place for place, _ in points]
-        axes.plot(x, [np.mean(v) for _, v in points], color=colour, marker=marker, label=label)
+        again, colour = divmod(i, len(SERIES))
+        means = [(place, np.mean(values)) for place, values in points]
         runs = [(place, value) for place, values in points for value in values]
-        axes.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.4)
+        axes.plot(
+            *zip(*means, strict=True),
+            color=SERIES[colour],
+            linestyle="--" if again else "-",
+            marker=_MARKERS[colour],
+            label=" " + "\n".join(textwrap.wrap(label, _LABEL)),  # "_..." would not be shown
+        )
+        axes.plot(*zip(*runs, strict=True), ".", color=SERIES[colour], alpha=0.4)
     places = [place for points in lines.values() for place, _ in points]
     if min(places) > 0 and max(places) >= 10 * min(places):
         log_scale(axes, "x", places)
@@ -32,11 +48,28 @@ def metric_against(
         everything.append(1)
     if min(everything) > 0:
         log_scale(axes, "y", everything)
-    axes.set(xlabel=key, ylabel=metric)
+    axes.set(xlabel=key, ylabel=metric, title=_mean_over(averaged))
     axes.grid(alpha=0.25)
     if len(lines) > 1:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _add_legend(figure, legend)
     return figure
+
+
+def _mean_over(keys: Sequence[str]) -> str:
+    return f"mean over {', '.join(keys)}" if keys else ""
+
+
+def _add_legend(figure: Figure, title: str) -> None:
+    """Put the legend beside the axes, for which the figure grows."""
+    legend = figure.legend(loc="outside right upper", title=title, alignment="left")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    needed = legend.get_window_extent(renderer)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(
+        width + needed.width / figure.dpi, max(height, needed.height / figure.dpi + 0.3)
+    )
 
 
 def heat_map_of(
@@ -45,8 +78,12 @@ def heat_map_of(
     xs: Sequence[float],
     ys: Sequence[float],
     table: Sequence[Sequence[float]],
+    averaged: Sequence[str] = (),
 ) -> Figure:
-    """The mean of ``metric`` over two swept keys, ``table[y][x]``, each cell with its number."""
+    """The mean of ``metric`` over two swept keys, ``table[y][x]``, each cell with its number.
+
+    ``averaged`` says what else the runs of a cell differ in.
+    """
     values = np.array(table)
     values[np.isinf(values)] = np.nan  # no such run
     figure, (axes,) = new_figure(1, 1, width=2.5 + 0.8 * len(xs), height=2 + 0.5 * len(ys))
@@ -60,5 +97,6 @@ def heat_map_of(
             text.set_in_layout(False)  # inside the axes anyway, and the layout is slow
     axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
     axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
-    axes.set(xlabel=keys[0], ylabel=keys[1], title=metric)
+    title = f"{metric}\n{_mean_over(averaged)}".strip()
+    axes.set(xlabel=keys[0], ylabel=keys[1], title=title)
     return figure
