@@ -47,6 +47,7 @@ _POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
 _FEWEST_POINTS = 500  # on a level, among many
 _MOST_TERMS = 100_000_000  # draws times components: some seconds
 _MOST_INFORMATIONS = 100
+_FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points at which a 1D score is integrated
 _SECONDS_BETWEEN_LINES = 10.0
 _POINTS_FOR_CURL = 10_000
 _FLOW_STEPS = 50  # an error of .002 nats in root mean square on grid_2d, less on the others
@@ -101,6 +102,7 @@ def evaluate_training(
     nodes, weights = loss.quadrature(sigmas)
     every_level = list(dict.fromkeys([*levels, *nodes]))
     num = _draws_per_level(len(every_level), truth.num_components)
+    most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
     stream = random_stream(seed, "evaluation", device)
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
     found: dict[float, _AtLevel] = {}
@@ -111,7 +113,8 @@ def evaluate_training(
             curl = relative_curl(score, truth, sigma, min(num, _POINTS_FOR_CURL), stream)
             curls.append(curl)
         if truth.dim == 1 and len(found) <= len(levels):
-            kls.append(recovered_density(score, truth, torch.tensor(sigma, device=device)).kl)
+            level = torch.tensor(sigma, device=device)
+            kls.append(recovered_density(score, truth, level, most_points).kl)
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
     products = [found[sigma].products for sigma in levels]
     divergences = [divergence_of(each) for each in products]
