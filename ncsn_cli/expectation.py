@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
-_TERMS_PER_ROUND, _MOST_TERMS = 10_000_000, 100_000_000  # draws times terms: some seconds
+_TERMS_PER_ROUND, _MOST_TERMS = 50_000_000, 100_000_000  # draws times terms: some seconds
 _TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
 _TARGET = 5e-4  # relative error of an information below which no draws are added
 

@@ -37,6 +37,7 @@ Row = dict[str, float | None]
 COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
+_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000  # on one of many levels; over all
 
 # At the first call of these methods torch imports its compiler, which takes a second, to mark them
 # as not to be compiled; it keeps the marked one in this attribute. Nothing here compiles them.
@@ -341,9 +342,11 @@ class Training:
     def excess_loss(self) -> float:
         """The excess loss on draws that are the same at every call."""
         stream = random_stream(self.seed, "excess loss along the way", self.device)
+        num = max(_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY // len(self.sigmas))
         return excess_loss(
-            self.score, self.dataset, self.sigmas, self.loss, _POINTS_ALONG_THE_WAY, stream
-        )
+            self.score, self.dataset.truth, self.sigmas, self.loss,
+            min(_POINTS_ALONG_THE_WAY, num), stream,
+        )  # fmt: skip
 
     def _decay(self, step: int) -> float:
         if self.trainer.lr_decay == "none":
