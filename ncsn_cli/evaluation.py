@@ -372,11 +372,13 @@ def compose_scene(
     *,
     score: Score | None = None,
     path_sigmas: NDArray[np.float64] | None = None,
+    denoised: Law | None = None,
     **arrays: Any,  # noqa: ANN401
 ) -> Scene:
     """Evaluate the truth, and the ``score`` learned on ``device``, where pictures show them.
 
-    ``path_sigmas`` (frames,) are the levels of chains over time; the other ``arrays`` go into
+    ``path_sigmas`` (frames,) are the levels of chains over time, ``denoised`` is the law of the
+    exact draws where they are denoised; the other ``arrays`` go into
     the ``Scene``, points in the dataset's coordinates in data units and, for D > 2, projected.
     """
     shown = levels_shown(dataset.dim, sigmas)
@@ -393,6 +395,13 @@ def compose_scene(
             [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
         )
         arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
+    if denoised is not None and dataset.dim == 1:
+        (axis,) = view.axes
+        edges = torch.from_numpy(
+            np.append(axis, 2 * axis[-1] - axis[-2]) - (axis[1] - axis[0]) / 2
+        )
+        rises = denoised.cdf(edges, levels[-1]).diff().numpy()
+        arrays["denoised_density"] = rises / (axis[1] - axis[0])
     offset = view.project(dataset.origin)  # pictures are in data units
     if isinstance(view, Projection):
         arrays["places"] = np.stack([view.project(x) + offset for x in points])
@@ -412,6 +421,7 @@ def compose_scene(
         scores=None
         if score is None
         else np.stack([view.project(learned(score, x, s)) for x, s in pairs]),
+        is_denoised=denoised is not None,
         path_sigmas=path_sigmas,
         path_densities=None
         if path_sigmas is None

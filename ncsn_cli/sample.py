@@ -227,6 +227,7 @@ def sample(cfg: DictConfig) -> float | None:
                 score_name="learned" if run.score == "checkpoint" else run.score,
                 samples=chains.samples.numpy(),
                 exact=exact.numpy(),
+                denoised=target if sampler.denoise else None,
                 paths=chains.paths,
                 path_steps=chains.path_steps,
                 path_sigmas=None if chains.paths is None else chains.path_sigmas,

@@ -28,6 +28,8 @@ class Scene:
         sigmas: The levels shown (M,), descending.
         clean_density: p on the grid (G,); None where it does not exist.
         densities: p_sigma on the grid (M, G).
+        denoised_density: For D = 1, of denoised exact draws from the last level, (G,).
+        is_denoised: Whether samples and exact draws are denoised.
         true_scores: grad log p_sigma on the grid (M, G, D); for D > 2 at ``places`` (M, A, 2).
         scores: The learned score there; None where there is none.
         places: For D > 2 some exact draws of p_sigma (M, A, 2).
@@ -58,6 +60,8 @@ class Scene:
     clean_density: NDArray[np.float64] | None
     densities: NDArray[np.float64]
     true_scores: NDArray[np.float64]
+    denoised_density: NDArray[np.float64] | None = None
+    is_denoised: bool = False
     scores: NDArray[np.float64] | None = None
     places: NDArray[np.float64] | None = None
     score_name: str = "learned"

@@ -38,10 +38,11 @@ def samples(scene: Scene) -> Figure | None:
             alpha=0.45,
             label=num,
         )
-        if sigma > 0:
-            axes.plot(
-                x, scene.densities[-1], color=TRUTH, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
-            )
+        level = rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
+        if scene.denoised_density is not None:
+            axes.plot(x, scene.denoised_density, color=TRUTH, label=f"{level}, denoised")
+        elif sigma > 0:
+            axes.plot(x, scene.densities[-1], color=TRUTH, label=level)
         if scene.clean_density is not None:
             axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
         axes.set(xlabel="$x$", ylabel="density", title="Samples against the truth")
@@ -49,6 +50,8 @@ def samples(scene: Scene) -> Figure | None:
         return figure
     figure, panels = new_figure(1, 2, width=5.5)
     names = rf"exact draws from $p_\sigma$, $\sigma$ = {sigma:.3g}", num
+    if scene.is_denoised:
+        names = f"{names[0]}, denoised", num
     for axes, points, name, colour in zip(
         panels, (scene.exact, scene.samples), names, (TRUTH, MODEL), strict=True
     ):
