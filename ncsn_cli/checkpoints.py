@@ -130,7 +130,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
         MissingInputError: If there is none.
         BadCheckpointError: If none is whole.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))  # that of pathlib raises where there is no home folder
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:

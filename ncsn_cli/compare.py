@@ -21,8 +21,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from ncsn_cli import __version__
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
+from ncsn_cli.names import for_shell
 from ncsn_cli.report import drawing, html_report, link
 from ncsn_cli.runs import flatten, without_home
 
@@ -84,14 +86,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
             )
     groups = _ordered(_group(done, by), by, sort)
     table, splits = _rows(groups, by, metrics), _error_split(done)
-    print("\n\n".join(map(_aligned, [table, *splits])) if done else "no finished run")
     missing = [run for run in runs if run.state != "done"]
-    if missing:
-        print(f"\n{len(missing)} of {len(runs)} runs have no result:")
-        for run in missing:
-            print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
-            if run.overrides:
-                print(f"    {run.overrides}")
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     missing_pictures = _draw(folder, _pictures(done, by, metrics))
@@ -105,11 +100,18 @@ def compare(arguments: list[str], command: str | None = None) -> None:
         folder,
         title=command or f"ncsn-compare {' '.join(options.folders)}",
         facts="Mean ± standard deviation over runs that differ in the seed alone; * the best.",
-        command=command or shlex.join(["ncsn-compare", *arguments]),
+        command=command or f"ncsn-compare {for_shell(arguments)}",
         tables={title: rows for title, rows in tables.items() if len(rows) > 1},
         missing=missing_pictures,
     )
     write_atomic(folder / "report.html", page)
+    print("\n\n".join(map(_aligned, [table, *splits])) if done else "no finished run")
+    if missing:
+        print(f"\n{len(missing)} of {len(runs)} runs have no result:")
+        for run in missing:
+            print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
+            if run.overrides:
+                print(f"    {run.overrides}")
     print(f"\neverything is in {folder}")
 
 
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         description="One table over runs of ncsn-train and ncsn-sample: what differs, then the"
         " metrics; mean and standard deviation where only the seed differs, * the best.",
     )
+    parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="a run, a sweep, or a folder of them"
     )
@@ -172,9 +175,9 @@ def _read(folder: Path) -> _Run:
     if state == "done" and not metrics:
         state, error = "damaged", "metrics.json is missing or not JSON"
     try:
-        values = _read_yaml(folder / "config.yaml", {})
-        words = [str(word) for word in _read_yaml(folder / ".hydra" / "overrides.yaml", [])]
-        asked = _read_yaml(folder / ".hydra" / "config.yaml", {})
+        values = read_yaml(folder / "config.yaml", {})
+        words = [str(word) for word in read_yaml(folder / ".hydra" / "overrides.yaml", [])]
+        asked = read_yaml(folder / ".hydra" / "config.yaml", {})
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
         return _Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
     numbers = {
@@ -222,7 +225,7 @@ def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], se
     What was left to the ``checkpoint`` is as in the run that wrote it.
     """
     try:
-        hydra = flatten(_read_yaml(folder / ".hydra" / "hydra.yaml", {}))
+        hydra = flatten(read_yaml(folder / ".hydra" / "hydra.yaml", {}))
     except (OSError, ValueError, OverflowError, yaml.YAMLError):
         return {}, set()
     options = {
@@ -247,7 +250,7 @@ def _keys(words: list[Any]) -> set[str]:
     return {re.split("[=@]", str(word).lstrip("+~"))[0] for word in words}
 
 
-def _read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
+def read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
     """The values in a file of a run, of the type of ``none``, which stands for no file.
 
     Aliases are refused, by which a short text is a long one, and what ``check_plain`` refuses.

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.errors import ConfigError, one_line
 from ncsn_cli.files import check_plain
 from ncsn_cli.runs import flatten, without_home
 from ncsn_cli.schedules import FromData, Schedule
@@ -136,21 +136,33 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
             inspect.signature(made.func).bind(None, **made.keywords)
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, MemoryError | RuntimeError):
+        if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
             raise cause from None  # of torch, as when there is no memory for so wide a network
-        raise ConfigError(_reason(key, cause)) from error
+        is_torchs = key == "optimizer" and "keyword" not in str(cause)
+        reason = what_torch_refuses(settings, cause) if is_torchs else _reason(key, cause)
+        raise ConfigError(reason) from error
     base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
     if not isinstance(made, base):
         raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
     return made
 
 
+def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
+    """Return one line for an ``optimizer``'s error, with the key of the setting that it names."""
+    reason = one_line(str(error))
+    named = [key for key in optimizer if re.search(rf"\b{key}\b", reason, re.IGNORECASE)]
+    return f"optimizer{'.' if named else ''}{''.join(named[:1])}: {reason}"
+
+
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     """The objects of a group of which several may be chosen, by name."""
     chosen = config.get(key) or {}
     if not isinstance(chosen, dict):
-        raise ConfigError(f"{key}: choose a list of options, {key}=[NAME,...]; --help lists them")
-    entries = {f"{key}.{name}": value for name, value in chosen.items()}
+        raise ConfigError(
+            f"{key}: choose a list of options, {key}=[NAME,...], or in an experiment's defaults"
+            f" list - override /{key}: [NAME,...]; --help lists them"
+        )
+    entries = {f"{key}.{name}": value for name, value in chosen.items() if value is not None}
     for path in entries:  # files are named so
         if not re.fullmatch(r"\w[\w.+=,-]{0,99}", path.removeprefix(f"{key}.")):
             raise ConfigError(
@@ -167,8 +179,11 @@ def _check_types(key: str, settings: Config) -> None:
         return  # refused with a reason when it is made
 
     def is_like(value: object, default: object) -> bool:
-        if isinstance(default, tuple):
-            return isinstance(value, list) and all(is_like(v, 1.0) for v in value)
+        if isinstance(default, tuple):  # of numbers, or None for a number that torch chooses
+            parts = zip(value if isinstance(value, list) else [], default, strict=False)
+            return isinstance(value, list) and all(
+                is_like(v, 1.0) or (v is None and d is None) for v, d in parts
+            )
         if isinstance(default, bool) or isinstance(value, bool):
             return isinstance(default, bool) and isinstance(value, bool)
         return isinstance(value, float | int) and abs(value) <= sys.float_info.max

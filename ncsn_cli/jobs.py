@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,8 +22,9 @@ from omegaconf import OmegaConf
 from ncsn_cli.configuration import Config, instantiate_list, without_paths
 from ncsn_cli.errors import ConfigError, OutputExistsError
 from ncsn_cli.files import read_json
+from ncsn_cli.names import for_shell, override
 from ncsn_cli.report import drawing, html_report, tables_of
-from ncsn_cli.runs import RunFolder, flatten, without_home
+from ncsn_cli.runs import RunFolder, flatten
 from ncsn_cli.scene import Scene
 
 log = logging.getLogger(__name__)
@@ -83,10 +83,13 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     words = sys.argv[1:]
     if in_sweep():  # the job alone, without the search that chose it
         words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
-    words = [
-        w for w in words if not w.startswith(("paths.", "hydra.run.dir=", "hydra.sweep.dir="))
-    ]
-    command = " ".join([f"ncsn-{hydra_config.job.name}", *map(_quoted, words)])
+        words += [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
+        for source in hydra_config.runtime.config_sources:
+            if source.provider == "command-line":
+                words = ["--config-dir", source.path, *words]  # one is free to add overrides
+    places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=")
+    words = [word for word in words if not word.lstrip("+").startswith(places)]
+    command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
     facts = {"threads": torch.get_num_threads(), **facts}
     return RunFolder(output_folder(), _as_yaml(config), command, facts, again=in_sweep())
 
@@ -98,14 +101,6 @@ def write_config(folder: RunFolder, config: Config) -> None:
 
 def _as_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(without_paths(config))
-
-
-def _quoted(word: str) -> str:
-    """A word for a shell, which is told where the home folder is."""
-    if without_home(word) == word:
-        return shlex.quote(word)
-    escaped = re.sub(r'(["$`\\])', r"\\\1", word)
-    return f'"{without_home(escaped, "$HOME")}"'
 
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:
@@ -127,7 +122,7 @@ def refuse_changes(
     then, today = flatten(without_paths(before)), flatten(without_paths(now))
     changed = [key for key in then.keys() | today.keys() if then.get(key) != today.get(key)]
     if changed := sorted(key for key in changed if not may_change(key)):
-        was = " ".join(f"{key}={then.get(key)}" for key in changed[:5])
+        was = " ".join(override(key, then.get(key)) for key in changed[:5])
         raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
 
 
@@ -212,7 +207,7 @@ def present(
     record = folder.record
     page = html_report(
         folder.path,
-        title=f"ncsn-{job.name} {' '.join(HydraConfig.get().overrides.task)}",
+        title=f"ncsn-{job.config_name} {' '.join(HydraConfig.get().overrides.task)}",
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],

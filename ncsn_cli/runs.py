@@ -192,6 +192,15 @@ STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal
 _SECONDS_TO_NEXT_TRY = 0.1
 
 
+def heeded() -> list[signal.Signals]:
+    """Return the signals that ask to stop, but for those that the program was started to ignore.
+
+    ``nohup`` and ``trap '' HUP`` ignore a signal for all that they start, and a shell does so with
+    SIGINT for what a script starts by ``&``. None stands for a handler that is not Python's.
+    """
+    return [n for n in STOPPING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+
+
 class _Ended(BaseException):
     """Leads out of work that a signal ends."""
 
@@ -242,13 +251,13 @@ def signals_as_requests() -> Iterator[Requests]:
     """Collect signals that ask to stop in a list, to be looked at between steps.
 
     The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
-    What submitit lets pass is let pass here: it asks by another signal.
+    What submitit lets pass is let pass here: it asks by another signal. What is ignored stays so.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in heeded()}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:

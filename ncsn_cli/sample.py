@@ -298,7 +298,7 @@ def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
     if not (in_sweep() and (folder / _STOPPED).exists()):
         if run.resume is None:
             return None
-        folder = Path(run.resume).expanduser()
+        folder = Path(os.path.expanduser(run.resume))
         if not os.path.exists(folder / _STOPPED):  # pathlib's raises for a name too long
             if os.path.exists(folder / "metrics.json"):
                 raise ConfigError(f"resume: {folder} has all its samples and metrics already")

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -31,10 +32,8 @@ from tqdm import tqdm
 
 from ncsn_cli.errors import ConfigError, InterruptedRun, RefusedStart
 from ncsn_cli.files import read_json, refuse_links, to_json, write_atomic
-from ncsn_cli.runs import STOPPING, flatten, hold, refuse_run, release_all, without_home
-
-_ROSTER = "NCSN_CLI_SWEEP"
-"""Environment variable: the folder in which the jobs of a sweep sign in."""
+from ncsn_cli.names import ROSTER, SWEPT, for_shell, old_study_name, override, study_name
+from ncsn_cli.runs import flatten, heeded, hold, refuse_run, release_all, without_home
 
 _STOPPED = "stopped"
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -88,25 +87,27 @@ class Sweep(Callback):
     @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Take the sweep's folder, open the roster, and show how far the jobs are."""
-        watch = _Watch(config)
+        _name_as_before(config)
+        watch, overrides = _Watch(config), _overrides(config)
         _check(config, watch.folder)
         hold(watch.folder)
         watch.roster.mkdir(parents=True)
+        swept = [*_params(config), *(key for key, o in overrides.items() if o.is_sweep_override())]
+        write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())
         if watch.is_study:
             _continue_study(config.hydra.sweeper)
-        watch.total = _num_jobs(config)
+        watch.total = _num_jobs(config, overrides)
         _Watch.current = watch
         watch.start()
-        os.environ[_ROSTER] = str(watch.roster)
+        os.environ[ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # joblib's helper may be dead
-            for number in STOPPING:
+            for number in heeded():
                 signal.signal(number, watch.interrupt)
 
     @_refuse
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Record the overrides, and sign in; in a process beside others, be quiet."""
-        roster = os.environ.get(_ROSTER)
+        roster = os.environ.get(ROSTER)
         if roster is not None and Path(roster, _STOPPED).exists():
             raise KeyboardInterrupt
         record = Path(config.hydra.runtime.output_dir, ".hydra")
@@ -132,9 +133,16 @@ class Sweep(Callback):
 
 
 def _check(config: DictConfig, folder: Path) -> None:
-    """Refuse what would lead out of the folder that is to be written."""
-    if not re.fullmatch(r"\w[\w.-]{0,99}", config.hydra.job.name):
-        raise ConfigError("hydra.job.name: a name has letters, digits and _ . - only, at most 100")
+    """Refuse what would lead out of the folder that is to be written, or to another one."""
+    if not re.fullmatch(r"(?a:\w[\w.-]{0,99})", config.hydra.job.name):  # as Hydra reads it
+        raise ConfigError("hydra.job.name: a name has A to z, digits and _ . - only, at most 100")
+    if config.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir: every path is read from the folder that the command is started in;"
+            " leave this out (hydra.run.dir=FOLDER is where a run writes)"
+        )
+    if "${" in os.path.abspath(folder):
+        raise ConfigError(f"{folder}: Hydra takes ${{ in this path for a value; choose another")
     refuse_links(folder)
 
 
@@ -151,6 +159,7 @@ class _Watch(threading.Thread):
         self.rosters = self.folder / ".jobs" / (study or "sweep")
         self.roster = self.rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         self.total: int | None = None
+        self._overrides = {*config.hydra.overrides.task, *config.hydra.overrides.hydra}
         self._is_elsewhere = "submitit" in config.hydra.launcher["_target_"]
         self._objective: str | None = config.get("objective")
         self._finished: dict[Path, Job] = {}
@@ -169,10 +178,11 @@ class _Watch(threading.Thread):
         Ctrl-C reaches all processes, other signals this one alone, or all of them too. So the jobs
         get another one: the second of a kind would not let them save. A second one does not wait.
         """
-        for each in STOPPING:
+        kinds = heeded()  # by the jobs, too
+        for each in kinds:
             signal.signal(each, signal.default_int_handler)
         (self.roster / _STOPPED).touch()  # no further job begins
-        other = signal.SIGUSR1 if number == signal.SIGUSR2 else signal.SIGUSR2
+        other = next((each for each in reversed(kinds) if each != number), number)
         if number != signal.SIGINT and not self._is_elsewhere:
             for entry in self.roster.glob("*.json"):
                 pid = read_json(entry).get("pid")
@@ -186,6 +196,18 @@ class _Watch(threading.Thread):
         if number != signal.SIGINT:
             message = "the sweep was stopped by a signal"
         raise InterruptedRun(message, number)
+
+    def with_place(self, words: list[str]) -> str:
+        """Return the command line ``words`` for this sweep's folder, for a shell.
+
+        Hydra reads overrides that follow each other alone, so its own stands beside those there.
+        """
+        place = override("hydra.sweep.dir", os.path.relpath(self.folder))
+        last = max((i for i, word in enumerate(words) if word in self._overrides), default=-1)
+        words = [shlex.quote(word) for word in words]
+        words.insert(last + 1 if last >= 0 else len(words), place)
+        is_old = re.compile(r"'?\+*hydra\.sweep\.dir=")
+        return " ".join(word for word in words if word is place or not is_old.match(word))
 
     def end(self) -> list[Job]:
         """Stop looking; returns all jobs that have begun."""
@@ -215,8 +237,7 @@ class _Watch(threading.Thread):
         progress.set_postfix(numbers)
         if progress.disable and has_changed:
             words = ", ".join(f"{name} {value}" for name, value in numbers.items())
-            with suppress(BrokenPipeError):  # whoever read this has left
-                print(f"sweep: {len(done)} of {self.total or '?'} jobs done, {words}", flush=True)
+            print(f"sweep: {len(done)} of {self.total or '?'} jobs done, {words}", flush=True)
 
 
 def conclude() -> list[Job]:
@@ -228,28 +249,33 @@ def conclude() -> list[Job]:
     watch, _Watch.current = _Watch.current, None
     if watch is None:
         return []
-    del os.environ[_ROSTER]
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the files are to be written all the same
+    del os.environ[ROSTER]
+    print(flush=True)
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, those of another day too.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     runs = dict.fromkeys(os.path.relpath(_folder_of(path)) for path in sorted(entries))
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():
-        write_atomic(hydras, without_home(hydras.read_text()).encode())
+        write_atomic(hydras, without_home(hydras.read_text("utf-8")).encode())
     if runs:
         from ncsn_cli.compare import compare
 
-        compare([*runs, "--output", folder], shlex.join(words))
+        compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
     if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
-        if not any(word.startswith(("hydra.sweep.dir=", "hparams_search=")) for word in words):
-            words.append(f"hydra.sweep.dir={folder}")
-        print(f"\nwhat is done stays done; for the rest: {shlex.join(words)}")
+        print(f"\nwhat is done stays done; for the rest: {program} {watch.with_place(words)}")
     return jobs
+
+
+def _name_as_before(config: DictConfig) -> None:
+    """Let a study that was begun under its old name go on under it, in ``config``."""
+    sweeper, jobs = config.hydra.sweeper, Path(config.hydra.sweep.dir, ".jobs")
+    task = OmegaConf.to_container(config.hydra.overrides.task)
+    if sweeper.get("study_name") == study_name(cast("list[str]", task)):
+        before = old_study_name(config.hydra.job.override_dirname)
+        if (jobs / before).is_dir():
+            sweeper.study_name = before
 
 
 def _continue_study(sweeper: DictConfig) -> None:
@@ -273,25 +299,27 @@ def _continue_study(sweeper: DictConfig) -> None:
         sweeper.sampler.seed += len(states)  # or it would draw the first values again
 
 
-def _num_jobs(config: DictConfig) -> int | None:
+def _params(config: DictConfig) -> dict[str, str]:
+    """Return what the sweep's configuration sweeps over, values by key."""
+    return {str(key): str(v) for key, v in (config.hydra.sweeper.get("params") or {}).items()}
+
+
+def _overrides(config: DictConfig) -> dict[str, Override]:
+    """Return what the sweep's configuration and then its command line override, by key."""
+    words = [f"{key}={values}" for key, values in _params(config).items()]
+    parsed = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
+    return {each.get_key_element(): each for each in parsed}
+
+
+def _num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
     """How many jobs the sweep will have, if that can be seen from its overrides."""
-    sweeper = config.hydra.sweeper
-    if "n_trials" in sweeper:
-        return int(sweeper.n_trials)
-    swept = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+    if "n_trials" in config.hydra.sweeper:
+        return int(config.hydra.sweeper.n_trials)
+    swept = [each for each in overrides.values() if each.is_discrete_sweep()]
     try:
-        overrides = OverridesParser.create().parse_overrides(
-            [*swept, *config.hydra.overrides.task]
-        )
-        counts = {
-            override.get_key_element(): len(list(override.sweep_string_iterator()))
-            if override.is_discrete_sweep()
-            else 1
-            for override in overrides
-        }
+        return math.prod(len(list(each.sweep_string_iterator())) for each in swept)
     except HydraException:  # as for glob(), which needs to know where the options are
         return None
-    return math.prod(counts.values())
 
 
 def _folder_of(entry: Path) -> Path:

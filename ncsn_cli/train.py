@@ -29,6 +29,7 @@ from ncsn_cli.configuration import (
     known_points,
     read_config,
     settings,
+    what_torch_refuses,
     without_paths,
 )
 from ncsn_cli.doctor import examine
@@ -57,7 +58,7 @@ from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard
-from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit, settle
+from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit, optimizer_step, settle
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,7 @@ def train(cfg: DictConfig) -> float | None:
     _try_once(model, dataset, loss, float(sigmas[-1]), device)
     _check_learning_rate(config)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")
+    _try_optimizer(config, model)
     sampler: Sampler = instantiate(config, "sampler")
     instantiate(config, "init")  # ncsn-sample will take both from the checkpoint
     if instantiate_list(config, "metric"):
@@ -207,6 +207,23 @@ def _check_learning_rate(config: Config) -> None:
     is_number = isinstance(lr, float | int) and not isinstance(lr, bool)
     if not is_number or not 0 < lr < math.inf:
         raise ConfigError(f"optimizer.lr: it should be a finite number above 0, got {lr!r}")
+
+
+def _try_optimizer(config: Config, model: nn.Module) -> None:
+    """Refuse an optimizer that cannot make a step with a network's gradients, by a copy's step."""
+    chosen = config["optimizer"]
+    if chosen.get("differentiable"):
+        raise ConfigError("optimizer.differentiable: no gradient is taken of a step; leave it out")
+    weights = [nn.Parameter(weight.detach().clone()) for weight in model.parameters()]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    copy = instantiate(config, "optimizer", params=weights)
+    if isinstance(copy, torch.optim.LBFGS):
+        raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")
+    try:
+        optimizer_step(copy)()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(what_torch_refuses(chosen, error)) from error
 
 
 def _save(

@@ -169,10 +169,7 @@ class Training:
         self.sigmas = sigmas.to(self.device, torch.float32)  # (L,)
         self.step = 0
         self.generator = random_stream(seed, "training", self.device)
-        for group in optimizer.param_groups:
-            if isinstance(optimizer, _FUSED) and group["fused"] is None:  # it was left open
-                group["fused"] = True  # one operation for all weights
-        self._optimizer_step = _optimizer_step(optimizer)
+        self._optimizer_step = optimizer_step(optimizer)
         self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         self._average: AveragedModel | None = None
         if trainer.ema_decay is not None:
@@ -454,12 +451,16 @@ class Training:
             self.generator = random_stream(self.seed, name, self.device)
 
 
-def _optimizer_step(optimizer: Optimizer) -> Callable[[], object]:
+def optimizer_step(optimizer: Optimizer) -> Callable[[], object]:
     """``optimizer.step``, without what torch puts around that of its own optimizers.
 
     That is the import of its compiler, to split what it compiles there, a name for its profiler,
-    and hooks, of which there are none.
+    and hooks, of which there are none. Modifies ``optimizer``: one operation for all weights,
+    where that was left open.
     """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, _FUSED) and group["fused"] is None:
+            group["fused"] = True
     if not type(optimizer).__module__.startswith("torch.optim."):
         return optimizer.step
     step = inspect.unwrap(type(optimizer).step)

@@ -1,13 +1,22 @@
 """What the tests share: devices, exact problems, and the statistics of their tolerances."""
 
 import math
+import signal
 
 import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.runs import STOPPING
 
 from .forked import Server
+
+# What a script starts by & ignores SIGINT, what nohup starts SIGHUP, and the commands that the
+# tests start would do so, too.
+for number in STOPPING:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        is_ctrl_c = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
 
 torch.set_num_threads(1)  # pytest-xdist runs the files side by side
 

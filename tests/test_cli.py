@@ -366,7 +366,7 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, mon
             assert not np.array_equal(others["samples"], found["samples"])
     changed = run(*arguments, f"resume={stopped}", "compile=false", folder=tmp_path)
     assert changed.returncode == 2
-    assert "compile=True" in changed.stderr
+    assert "compile=true" in changed.stderr
 
 
 def test_compiled_sampling_is_written_down_or_refused(trained, tmp_path, forked):
@@ -753,6 +753,20 @@ BAD_INPUTS = [
     ("train", ["+plot.density.foo=1"], 2, "plot.density.foo"),
     ("train", ["dataset.means=[[],[]]"], 2, "dataset.means"),
     ("train", ["~optimizer", "+optimizer._target_=torch.optim.LBFGS"], 2, "optimizer"),
+    ("train", ["~optimizer", "+optimizer._target_=torch.optim.SparseAdam"], 2,
+     "optimizer: SparseAdam does not support dense gradients"),
+    ("train", ["~optimizer", "+optimizer._target_=torch.optim.Muon"], 2, "optimizer: Muon"),
+    ("train", ["+optimizer.differentiable=true"], 2, "optimizer.differentiable"),
+    ("train", ["optimizer=sgd", "+optimizer.differentiable=true"], 2, "optimizer.differentiable"),
+    ("train", ["+optimizer.fused=true", "+optimizer.foreach=true"], 2, "optimizer.fused"),
+    ("train", ["optimizer=sgd", "optimizer.momentum=0", "++optimizer.nesterov=true"], 2,
+     "optimizer.nesterov"),
+    ("train", ["++optimizer.weight_decay=-1"], 2, "optimizer.weight_decay"),
+    ("train", ["~optimizer", "+optimizer._target_=torch.optim.NAdam", "device=cpu",
+               "+optimizer.capturable=true"], 2, "optimizer.capturable"),
+    ("train", ["hydra.job.chdir=true"], 2, "hydra.job.chdir"),
+    ("sample", ["checkpoint=TRAINED", "hydra.job.chdir=true"], 2, "hydra.job.chdir"),
+    ("train", ["-m", "seed=0,1", "hydra.job.chdir=true"], 2, "hydra.job.chdir"),
     ("train", ["model.hidden=[10000000,10000000]"], 71, "out of memory"),
     ("sample", ["checkpoint=TRAINED", "sampler.denoise=true"], 2, "++sampler.denoise"),
     ("sample", ["checkpoint=TRAINED", "++model.hidden=[9]"], 2, "model"),

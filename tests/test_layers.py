@@ -23,12 +23,23 @@ ORCHESTRATION = [
     "report",
     "sampling",
     "snapshots",
+    "streams",
     "tensorboard",
     "training",
     "views",
     "workers",
 ]
-CONSOLE = ["cli", "compare", "configuration", "jobs", "sweep", "train", "sample"]
+CONSOLE = [
+    "__main__",
+    "cli",
+    "compare",
+    "configuration",
+    "jobs",
+    "names",
+    "sweep",
+    "train",
+    "sample",
+]
 ALLOWED = {
     "__init__": set(),
     "errors": set(),

@@ -214,7 +214,7 @@ def test_a_sweep_run_again_reads_data(forked, command, trials):
         print(file, name)
         sweep = command.work / f"sweep_{i}"
         shutil.copytree(command.work / "good", sweep, symlinks=True)
-        first = min(path for path in sweep.iterdir() if path.name.startswith("dataset"))
+        first = min(path for path in sweep.iterdir() if path.name.startswith("seed"))
         put(first / file, make)
         codes = (0, 1, 2, 65, 73)
         result = forked.call("train", [*arguments, f"hydra.sweep.dir={sweep}"], command.work)

@@ -1,0 +1,135 @@
+"""Words that Hydra and a shell read: the names of a sweep's folders, overrides to be pasted."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ncsn_cli.files import read_json
+from ncsn_cli.runs import without_home
+
+ROSTER = "NCSN_CLI_SWEEP"
+"""Environment variable: the folder in which the jobs of a sweep sign in."""
+
+SWEPT = "swept"
+"""File of that folder: the keys of which the sweep has several values, a line each."""
+
+_PLACES = {"paths", "hydra", "hparams_search"}  # where a job is and who asked, not what it does
+_LONGEST = 80  # characters before the digest; file systems take 255 bytes
+
+
+def job_folder(sweep: str, overrides: list[str]) -> str:
+    """Return the name of the folder, in that of the ``sweep``, of the job of these ``overrides``.
+
+    A job is known by the overrides that its folder has recorded, whatever the folder's name; one
+    that is done comes first. A new name says what was swept.
+    """
+    name, folder, identity = _name(overrides, _swept_keys()), Path(sweep), _identity(overrides)
+    if (folder / name).exists():
+        return name
+    files = sorted(folder.glob("*/.hydra/overrides.yaml"))
+    known = [file.parent.parent for file in files if _recorded(file) == identity]
+    known.sort(key=lambda job: read_json(job / "status.json").get("state") != "done")
+    return known[0].name if known else name
+
+
+def study_name(overrides: list[str]) -> str:
+    """Return the name of the Optuna study that a command line with these ``overrides`` makes."""
+    return _name(overrides, set())
+
+
+def old_study_name(dirname: str) -> str:
+    """Return the name that a study had before it was a word, of Hydra's ``override_dirname``."""
+    digest = hashlib.sha256(dirname.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', dirname)[:80]}_{digest}"
+
+
+def _name(overrides: list[str], swept: set[str]) -> str:
+    """Return a name of letters, digits and ``. _ -``, of the overrides of the keys ``swept``.
+
+    All are named where no key is swept. The digest tells apart what reads the same, is cut off
+    or constant.
+    """
+    words = [word for word in overrides if word.partition("=")[0] in swept] or overrides
+    parts = [word.lstrip("+~").replace("=", "-", 1) for word in _without_places(words)]
+    text = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_") for part in parts)
+    digest = hashlib.sha256(json.dumps(_identity(overrides)).encode()).hexdigest()[:8]
+    return f"{text.strip('._-')[:_LONGEST] or 'job'}_{digest}"
+
+
+def _identity(overrides: Iterable[str]) -> list[str]:
+    """Return what tells one job of a sweep from another, in any order of its overrides."""
+    return [without_home(word) for word in _without_places(overrides)]
+
+
+def _without_places(overrides: Iterable[str]) -> list[str]:
+    groups = ((re.split(r"[=.@/]", word.lstrip("+~"))[0], word) for word in overrides)
+    return sorted(word for group, word in groups if group not in _PLACES)
+
+
+def _swept_keys() -> set[str]:
+    """Return the keys that this job's sweep has several values of."""
+    file = Path(os.environ.get(ROSTER, os.devnull), SWEPT)
+    return set(file.read_text().splitlines()) if file.is_file() else set()
+
+
+@functools.cache
+def _recorded(file: Path) -> list[str] | None:
+    """Return the identity of the job that wrote ``file``, None where it is no list of texts."""
+    import yaml
+
+    from ncsn_cli.compare import read_yaml
+
+    try:
+        words = read_yaml(file, [])
+    except (OSError, ValueError, OverflowError, yaml.YAMLError):
+        return None
+    return _identity(words) if all(isinstance(word, str) for word in words) else None
+
+
+def for_shell(words: Iterable[str]) -> str:
+    """Return a command's words for a shell, which is told where the home folder is."""
+    return " ".join(map(_for_shell, words))
+
+
+def _for_shell(word: str) -> str:
+    if without_home(word) == word:
+        return shlex.quote(word)
+    escaped = re.sub(r'(["$`\\])', r"\\\1", word)
+    return f'"{without_home(escaped, "$HOME")}"'
+
+
+def override(key: str, value: Any) -> str:  # noqa: ANN401
+    """Return ``key=value`` as a word for a shell that Hydra reads as this value."""
+    return shlex.quote(f"{key}={_in_hydras_grammar(value)}")
+
+
+def _in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_hydras_grammar, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_in_hydras_grammar(v)}' for key, v in value.items())}}}"
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes where Hydra's grammar would read another value without them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    try:
+        is_plain = OverridesParser.create().parse_override(f"key={text}").value() == text
+    except HydraException:
+        is_plain = False
+    if is_plain and text and "${" not in text:
+        return text
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else OmegaConf would replace it
+    return QuotedString(escaped, Quote.double).with_quotes()
