@@ -114,7 +114,7 @@ def evaluate_training(
             curls.append(curl)
         if truth.dim == 1 and len(found) <= len(levels):
             level = torch.tensor(sigma, device=device)
-            kls.append(recovered_density(score, truth, level, most_points).kl)
+            kls.append(recovered_density(score, truth, level, most_points=most_points).kl)
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
     products = [found[sigma].products for sigma in levels]
     divergences = [divergence_of(each) for each in products]

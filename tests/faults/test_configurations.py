@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
-from ncsn_cli import evaluation, floors
+from ncsn_cli import evaluation, expectation, floors
 from ncsn_cli.cli import config_dir
-from ncsn_cli.datasets import quadrature
+from ncsn_cli.datasets import checkerboard, mixture
 from ncsn_cli.errors import ConfigError, DivergedError
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs import flatten
@@ -333,7 +333,11 @@ def test_a_configuration_runs_or_is_refused(
     for module, name, value in [
         (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (evaluation, "_FLOW_STEPS", 2), (evaluation,
         "_POINTS_FOR_CURL", 50),
-        (quadrature, "_MOST_TERMS", 1e4), (quadrature, "_DRAWS", 1000), (floors, "REPEATS", 4),
+        (evaluation, "_FEWEST_POINTS", 50), (evaluation, "_FEWEST_RECOVERED", 1000),
+        (evaluation, "_MOST_RECOVERED", 1000), (evaluation, "_MOST_INFORMATIONS", 4),
+        (mixture, "MOST_GRID_TERMS", 1e4), (checkerboard, "MOST_GRID_TERMS", 1e4),
+        (expectation, "_DRAWS_PER_ROUND", 1000), (expectation, "_MOST_DRAWS", 1000),
+        (floors, "SETS", 4), (floors, "_CHEAP_SETS", 4),
         (hydra, "compose", functools.cache(compose)),
         (evaluation, "recovered_density", functools.partial(recovered_density, most_points=1000)),
     ]:  # fmt: skip
