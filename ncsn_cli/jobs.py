@@ -238,7 +238,7 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
     if scene is None:
         return missing
     words = HydraConfig.get().overrides.task
-    chosen = {re.split("[.=@]", word.lstrip("+~"))[0] for word in words}
+    named = {re.split("[=@]", word.lstrip("+~"))[0] for word in words}
     for key, draw in pictures.by_key.items():
         group, _, name = key.partition(".")
         drawn = data = None
@@ -250,9 +250,12 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
             folder.write(
                 f"plots/{name}.png" if group == "plot" else f"animations/{name}.gif", data
             )
-        elif key not in missing and (scene.dim > 2 or group in chosen):
-            needs = NEEDS.get(getattr(draw, "func", draw))
-            left_out[key] = "does not apply" if needs is None else f"needs {needs}"
+        elif key not in missing:
+            is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
+            if scene.dim > 2 or is_chosen:
+                function = getattr(draw, "func", draw)  # of a partial, as options make them
+                needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
+                left_out[key] = next(needs, "does not apply")
     if left_out:
         log.info("left out: %s", "; ".join(f"{key} {why}" for key, why in left_out.items()))
     return missing | left_out

@@ -29,6 +29,13 @@ def no_figure(scene):
     return 7
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, scene):
+        return None
+
+
 def nothing(scene):
     return None
 
@@ -158,11 +165,15 @@ def test_pictures_that_do_not_apply_are_named_if_they_were_chosen(folder, forked
 
 def test_pictures_of_the_default_list_that_do_not_apply_are_not(folder, forked):
     arguments = [word for word in QUICK if not word.startswith("plot=")]
-    result = forked.call("train", arguments, folder)
+    own = [*mine("by_pyplot"), *mine("nothing"), "+plot.own._target_=mine.Unhashable"]
+    result = forked.call("train", [*arguments, *own], folder)
     assert result.returncode == 0, result.stderr
     run = only_run(folder, "train")
-    assert "left out" not in (run / "train.log").read_text() + (run / "report.html").read_text()
-    assert len(drawn(run)) == 4
+    lines = [line for line in (run / "train.log").read_text().splitlines() if "left out" in line]
+    assert [line[11:] for line in lines] == [
+        "left out: plot.nothing does not apply; plot.own does not apply"
+    ]
+    assert len(drawn(run)) == 5
 
 
 def test_three_dimensions_have_pictures_or_a_word_about_them(folder, forked):
