@@ -32,7 +32,7 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
     that is done comes first. A new name says what was swept.
     """
     name, folder, identity = _name(overrides, _swept_keys()), Path(sweep), _identity(overrides)
-    if (folder / name).exists():
+    if (folder / name).exists():  # found below as well, but not so soon
         return name
     files = sorted(folder.glob("*/.hydra/overrides.yaml"))
     known = [file.parent.parent for file in files if _recorded(file) == identity]

@@ -254,7 +254,8 @@ def conclude() -> list[Job]:
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, those of another day too.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
-    runs = dict.fromkeys(os.path.relpath(_folder_of(path)) for path in sorted(entries))
+    begun = dict.fromkeys(_folder_of(path) for path in sorted(entries))
+    runs = [os.path.relpath(job) for job in begun if job.is_dir()]  # one may have removed some
     program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():

@@ -183,10 +183,13 @@ def test_a_job_s_folder_is_named_as_it_stands_and_an_old_one_in_quotes(forked, t
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("key", ["hydra.sweep.dir", "paths.outputs"])
-def test_the_command_for_the_rest_runs_as_it_stands(key, forked, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "folder"),
+    [("hydra.sweep.dir", NASTY), ("paths.outputs", NASTY), ("hydra.sweep.dir", "--sort")],
+)
+def test_the_command_for_the_rest_runs_as_it_stands(key, folder, forked, tmp_path):
     refused = ["-m", "schedule.sigma_min=0.1,0", *SHORT]
-    first = [*refused, *shlex.split(override(key, NASTY))]
+    first = [*refused, *shlex.split(override(key, folder))]
     result = forked.call("train", first, tmp_path)
     assert result.returncode == 2, result.stderr
     sweeps = {path.parents[1] for path in tmp_path.rglob("metrics.json")}
@@ -200,7 +203,8 @@ def test_the_command_for_the_rest_runs_as_it_stands(key, forked, tmp_path):
     assert again.returncode == 2, again.stderr
     assert again.stdout.count("done before") == 1
     assert {path.parents[1] for path in tmp_path.rglob("metrics.json")} == sweeps
-    assert NASTY in str(*sweeps)
+    assert folder in str(*sweeps)
+    assert len(list(tmp_path.rglob("compare.csv"))) == 1
 
 
 def test_a_folder_that_hydra_would_take_for_a_value_is_refused(forked, tmp_path):
@@ -233,13 +237,13 @@ def test_the_command_in_a_report_runs_where_options_and_name_are_one_s_own(forke
 
 def test_what_a_run_was_made_with_can_be_pasted(forked, tmp_path):
     short = [*SHORT, "trainer.lr_decay=none"]
-    assert forked.call("train", [*short, "trainer.grad_clip=1"], tmp_path).returncode == 0
+    assert forked.call("train", [*short, "trainer.grad_clip=null"], tmp_path).returncode == 0
     run = only_run(tmp_path, "train")
-    changed = ["model.hidden=[8,8]", "trainer.grad_clip=null", f"trainer.resume={run}"]
+    changed = ["model.hidden=[8,8]", "trainer.grad_clip=1", f"trainer.resume={run}"]
     result = forked.call("train", [*short, *changed], tmp_path)
     assert result.returncode == 2
     (shown,) = re.findall("was made with (.*); repeat", result.stderr)
-    assert shlex.split(shown) == ["model.hidden=[8]", "trainer.grad_clip=1"]
+    assert shlex.split(shown) == ["model.hidden=[8]", "trainer.grad_clip=null"]
     more = [*short, *shlex.split(shown), "trainer.steps=30", f"trainer.resume={run}"]
     result = forked.call("train", more, tmp_path)
     assert result.returncode == 0, result.stderr
