@@ -30,10 +30,12 @@ def samples(scene: Scene) -> Figure | None:
     if scene.dim == 1:
         figure, (axes,) = new_figure(1, 1, width=8)
         (x,) = scene.axes
+        bins = np.linspace(x[0], x[-1], 101)
+        share = 1 / (len(scene.samples) * (bins[1] - bins[0]))  # of all, those outside included
         axes.hist(
             scene.samples[:, 0],
-            bins=np.linspace(x[0], x[-1], 101).tolist(),
-            density=True,
+            bins=bins.tolist(),
+            weights=np.full(len(scene.samples), share),
             color=MODEL,
             alpha=0.45,
             label=num,
