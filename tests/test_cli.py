@@ -582,7 +582,7 @@ def test_every_metric_by_one_override(forked, tmp_path):
     for target in ("clean", "perturbed"):
         assert list(metrics[target]) == names
         assert all(entry["ratio"] > 0 for entry in metrics[target].values())
-    assert metrics["score_error"]["value"] == 0
+    assert metrics["score_error"]["value"] < 1e-10  # float32 against float64
     # With the exact score and a wide prior next to nothing is lost.
     assert abs(metrics["kl"]["value"]) < 5 * metrics["kl"]["standard_error"] + 0.01
     assert {"value", "standard_error"} == set(metrics["kl"]["clean"])
