@@ -144,7 +144,7 @@ def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
     draws = [np.load(out / "samples.npz")["samples"] for out in (first, again, other)]
     assert np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
-    assert read(first / "metrics.json")["score_error"]["value"] == 0
+    assert read(first / "metrics.json")["score_error"]["value"] < 1e-10
     assert {p.name for p in (first / "plots").iterdir()} == {
         "samples.png", "chains.png", "score_norm.png",
     }  # fmt: skip
