@@ -1,6 +1,7 @@
 """SIGKILL at random times in training: what is there loads, and resumes to the same end."""
 
 import collections
+import itertools
 import os
 import random
 import signal
@@ -95,9 +96,9 @@ def test_killed_training_resumes_to_the_same_bits(data, tmp_path, forked, trials
         pytest.skip("endless data: with --all-trials")
     job, chance, hit = [*JOB, data], random.Random(data), collections.Counter()
     expected, seconds = undisturbed(forked, tmp_path, job)
-    kills = 0
+    kills, chains = 0, itertools.count()  # a chain of commands that all end has no kill
     while kills < number:
-        chain = Chain(tmp_path / f"chain{kills}", job)
+        chain = Chain(tmp_path / f"chain{next(chains)}", job)
         for _ in range(KILLS_IN_A_ROW):
             run, arguments = chain.begin()
             when = chance.uniform(0, seconds)
@@ -123,9 +124,9 @@ def test_the_killed_command_resumes_to_the_same_bits(tmp_path, forked, trials, r
     job, chance, hit = [*JOB, DATA[0]], random.Random(0), collections.Counter()
     expected, _ = undisturbed(forked, tmp_path, job)
     seconds, _ = console([*job, f"hydra.run.dir={tmp_path / 'timed'}"], tmp_path)
-    kills = 0
+    kills, chains = 0, itertools.count()  # a chain of commands that all end has no kill
     while kills < number:
-        chain = Chain(tmp_path / f"chain{kills}", job)
+        chain = Chain(tmp_path / f"chain{next(chains)}", job)
         run, arguments = chain.begin()
         _, was_killed = console(arguments, tmp_path, chance.uniform(0, seconds))
         if not was_killed:
