@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import time
@@ -381,11 +382,12 @@ def _score(
         chunk = max(1, 2_000_000 // len(data))  # of chains, for the memory that N asks
 
         def in_chunks(function: LogProb, x: Tensor, sigma: Tensor) -> Tensor:
-            if bool(sigma == 0):
+            if bool((sigma == 0).any()):
                 raise ConfigError(
                     "schedule: score=empirical needs every sigma above 0, as in schedule=geometric"
                 )
-            return torch.cat([function(part, sigma) for part in x.split(chunk)])
+            sigmas = sigma.split(chunk) if sigma.ndim else itertools.repeat(sigma)
+            return torch.cat(list(map(function, x.split(chunk), sigmas)))
 
         return partial(in_chunks, points.score), partial(in_chunks, points.log_prob)
     network = _network(config, trained, tensors, dataset.dim, run.plugins).to(device)

@@ -9,7 +9,6 @@ from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import (
     _draws_per_level,
     _fisher_informations,
-    evaluate_log_density,
     evaluate_samples,
     evaluate_training,
     evaluate_trajectory,
@@ -30,42 +29,6 @@ def test_no_ratio_where_exact_draws_have_no_distance():
     entry = evaluate_samples(torch.zeros(5, 1), point, 0.0, metrics, noise_floor, 0)["wasserstein"]
     assert entry["value"] == pytest.approx(1)
     assert entry["ratio"] is None
-
-
-def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
-    points = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
-    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.001]), CPU)
-    assert numbers["kl"] is None
-    assert "narrower than the grid" in caplog.text
-
-
-@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
-def test_the_log_density_of_the_exact_score_is_the_exact_one(dataset):
-    numbers, arrays = evaluate_log_density(dataset.score, dataset, torch.tensor([100.0, 0.5]), CPU)
-    axes = [arrays[f"x{i + 1}"] for i in range(dataset.dim)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, dataset.dim)
-    exact = dataset.log_prob(torch.from_numpy(points), 0.5).numpy()
-    np.testing.assert_allclose(arrays["true_log_density"], exact)
-    # Where 99.99 % of the mass is: the flow's own error, in float32.
-    likely = exact > exact.max() - 9
-    assert np.abs(arrays["log_density"] - exact)[likely].max() < 1e-2
-    assert numbers["mass"] == pytest.approx(1, abs=1e-3)
-    assert numbers["true_mass"] == pytest.approx(1, abs=1e-3)
-    assert abs(numbers["kl"]) < 1e-3
-    assert numbers["sigma"] == 0.5
-    assert ("recovered_kl" in numbers) == (dataset.dim == 1)
-
-
-def test_the_log_density_of_another_score_errs_by_its_size():
-    # By quadrature, both through the flow and by integrating the score.
-    p, q = two_modes_1d(), GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
-    # The flow starts from p's moments; q's mean is 1 away, of first order in 1/sigma_max.
-    numbers, _ = evaluate_log_density(q.score, p, torch.tensor([1000.0, 0.5]), CPU)
-    x = torch.linspace(-15, 15, 4001, dtype=torch.float64)[:, None]
-    log_p, log_q = p.log_prob(x, 0.5), q.log_prob(x, 0.5)
-    expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
-    assert numbers["kl"] == pytest.approx(expected, abs=1e-3)
-    assert numbers["recovered_kl"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_distances_along_the_way_find_the_level_that_is_wrong():

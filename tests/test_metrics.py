@@ -12,7 +12,6 @@ from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import evaluate_samples
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import (
-    KL,
     MMD,
     EnergyDistance,
     ModeWeights,
@@ -23,11 +22,9 @@ from ncsn_cli.metrics import (
     count_commitment,
     fisher_divergence,
     mode_commitment,
-    recovered_density,
     relative_curl,
     settled_from,
 )
-from ncsn_cli.metrics.likelihood import log_likelihood, prior_log_prob
 from ncsn_cli.scores import random_stream
 
 from .conftest import assert_mean, correlated_2d, stream, two_modes_1d, two_modes_2d
@@ -345,70 +342,6 @@ def test_the_bandwidth_is_the_median_distance_unless_given():
         measure(MMD(max_points=200, bandwidth=h), dataset, 0.0, x, 23) for h in (None, median)
     )
     assert found == given
-
-
-@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
-def test_the_flow_of_the_exact_score_has_the_exact_density(dataset):
-    x = 3 * torch.randn(200, dataset.dim, generator=stream(24), dtype=torch.float64)
-    found = log_likelihood(
-        dataset.score, x, 0.2, 10.0, lambda y: dataset.log_prob(y, 10.0), num_steps=100
-    )
-    assert float((found - dataset.log_prob(x, 0.2)).abs().max()) < 1e-3
-
-
-def test_the_prior_has_the_moments_of_the_widest_level():
-    dataset = correlated_2d()
-    covariance = dataset.covariance + 9.0 * torch.eye(2)
-    normal = torch.distributions.MultivariateNormal(dataset.mean, covariance)
-    x = 5 * torch.randn(50, 2, generator=stream(25), dtype=torch.float64)
-    torch.testing.assert_close(prior_log_prob(dataset, 3.0)(x), normal.log_prob(x))
-
-
-def test_kl_between_two_mixtures_equals_quadrature():
-    # The score of q for the truth p: KL(p_sigma || q_sigma) by quadrature, the prior's part known.
-    p = two_modes_1d()
-    q = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
-    sigmas = torch.tensor([1000.0, 10.0, 0.5])
-    result = KL(num_points=4000, num_steps=60)(q.score, p, sigmas, stream(26))
-    x = torch.linspace(-15, 15, 4001, dtype=torch.float64)[:, None]
-    for name, sigma in (("perturbed", 0.5), ("clean", 0.0)):
-        log_p, log_q = p.log_prob(x, sigma), q.log_prob(x, 0.5)
-        expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
-        found = result["clean"] if name == "clean" else result
-        # The terminal Gaussian has p's moments, not q's, of first order in 1/sigma_max: 3e-4.
-        assert abs(found["value"] - expected) < 5 * found["standard_error"] + 1e-3
-    assert abs(result["prior"]["value"]) < 5 * result["prior"]["standard_error"] + 1e-6
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
-def test_the_density_recovered_from_a_score(sigma):
-    # Of the exact score it is the truth; of another one it errs by the KL divergence.
-    p, level = two_modes_1d(), torch.tensor(sigma, dtype=torch.float64)
-    found = recovered_density(p.score, p, level)
-    exact = p.log_prob(found.x[:, None], sigma)
-    # Trapezoid rule with 20 points to a standard deviation w: about (w/20)^2/12 of log p's
-    # curvature, 1/w^2 at most in size, over a few standard deviations.
-    likely = exact > exact.max() - 9
-    torch.testing.assert_close(found.log_prob[likely], exact[likely], rtol=0, atol=2e-3)
-    assert abs(found.kl) < 1e-5
-    q = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
-    x = torch.linspace(-40, 40, 8001, dtype=torch.float64)[:, None]
-    log_p, log_q = p.log_prob(x, sigma), q.log_prob(x, sigma)
-    expected = float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
-    assert recovered_density(q.score, p, level).kl == pytest.approx(expected, rel=2e-3)
-
-
-def test_narrow_modes_far_apart_are_recovered_or_nothing_is_claimed():
-    # The score turns over w^2/d = 7e-5 and, for points at sigma = .002, over 7e-7.
-    narrow = GaussianMixture(weights=[0.1, 0.9], means=[-3.0, 3.0], stds=0.02)
-    level = torch.tensor(0.0, dtype=torch.float64)
-    found = recovered_density(narrow.score, narrow, level)
-    left = found.log_prob.exp()[found.x < 0].sum() / found.log_prob.exp().sum()
-    assert float(left) == pytest.approx(0.1, abs=1e-4)
-    assert abs(found.kl) < 1e-6
-    points = GaussianMixture(weights=[0.3, 0.7], means=[-3.0, 3.0], stds=0.0)
-    level = torch.tensor(0.002, dtype=torch.float64)
-    assert recovered_density(points.score, points, level).kl is None
 
 
 EVERY_METRIC = {

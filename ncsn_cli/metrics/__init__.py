@@ -7,11 +7,12 @@ from ncsn_cli.metrics.commitment import mode_commitment as mode_commitment
 from ncsn_cli.metrics.commitment import settled_from as settled_from
 from ncsn_cli.metrics.kernels import MMD, EnergyDistance
 from ncsn_cli.metrics.likelihood import KL
+from ncsn_cli.metrics.likelihood import LogLikelihood as LogLikelihood
 from ncsn_cli.metrics.likelihood import check_flow as check_flow
 from ncsn_cli.metrics.likelihood import log_likelihood as log_likelihood
 from ncsn_cli.metrics.likelihood import prior_log_prob as prior_log_prob
-from ncsn_cli.metrics.likelihood import recovered_density as recovered_density
 from ncsn_cli.metrics.moments import ModeWeights, Moments
+from ncsn_cli.metrics.recovered import recovered_density as recovered_density
 from ncsn_cli.metrics.score_error import FisherDivergence as FisherDivergence
 from ncsn_cli.metrics.score_error import ScoreError
 from ncsn_cli.metrics.score_error import compared_scores as compared_scores

@@ -179,7 +179,7 @@ def log_density(scene: Scene) -> Figure | None:
     density, sigma = scene.densities[-1], scene.sigmas[-1]
     shown = density > density.max() * np.exp(-_DEPTH)  # beyond, no sample would ever be
     true = np.log(density, where=shown, out=np.full_like(density, np.nan))
-    learned = np.where(shown, scene.log_density, np.nan)
+    learned = np.where(shown & np.isfinite(scene.log_density), scene.log_density, np.nan)
     name, level = f"from the {scene.score_name} score", rf"$\sigma$ = {sigma:.3g}"
     if scene.dim == 1:
         return _log_density_lines(scene, true, learned, name, level)
