@@ -243,7 +243,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
         assert before["steps"].tolist() == [0, 2, 9, 20]
         assert now["steps"].tolist() == [0, 2, 9, 20, 30]
         for name, values in before.items():
-            assert np.array_equal(now[name][:4], values)
+            np.testing.assert_array_equal(now[name][:4], values)
     for folder in (part, whole):
         assert [path.name for path in (folder / "animations").iterdir()] == ["score.gif"]
     page = (whole / "report.html").read_text()
