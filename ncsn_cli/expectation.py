@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
-_TERMS_PER_ROUND, _MOST_TERMS = 50_000_000, 100_000_000  # draws times terms: some seconds
+_TERMS_PER_ROUND, _MOST_TERMS = 5_000_000, 40_000_000  # draws times terms: some seconds
 _TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
-_TARGET = 5e-4  # relative error of an information below which no draws are added
+_TARGET = 5e-4  # error of an information, relative to that of components apart
 
-Strata = Callable[[int], Iterable[tuple[float, Tensor]]]
-"""``strata(num)``: parts of a law, the probability of each and draws (n, D) from it, float64;
-``num`` draws in all, or a few more."""
+
+class Draws(NamedTuple):
+    """Draws from each of the parts of a law, two or more.
+
+    Args:
+        weights: The probability of each part (S,).
+        part: The part that each draw is from (n,).
+        x: The draws (n, D), float64.
+    """
+
+    weights: Tensor
+    part: Tensor
+    x: Tensor
 
 
 class Estimate(NamedTuple):
@@ -26,33 +36,37 @@ class Estimate(NamedTuple):
 
 
 def mean_over_draws(
-    strata: Strata,
-    function: Callable[[int, Tensor], Tensor],
+    draw: Callable[[int], Draws],
+    function: Callable[[Tensor, Tensor], Tensor],
     num_terms: int,
     is_enough: Callable[[Estimate], bool] = lambda found: True,
 ) -> Estimate:
-    """Return E f(x) from draws of each stratum k, which has the probability w_k.
+    """Return E f(x) from draws of each part k of a law, which has the probability w_k.
 
         E f = sum_k w_k E_k f,   standard error^2 = sum_k w_k^2 Var_k f/n_k
 
-    From 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``; from fewer where
-    ``function`` is long.
+    From up to 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``; from fewer
+    where ``function`` is long.
 
     Args:
-        strata: Draws anew at each call.
-        function: ``function(k, x)``: f at points x (n, D) of stratum k, (n, M).
+        draw: ``draw(num)``: new draws at each call, ``num`` of them or a few more.
+        function: ``function(part, x)``: f at draws x (n, D) of the parts (n,), (n, M).
         num_terms: Numbers that ``function`` computes for a point; they bound memory and time.
         is_enough: Whether the errors are small enough.
     """
     chunk = max(1, _TERMS_AT_ONCE // num_terms)
-    draws = min(_DRAWS_PER_ROUND, max(1000, _TERMS_PER_ROUND // num_terms))
-    rounds = min(_MOST_DRAWS, _MOST_TERMS // num_terms) // draws
+    num = min(_DRAWS_PER_ROUND, max(1000, _TERMS_PER_ROUND // num_terms))
+    rounds = min(_MOST_DRAWS, _MOST_TERMS // num_terms) // num
     total = variance = torch.zeros(())
     for made in range(1, max(1, rounds) + 1):
-        for k, (weight, x) in enumerate(strata(draws)):
-            values = torch.cat([function(k, part) for part in x.split(chunk)])  # (n_k, M)
-            total = total + weight * values.mean(0)
-            variance = variance + weight**2 * values.var(0) / len(values)
+        weights, part, x = draw(num)
+        values = torch.cat(list(map(function, part.split(chunk), x.split(chunk))))  # (n, M)
+        sizes = part.bincount(minlength=len(weights))[:, None]  # (S, 1)
+        nothing = values.new_zeros(len(weights), values.shape[1])
+        means = nothing.index_add(0, part, values) / sizes  # (S, M)
+        squares = nothing.index_add(0, part, (values - means[part]) ** 2)
+        total = total + weights @ means
+        variance = variance + weights**2 @ (squares / (sizes * (sizes - 1)))
         found = Estimate(total / made, variance.sqrt() / made)
         if is_enough(found):
             break
@@ -74,25 +88,27 @@ class FisherInformation(NamedTuple):
 
 
 def fisher_by_draws(
-    strata: Strata,
-    function: Callable[[int, Tensor], Tensor],
+    draw: Callable[[int], Draws],
+    function: Callable[[Tensor, Tensor], Tensor],
     num_terms: int,
     known: Tensor,
 ) -> FisherInformation:
     """Return ``known`` (D, D) plus E f(x), f being (n, D, D), as a Fisher information.
 
-    Draws are added until the error of its trace is below 5e-4 of it; see ``mean_over_draws``.
+    Draws are added until the error of its trace is below 5e-4 of the larger of it and ``known``;
+    see ``mean_over_draws``.
     """
 
-    def with_trace(k: int, x: Tensor) -> Tensor:
-        matrices = function(k, x)  # (n, D, D)
+    def with_trace(part: Tensor, x: Tensor) -> Tensor:
+        matrices = function(part, x)  # (n, D, D)
         trace = matrices.diagonal(dim1=1, dim2=2).sum(-1, keepdim=True)
         return torch.cat([matrices.flatten(1), trace], dim=1)
 
     def is_enough(found: Estimate) -> bool:
-        return bool(found.error[-1] <= _TARGET * (known.trace() + found.value[-1]).abs())
+        trace = (known.trace() + found.value[-1]).abs()
+        return bool(found.error[-1] <= _TARGET * torch.maximum(trace, known.trace()))
 
-    value, error = mean_over_draws(strata, with_trace, num_terms, is_enough)
+    value, error = mean_over_draws(draw, with_trace, num_terms, is_enough)
     return FisherInformation(
         known + value[:-1].view_as(known), float(error[-1]), error[:-1].view_as(known)
     )
@@ -145,38 +161,31 @@ def moments_from_sums(modes: Tensor, share: Tensor, first: Tensor, second: Tenso
 
 def moments_by_draws(
     modes: Tensor,
-    strata: Iterable[tuple[float, Tensor]],
-    own: list[int] | None = None,
+    draws: Draws,
+    own: Tensor | None = None,
     known: ModeMoments | None = None,
 ) -> ModeMoments:
     """Return shares and moments of the points nearest to each of ``modes`` (K, D), with errors.
 
-    Where the moments of each stratum are known, only draws that lie nearer to another mode than to
-    the stratum's own are counted: they are taken from the one and added to the other. So well
+    Where the moments of each part are known, only draws that lie nearer to another mode than to
+    the part's own are counted: they are taken from the one and added to the other. So well
     separated modes have no error. Errors are of first order (delta method).
 
     Args:
         modes: Centres, float64.
-        strata: The probability of each stratum and draws (n, D) from it, float64.
-        own: The mode that each stratum belongs to; None: nothing is known of them.
-        known: What the moments of the modes would be if each had its own strata, all of them.
+        draws: Draws from each part of the law.
+        own: The mode that each part belongs to (S,); None: nothing is known of them.
+        known: What the moments of the modes would be if each had all of its own parts.
     """
     num, dim = modes.shape
-    cells, strata_of, weights, points, sizes = [], [], [], [], []
-    for k, (probability, x) in enumerate(strata):
-        sizes.append(len(x))
-        nearest = nearest_centre(x, modes)
-        moved = torch.ones_like(nearest, dtype=torch.bool) if own is None else nearest != own[k]
-        each = torch.full((int(moved.sum()),), probability / len(x), dtype=torch.float64)
-        entries = [(nearest[moved], each)]
-        if own is not None:
-            entries.append((torch.full_like(nearest[moved], own[k]), -each))
-        for cell, signed in entries:
-            cells.append(cell)
-            weights.append(signed)
-            points.append(x[moved])
-            strata_of.append(torch.full_like(cell, k))
-    cell, weight, x = torch.cat(cells), torch.cat(weights), torch.cat(points)
+    sizes = draws.part.bincount(minlength=len(draws.weights))  # (S,)
+    part, x, cell = draws.part, draws.x, nearest_centre(draws.x, modes)
+    weight = (draws.weights / sizes)[part]  # of each draw (n,)
+    if own is not None:
+        is_moved = cell != own[part]
+        part, x, cell, weight = part[is_moved], x[is_moved], cell[is_moved], weight[is_moved]
+        cell = torch.cat([cell, own[part]])
+        part, x, weight = part.repeat(2), x.repeat(2, 1), torch.cat([weight, -weight])
     y = x - modes[cell]  # (n, D)
     share = torch.zeros(num, dtype=torch.float64)
     first = torch.zeros(num, dim, dtype=torch.float64)
@@ -202,13 +211,12 @@ def moments_by_draws(
         ],
         dim=1,
     )  # what each draw adds to the first order, (n, 1 + D + D^2)
-    stratum = torch.cat(strata_of)
-    group, place = torch.unique(stratum * num + cell, return_inverse=True)
+    group, place = torch.unique(part * num + cell, return_inverse=True)
     sums, squares = (
         torch.zeros(len(group), terms.shape[1], dtype=torch.float64).index_add_(0, place, values)
         for values in (terms, terms**2)
     )
-    variance = squares - sums**2 / torch.tensor(sizes)[group // num, None]
+    variance = squares - sums**2 / sizes[group // num, None]
     error = torch.zeros(num, terms.shape[1], dtype=torch.float64)
     error = error.index_add_(0, group % num, variance.clamp(min=0)).sqrt()
     errors = error[:, 0], error[:, 1 : 1 + dim], error[:, 1 + dim :].view_as(second)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from ncsn_cli.expectation import (
+    Draws,
     FisherInformation,
     ModeMoments,
     fisher_by_draws,
@@ -120,13 +121,8 @@ class Law(ABC):
         return torch.zeros(self.dim, self.dim, dtype=torch.float64)
 
     @abstractmethod
-    def strata(
-        self, num: int, sigma: float, generator: torch.Generator
-    ) -> Iterable[tuple[float, Tensor]]:
-        """Yield parts of the law: the probability of each, and draws (n, D) from it, float64.
-
-        ``num`` draws in all, or a few more.
-        """
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+        """Return draws from each part of the law, ``num`` in all or a few more."""
 
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each mode at level sigma."""
@@ -215,11 +211,10 @@ class Dataset(Law):
     def has_density(self, sigma: float) -> bool:
         """Whether p_sigma has one, and so a score."""
 
-    def strata(
-        self, num: int, sigma: float, generator: torch.Generator
-    ) -> Iterable[tuple[float, Tensor]]:
-        """Yield p_sigma as one part: its probability 1, and draws (num, D) from it, float64."""
-        yield 1.0, self.sample(num, sigma=sigma, generator=generator).double()
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+        """Return ``num`` draws from p_sigma as one part, whose probability is 1."""
+        x = self.sample(num, sigma=sigma, generator=generator).double()
+        return Draws(x.new_ones(1), torch.zeros(num, dtype=torch.int64, device=x.device), x)
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -240,7 +235,7 @@ class Dataset(Law):
         """
         stream = random_stream(0, "fisher")
 
-        def squares(_: int, x: Tensor) -> Tensor:
+        def squares(_: Tensor, x: Tensor) -> Tensor:
             score = self.score(x, sigma)
             return score[:, :, None] * score[:, None]  # (n, D, D)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.special import log_ndtr
 from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.expectation import (
+    Draws,
     FisherInformation,
     ModeMoments,
     moments_by_draws,
@@ -149,19 +149,18 @@ class Checkerboard(Dataset):
         pulls = self._on_squares(sign * slope)  # (B, 2, K)
         return (self._responsibilities(log_shares)[:, None] * pulls).sum(-1)
 
-    def strata(
-        self, num: int, sigma: float, generator: torch.Generator
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Yield each square's probability 1/K and draws (n, D) from it at level sigma, float64."""
-        n = max(2, math.ceil(num / len(self._black)))
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+        """Return draws from each square at level sigma, as many from one as from another."""
+        each = max(2, math.ceil(num / len(self._black)))
+        k = torch.arange(len(self._black)).repeat_interleave(each)
         like: dict[str, Any] = {
             "generator": generator,
             "dtype": torch.float64,
             "device": generator.device,
         }
-        for centre in self.modes:
-            offset = self._width * (torch.rand(n, 2, **like) - 0.5)
-            yield 1 / len(self._black), centre + (offset + sigma * torch.randn(n, 2, **like)).cpu()
+        offset = self._width * (torch.rand(len(k), 2, **like) - 0.5)
+        offset = offset + sigma * torch.randn(len(k), 2, **like)
+        return Draws(self.weights, k, self.modes[k] + offset.cpu())
 
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each square's centre.
@@ -175,7 +174,7 @@ class Checkerboard(Dataset):
         )
         stream = random_stream(0, "mode moments")
         strata = self.strata(NUM_DRAWS, sigma, stream)
-        return moments_by_draws(modes, strata, list(range(len(modes))), known)
+        return moments_by_draws(modes, strata, torch.arange(len(modes)), known)
 
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma, units 1/length^2, and its error.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_cli.expectation import ModeMoments, moments_by_draws, moments_from_sums
+from ncsn_cli.expectation import Draws, ModeMoments, moments_by_draws, moments_from_sums
 from ncsn_cli.scores import NUM_DRAWS, Dataset, Law, random_stream
 
 _NODES = 4001  # between which d is inverted
@@ -56,12 +54,10 @@ class Denoised(Law):
         x = self._truth.sample(num, sigma=sigma, generator=generator)
         return self._denoise(x.cpu().double(), float(sigma)).to(x)
 
-    def strata(
-        self, num: int, sigma: float, generator: torch.Generator
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Yield what becomes of the dataset's strata."""
-        for weight, x in self._truth.strata(num, sigma, generator):
-            yield weight, self._denoise(x, sigma)
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+        """Return what becomes of draws from the dataset's parts."""
+        draws = self._truth.strata(num, sigma, generator)
+        return draws._replace(x=self._denoise(draws.x, sigma))
 
     def perturbed_covariance(self, sigma: float) -> Tensor:
         """Return Cov[d], (D, D), float64."""

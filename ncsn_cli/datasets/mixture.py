@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_call
@@ -13,6 +12,7 @@ from torch import Tensor
 from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 from ncsn_cli.errors import ConfigError
 from ncsn_cli.expectation import (
+    Draws,
     FisherInformation,
     ModeMoments,
     fisher_by_draws,
@@ -196,21 +196,20 @@ class GaussianMixture(Dataset):
             z = torch.einsum("bij,bj->bi", rotations[0][k], z)
         return means[k] + z
 
-    def strata(
-        self, num: int, sigma: float, generator: torch.Generator
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Yield the weight of each component and draws (n, D) from it at level sigma, float64.
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+        """Return draws from each component at level sigma.
 
         Half of the ``num`` draws by weight and half evenly, but two at least.
         """
-        rotations = self._bases()
-        for k, weight in enumerate(self._weights.tolist()):
-            n = max(2, math.ceil(num * (weight + 1 / self.num_components) / 2))
-            z = torch.randn(
-                n, self.dim, generator=generator, dtype=torch.float64, device=generator.device
-            ).cpu()
-            z = z * (self._variances[k] + sigma**2).sqrt()
-            yield weight, self._means[k] + z @ rotations[k].T
+        sizes = (num * (self._weights + 1 / self.num_components) / 2).ceil().clamp(min=2)
+        k = torch.arange(self.num_components).repeat_interleave(sizes.long())  # (n,)
+        z = torch.randn(
+            len(k), self.dim, generator=generator, dtype=torch.float64, device=generator.device
+        ).cpu()
+        z = z * (self._variances + sigma**2).sqrt()[k]
+        if self._rotations is not None:
+            z = torch.einsum("nij,nj->ni", self._rotations[k], z)
+        return Draws(self._weights, k, self._means[k] + z)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
@@ -293,7 +292,7 @@ class GaussianMixture(Dataset):
         known = moments_from_sums(self._modes, shares, torch.zeros_like(self._modes), second)
         stream = random_stream(0, "mode moments")
         return moments_by_draws(
-            self._modes, self.strata(NUM_DRAWS, sigma, stream), self._mode_of.tolist(), known
+            self._modes, self.strata(NUM_DRAWS, sigma, stream), self._mode_of, known
         )
 
     def fisher(self, sigma: float) -> FisherInformation:
@@ -336,18 +335,19 @@ class GaussianMixture(Dataset):
 
         squares = (self._means[:, :, None] * self._means[:, None]).flatten(1)  # (K, D^2)
 
-        def spread(_: int, x: Tensor) -> Tensor:
+        def spread(_: Tensor, x: Tensor) -> Tensor:
             """The same for equal C_k = v I: minus the covariance of mu under r(x), over v^2."""
             shares = self._isotropic_exponents(x, sigma)[0].softmax(0).mT  # (n, K)
             mean, square = shares @ self._means, (shares @ squares).view(-1, self.dim, self.dim)
             return (mean[:, :, None] * mean[:, None] - square) / variances[0, 0] ** 2
 
-        def overlap(j: int, x: Tensor) -> Tensor:
+        def overlap(j: Tensor, x: Tensor) -> Tensor:
             """-sum_k b_jk r_k (g_j - g_k)(g_j - g_k)^T, (n, D, D), with b_jk + b_kj = 1."""
             log_terms, _ = self._terms(x, sigma)
             pulls = torch.einsum("kij,bkj->bki", inverses, self._means - x[:, None])  # g_k
-            difference = pulls[:, j, None] - pulls  # (n, K, D)
-            share = (1 + (traces[j] - traces).sign()) / 2 * log_terms.softmax(-1)  # (n, K)
+            difference = pulls[torch.arange(len(j)), j][:, None] - pulls  # (n, K, D)
+            larger = (1 + (traces[j][:, None] - traces).sign()) / 2  # (n, K)
+            share = larger * log_terms.softmax(-1)
             return -torch.einsum("bk,bki,bkl->bil", share, difference, difference)
 
         equal = self._is_isotropic
