@@ -50,7 +50,6 @@ _MOST_TERMS = 100_000_000  # draws times components: some seconds
 _MOST_INFORMATIONS = 100
 _FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points at which a 1D score is integrated
 _SECONDS_BETWEEN_LINES = 10.0
-_POINTS_FOR_CURL = 10_000
 _FLOW_STEPS = 2000  # at most, from one point
 _MOST_PER_AXIS = {1: 12_801, 2: 241}  # points of a grid, for D = 1 and 2: some minutes
 _GRID_ERROR = 0.01  # of masses, and of 1 + KL
@@ -110,16 +109,14 @@ def evaluate_training(
     stream = random_stream(seed, "evaluation", device)
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
     found: dict[float, _AtLevel] = {}
-    curls, kls = [], []
+    kls = []
     for sigma in _with_progress(every_level):
         found[sigma] = _look(score, truth, sigma, loss, num, stream)
-        if truth.dim == 2 and len(found) <= len(levels):
-            curl = relative_curl(score, truth, sigma, min(num, _POINTS_FOR_CURL), stream)
-            curls.append(curl)
         if truth.dim == 1 and len(found) <= len(levels):
             level = torch.tensor(sigma, device=device)
             kls.append(recovered_density(score, truth, level, most_points=most_points).kl)
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
+    curls = relative_curl(score, truth, sigmas, num // 4, stream) if truth.dim == 2 else None
     products = [found[sigma].products for sigma in levels]
     divergences = [divergence_of(each) for each in products]
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
 _TERMS_PER_ROUND, _MOST_TERMS = 5_000_000, 40_000_000  # draws times terms: some seconds
 _TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
-_TARGET = 5e-4  # error of an information, relative to that of components apart
+_TARGET = 5e-4  # relative error of an information below which no draws are added
 
 
 class Draws(NamedTuple):
@@ -95,8 +95,7 @@ def fisher_by_draws(
 ) -> FisherInformation:
     """Return ``known`` (D, D) plus E f(x), f being (n, D, D), as a Fisher information.
 
-    Draws are added until the error of its trace is below 5e-4 of the larger of it and ``known``;
-    see ``mean_over_draws``.
+    Draws are added until the error of its trace is below 5e-4 of it; see ``mean_over_draws``.
     """
 
     def with_trace(part: Tensor, x: Tensor) -> Tensor:
@@ -105,8 +104,7 @@ def fisher_by_draws(
         return torch.cat([matrices.flatten(1), trace], dim=1)
 
     def is_enough(found: Estimate) -> bool:
-        trace = (known.trace() + found.value[-1]).abs()
-        return bool(found.error[-1] <= _TARGET * torch.maximum(trace, known.trace()))
+        return bool(found.error[-1] <= _TARGET * (known.trace() + found.value[-1]).abs())
 
     value, error = mean_over_draws(draw, with_trace, num_terms, is_enough)
     return FisherInformation(

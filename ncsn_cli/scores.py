@@ -61,6 +61,21 @@ def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, 
     return s, torch.stack(columns, dim=-1)
 
 
+def detached_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s (B, D) and d_j s_i (B, i, j), where nothing differentiates them again.
+
+    By D backward differentiations: of networks they take a third of the time of forward ones.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        s = score(x, sigma)
+        rows = [
+            torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True)[0]
+            for value in s.sum(0)  # (D,): each point's score depends on that point alone
+        ]
+    return s.detach(), torch.stack(rows, dim=1)
+
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""
 

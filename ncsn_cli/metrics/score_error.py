@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, Score
+from ncsn_cli.scores import STRICT, Count, Dataset, Score, detached_jacobian
 
 _POINTS_IN_CACHE = 4096  # of 64 units in float32: 1 MB, a core's share
 
@@ -126,30 +126,22 @@ def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
 
 
 def relative_curl(
-    score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
-) -> float:
-    """E(d_1 s_2 - d_2 s_1)^2 / E||grad s*||_F^2 for D = 2, from ``num`` exact draws.
+    score: Score, truth: Dataset, sigmas: Tensor, num: int, generator: torch.Generator
+) -> list[float]:
+    """Return E(d_1 s_2 - d_2 s_1)^2 / E||grad s*||_F^2 for D = 2 at each of ``sigmas`` (L,).
 
-    The true score s* is a gradient and has no curl; a learned field circulates by this share of
-    the true Jacobian's square.
+    From ``num`` exact draws a level. The true score s* is a gradient and has no curl; a learned
+    field circulates by this share of the true Jacobian's square.
     """
-    x = truth.sample(num, sigma=sigma, generator=generator)
-    level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
-    curl = square = 0.0
-    for part in in_parts(x, truth):
-        learned, true = (_jacobian(f, part, level) for f in (score, truth.score))
-        curl += float((learned[:, 1, 0] - learned[:, 0, 1]).square().cpu().double().sum())
-        square += float(true.square().sum((1, 2)).cpu().double().sum())
-    return curl / square
-
-
-def _jacobian(score: Score, x: Tensor, sigma: Tensor) -> Tensor:
-    """d_j s_i (B, i, j), by D backward differentiations, where nothing differentiates it again."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        s = score(x, sigma).sum(0)  # (D,): each point's score depends on that point alone
-        rows = [
-            torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True)[0]
-            for value in s
-        ]
-    return torch.stack(rows, dim=1)
+    level = torch.arange(len(sigmas), device=generator.device).repeat_interleave(num)
+    sigma = sigmas.to(generator.device, torch.float32)[level]  # (L num,)
+    x = truth.sample(len(sigma), sigma=sigma, generator=generator)
+    curl, square = [], []
+    parts = in_parts(x, truth)
+    for part, at in zip(parts, sigma.split([len(part) for part in parts]), strict=True):
+        (_, learned), (_, true) = (detached_jacobian(f, part, at) for f in (score, truth.score))
+        curl.append((learned[:, 1, 0] - learned[:, 0, 1]).square().cpu().double())
+        square.append(true.square().sum((1, 2)).cpu().double())
+    curls, squares = (torch.cat(each).view(-1, num).sum(1) for each in (curl, square))
+    found: list[float] = (curls / squares).tolist()
+    return found

@@ -331,8 +331,7 @@ def test_a_configuration_runs_or_is_refused(
 ):
     number = trials("D2", 1000, 5)
     for module, name, value in [
-        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (evaluation, "_FLOW_STEPS", 2), (evaluation,
-        "_POINTS_FOR_CURL", 50),
+        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (evaluation, "_FLOW_STEPS", 2),
         (evaluation, "_FEWEST_POINTS", 50), (evaluation, "_FEWEST_RECOVERED", 1000),
         (evaluation, "_MOST_RECOVERED", 1000), (evaluation, "_MOST_INFORMATIONS", 4),
         (mixture, "MOST_GRID_TERMS", 1e4), (checkerboard, "MOST_GRID_TERMS", 1e4),
