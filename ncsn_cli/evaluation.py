@@ -23,6 +23,7 @@ from ncsn_cli.metrics import (
     compared_scores,
     divergence_of,
     fisher_divergence,
+    in_float64,
     in_parts,
     log_likelihood,
     prior_log_prob,
@@ -110,11 +111,12 @@ def evaluate_training(
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
     found: dict[float, _AtLevel] = {}
     kls = []
+    precise = in_float64(score) if truth.dim == 1 else score  # one copy for all levels
     for sigma in _with_progress(every_level):
         found[sigma] = _look(score, truth, sigma, loss, num, stream)
         if truth.dim == 1 and len(found) <= len(levels):
             level = torch.tensor(sigma, device=device)
-            kls.append(recovered_density(score, truth, level, most_points=most_points).kl)
+            kls.append(recovered_density(precise, truth, level, most_points=most_points).kl)
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
     curls = relative_curl(score, truth, sigmas, num // 4, stream) if truth.dim == 2 else None
     products = [found[sigma].products for sigma in levels]

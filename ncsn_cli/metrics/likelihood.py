@@ -47,10 +47,12 @@ class LogLikelihood(NamedTuple):
 
 
 def in_float64(score: Score) -> Score:
-    """Return ``score`` for points in float64 on the CPU; of a network a copy in float64."""
-    if not isinstance(score, nn.Module):
+    """Return ``score`` for points in float64 on the CPU; of another network a copy that is."""
+    weights = score.parameters() if isinstance(score, nn.Module) else ()
+    if all(weight.dtype == torch.float64 and weight.is_cpu for weight in weights):
         return score
-    network: Score = copy.deepcopy(score).cpu().double().requires_grad_(False)
+    network: Any = copy.deepcopy(score)
+    network = network.cpu().double().requires_grad_(False)
     return network  # first on the CPU: mps has no float64
 
 
