@@ -39,14 +39,14 @@ def mean_over_draws(
     draw: Callable[[int], Draws],
     function: Callable[[Tensor, Tensor], Tensor],
     num_terms: int,
-    is_enough: Callable[[Estimate], bool] = lambda found: True,
+    is_enough: Callable[[Estimate], bool],
 ) -> Estimate:
     """Return E f(x) from draws of each part k of a law, which has the probability w_k.
 
         E f = sum_k w_k E_k f,   standard error^2 = sum_k w_k^2 Var_k f/n_k
 
-    From up to 100 000 draws, and more, up to 10^7, until they satisfy ``is_enough``; from fewer
-    where ``function`` is long.
+    Rounds of draws are added until ``is_enough``, at most 10^7 draws; fewer where ``function``
+    computes many numbers.
 
     Args:
         draw: ``draw(num)``: new draws at each call, ``num`` of them or a few more.

@@ -212,7 +212,7 @@ def sample(cfg: DictConfig) -> float | None:
             report[name] = metric(score, truth, sigmas, stream)
         log_density: dict[str, NDArray[np.float64]] = {}
         if run.log_density:
-            report["log_density"], log_density = evaluate_log_density(score, truth, sigmas, device)
+            report["log_density"], log_density = evaluate_log_density(score, truth, sigmas)
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
         (folder.path / _STOPPED).unlink(missing_ok=True)

@@ -354,7 +354,9 @@ class GaussianMixture(Dataset):
         return fisher_by_draws(
             lambda num: self.strata(num, sigma, stream),
             spread if equal else overlap,
-            num_terms=self.num_components * (1 if equal else self.dim**2),
+            num_terms=(
+                self.num_components + self.dim**2 if equal else self.num_components * self.dim**2
+            ),
             known=torch.einsum("k,kij->ij", self._weights, inverses),
         )
 

@@ -24,9 +24,11 @@ _TOGETHER = 2048  # points that take a step at once
 _TOLERANCES = 1e-4, 1e-5, 1e-6  # in the order in which points try them
 _AGREEMENT = 0.05, 1e-3  # of two answers at one point: nats, and relative to log q
 _SHARE, _NATS = 0.1, 10.0  # scales of errors: of x its distance, beside sigma; of log q
-_FAR = 1e6  # times sigma_max from the points' mean: no prior is as wide, log q is -inf
+_FAR = 1e6  # times as far as the data and sigma_max reach no prior has mass: log q is -inf
+_LONGEST_STEP = 0.25  # in log sigma, for what a score does at some levels only
 _SMALLEST_STEP = 1e-12  # in log sigma, of which floats have some 16 digits
 _SAFETY, _LEAST_FACTOR, _LARGEST_FACTOR = 0.9, 0.2, 10.0  # of the next step's length
+_FOLLOWED, _TOO_LONG, _NOT_FINITE, _CARRIED_OFF = range(4)  # how a point's flow ended
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 
 
@@ -35,9 +37,9 @@ class LogLikelihood(NamedTuple):
 
     Args:
         value: log q (B,), nats; nan where there is no answer, -inf where the flow carries a point
-            farther than 1e6 sigma_max.
-        change: How far the last answer lies from the one before, of a tolerance ten times as
-            large, (B,), nats; inf where there are not two.
+            a million times as far as data and noise reach.
+        change: The last answer minus the one before, which had ten times its tolerance, (B,),
+            nats; inf where there are not two.
         failure: Why some points have no finite answer; empty where all have.
     """
 
@@ -47,9 +49,13 @@ class LogLikelihood(NamedTuple):
 
 
 def in_float64(score: Score) -> Score:
-    """Return ``score`` for points in float64 on the CPU; of another network a copy that is."""
-    weights = score.parameters() if isinstance(score, nn.Module) else ()
-    if all(weight.dtype == torch.float64 and weight.is_cpu for weight in weights):
+    """Return ``score`` able to take points in float64 on the CPU.
+
+    A network that is not is copied; a plain function has to take them already.
+    """
+    tensors = [*score.parameters(), *score.buffers()] if isinstance(score, nn.Module) else []
+    numbers = [each for each in tensors if each.is_floating_point()]
+    if all(each.dtype == torch.float64 and each.is_cpu for each in numbers):
         return score
     network: Any = copy.deepcopy(score)
     network = network.cpu().double().requires_grad_(False)
@@ -73,9 +79,8 @@ def log_likelihood(
         log q(x) = log q_max(x(sigma_max)) - integral of sigma tr(grad s(x(sigma), sigma)) dsigma
 
     from sigma_min, where x(sigma_min) = x, to sigma_max. Solved in log sigma, in float64 on the
-    CPU, each point with steps of its own; the trace is exact.
-    Every point is solved twice, and again with smaller tolerances until its last two answers
-    agree.
+    CPU, each point with steps of its own; the trace is exact. Every point is solved twice, and a
+    third time where its two answers do not agree.
 
     Source: Chen et al. (2018), arXiv:1806.07366, theorem 1; Song et al. (2021), arXiv:2011.13456,
     eq. 39.
@@ -87,44 +92,49 @@ def log_likelihood(
         sigma_max: Level of the terminal law.
         terminal_log_prob: log q_max, from (B, D) to (B,).
         num_steps: Most steps of one point.
-        tolerance: How far two answers may differ, () or (B,), nats, beside 1e-3 of log q. One
-            answer is enough where it is inf.
+        tolerance: How far two answers may differ, () or (B,), nats, beside 1e-3 of log q. Where
+            it is inf, a point is solved once.
     """
     score, x = in_float64(score), x.cpu().double()
     tolerance = torch.as_tensor(tolerance, dtype=x.dtype).expand(len(x))
     value, change = x.new_full((len(x),), math.nan), x.new_full((len(x),), math.inf)
+    end = torch.full((len(x),), _FOLLOWED)
     is_open = torch.ones(len(x), dtype=torch.bool)
     for rtol in _TOLERANCES:
-        end, integral = _solve(score, x[is_open], sigma_min, sigma_max, rtol, num_steps)
-        is_far = end.isinf().any(dim=1)
-        answer = (terminal_log_prob(end) - integral).masked_fill(is_far, -math.inf)
+        last, integral, end[is_open] = _solve(
+            score, x[is_open], sigma_min, sigma_max, rtol, num_steps
+        )
+        answer = terminal_log_prob(last) - integral
+        answer = answer.where(end[is_open] == _FOLLOWED, math.nan)
+        answer = answer.masked_fill(end[is_open] == _CARRIED_OFF, -math.inf)
         change[is_open] = (answer - value[is_open]).nan_to_num(math.inf)
         value[is_open] = answer
         is_open = value.isfinite() & (change.abs() > tolerance + _AGREEMENT[1] * value.abs())
         if not is_open.any():
             break
     reasons = {
-        f"cannot be followed to sigma = {sigma_max:g} in {num_steps} steps": value.isnan(),
-        f"are carried farther than {_FAR:g} sigma_max": value.isinf(),
+        _TOO_LONG: f"need more than num_steps = {num_steps} steps",
+        _NOT_FINITE: "come where the score is not finite",
+        _CARRIED_OFF: f"are carried {_FAR:g} times as far as data and noise reach",
     }
-    counts = {reason: int(where.sum()) for reason, where in reasons.items()}
+    counts = {reason: int((end == how).sum()) for how, reason in reasons.items()}
     failure = " and ".join(f"{num} of {len(x)} points {why}" for why, num in counts.items() if num)
     return LogLikelihood(value, change, failure)
 
 
 def _solve(
     score: Score, x: Tensor, sigma_min: float, sigma_max: float, rtol: float, num_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Return x(sigma_max) (B, D) and the integral (B,) of ``log_likelihood``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x(sigma_max) (B, D), the integral (B,) of ``log_likelihood``, and how each ended.
 
-    Both are nan where ``num_steps`` do not lead there, inf beyond ``_FAR``. By Runge-Kutta steps,
-    whose errors ``rtol`` bounds in units of a scale. Their order is low because networks of relu
-    units have a trace that jumps: pairs of order 5 and 4 do not see a jump between their nodes,
-    and were off by ten times their tolerance.
+    By Runge-Kutta steps, whose errors ``rtol`` bounds in units of a scale. Their order is low
+    because networks of relu units have a trace that jumps: pairs of order 5 and 4 do not see a
+    jump between their nodes, and were off by ten times their tolerance.
 
     Source: Bogacki & Shampine (1989), Appl. Math. Lett. 2, 321, orders 3 and 2.
     """
     start, end, centre = math.log(sigma_min), math.log(sigma_max), x.mean(0)
+    farthest = _FAR * math.hypot(sigma_max, float((x - centre).norm(dim=1).max()))
 
     def slope(log_sigma: Tensor, y: Tensor) -> Tensor:
         """Return d/dlog sigma of ``y`` (n, D + 1), each x - centre and the integral."""
@@ -143,7 +153,7 @@ def _solve(
     with tqdm(total=len(x), desc="flow", bar_format=_BAR, disable=None, leave=False) as bar:
         while len(now := is_open.nonzero()[:_TOGETHER, 0]):  # (n,)
             before, k1, t = y[now], slopes[now], log_sigma[now]
-            h = torch.minimum(length[now], end - t)
+            h = torch.minimum(length[now], end - t).clamp(max=_LONGEST_STEP)
             dt = h[:, None]
             k2 = slope(t + h / 2, before + dt / 2 * k1)
             k3 = slope(t + 3 / 4 * h, before + 3 / 4 * dt * k2)
@@ -162,13 +172,14 @@ def _solve(
             y[taken], slopes[taken], log_sigma[taken] = (
                 f[is_good] for f in (after, k4, torch.where(h < end - t, t + h, end))
             )
-            is_far = y[:, :-1].norm(dim=1) > _FAR * sigma_max
+            is_far = y[:, :-1].norm(dim=1) > farthest
             is_open = (log_sigma < end) & (num_taken < num_steps) & (length > _SMALLEST_STEP)
             is_open &= ~is_far
             bar.update(float((log_sigma - start).sum()) / (end - start) - bar.n)
-    y[log_sigma < end] = math.nan
-    y[is_far] = math.inf
-    return centre + y[:, :-1], y[:, -1]
+    how = torch.where(log_sigma < end, _TOO_LONG, _FOLLOWED)
+    how[(log_sigma < end) & (length <= _SMALLEST_STEP)] = _NOT_FINITE
+    how[is_far] = _CARRIED_OFF
+    return centre + y[:, :-1], y[:, -1], how
 
 
 def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
@@ -200,9 +211,10 @@ class KL(ScoreMetric):
     to samples. ``prior`` is the prior's own part, KL(p_sigma_max || prior), which the exact score
     has too.
 
-    ``solver_error`` is what the mean changed by when the flow was solved again with a tenth of the
-    tolerance, and the standard error of that change. ``standard_error`` is the root of the sum of
-    squares of the draws' error and the solver's. All are None where ``num_steps`` do not suffice.
+    ``solver_error`` tells how far the last answers of the flow's solver moved the mean: the root
+    of the sum of the squares of that change and of its standard error. ``standard_error`` is the
+    root of the sum of the squares of the draws' error and ``solver_error``. All three are None
+    where the flow of a draw cannot be followed.
 
     Args:
         num_points: Exact draws.
@@ -223,22 +235,17 @@ class KL(ScoreMetric):
             x = truth.sample(self.num_points, sigma=sigma, generator=generator)
             return x.cpu().double()
 
+        def divergence(name: str, sigma: float) -> dict[str, float | None]:
+            x = draw(sigma)
+            flow = log_likelihood(score, x, sigma_min, sigma_max, prior, self.num_steps)
+            if flow.failure:
+                log.warning("metric.kl: %s has no value, as %s", name, flow.failure)
+            return _divergence(truth.log_prob(x, sigma) - flow.value, flow.change)
+
         widest = draw(sigma_max)
-        draws = {s: draw(s) for s in (sigma_min, 0.0) if truth.has_density(s)}
-        points = torch.cat(list(draws.values()))
-        flow = log_likelihood(score, points, sigma_min, sigma_max, prior, self.num_steps)
-        if flow.failure:
-            log.warning(
-                "metric.kl: no value, as %s; metric.kl.num_steps sets the most steps", flow.failure
-            )
-        logs, changes = (each.split(self.num_points) for each in (flow.value, flow.change))
-        perturbed, *clean = (
-            _divergence(truth.log_prob(x, sigma) - log_q, change)
-            for (sigma, x), log_q, change in zip(draws.items(), logs, changes, strict=True)
-        )
         return {
-            **perturbed,
-            "clean": clean[0] if clean else None,
+            **divergence("the divergence from p_sigma_min", sigma_min),
+            "clean": divergence("clean", 0.0) if truth.has_density(0.0) else None,
             "prior": _mean(truth.log_prob(widest, sigma_max) - prior(widest)),
         }
 

@@ -18,7 +18,9 @@ from ncsn_cli.scores import Dataset, Score
 Array = NDArray[np.float64]
 
 _MOST_POINTS = 1_000_000
-_FIRST_POINTS = 501  # before any piece is halved
+_FIRST_POINTS = 501  # before any piece is halved, beside those around each mode
+_AROUND = (-8, -4, -2, -1, 0, 1, 2, 4, 8)  # of them, narrowest standard deviations from a mode
+_MASS_ERROR = 1e-3  # of p_sigma: else its points miss a part of it
 _MOST_WIDENINGS = 10  # each by the whole width, at one end or at both
 _NEGLIGIBLE = 30.0  # nats below the maximum
 _ROUGH = 1e-4  # nats by which two rules may differ on one piece
@@ -32,7 +34,9 @@ class RecoveredDensity(NamedTuple):
         x: Points (G,), ascending, closest where the score turns fastest.
         log_prob: log q there (G,), q having mass 1 on them.
         kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too. None where q does not
-            decay at both ends, or the score turns faster than the points allowed resolve.
+            fall at both ends, the score is not finite or turns faster than the points allowed
+            resolve, or these miss a part of p_sigma. A part of q that lies between two points is
+            not seen.
     """
 
     x: Tensor
@@ -41,9 +45,9 @@ class RecoveredDensity(NamedTuple):
 
 
 def recovered_density(
-    score: Score, truth: Dataset, sigma: Tensor, most_points: int = _MOST_POINTS
+    score: Score, truth: Dataset, sigma: Tensor | float, most_points: int = _MOST_POINTS
 ) -> RecoveredDensity:
-    """Integrate ``score`` at the level ``sigma`` (), in float64 on the CPU, for D = 1.
+    """Integrate ``score`` at the level ``sigma``, in float64 on the CPU, for D = 1.
 
         log q(x) = integral of s(u, sigma) du up to x, and a constant,
 
@@ -63,7 +67,10 @@ def recovered_density(
 
     low, high = (float(end) for end in truth.extent)
     margin = 4 * float(sigma)
-    first = columns(np.linspace(low - margin, high + margin, _FIRST_POINTS))
+    narrowest = math.hypot(truth.smallest_std, float(sigma))
+    near = truth.modes[:, 0, None].numpy() + narrowest * np.array(_AROUND)
+    whole = np.linspace(low - margin, high + margin, _FIRST_POINTS)
+    first = columns(np.union1d(whole, near.clip(whole[0], whole[-1])))
     first, is_resolved = _refine(columns, first, most_points)
     table = first
     for _ in range(_MOST_WIDENINGS):
@@ -74,6 +81,7 @@ def recovered_density(
     if _beyond(table):
         table, is_resolved = first, False
     x, s, _, log_p = table
+    is_resolved &= abs(simpson(np.exp(log_p), x=x) - 1) <= _MASS_ERROR
     log_q = cumulative_simpson(s, x=x, initial=0)
     log_p, log_q = (f - f.max() for f in (log_p, log_q))  # exp cannot overflow
     log_p, log_q = (f - math.log(simpson(np.exp(f), x=x)) for f in (log_p, log_q))
