@@ -18,15 +18,13 @@ from ncsn_cli.errors import DivergedError
 from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
-    LogLikelihood,
+    NOT_RECOVERED,
     SampleMetric,
     compared_scores,
     divergence_of,
     fisher_divergence,
     in_float64,
     in_parts,
-    log_likelihood,
-    prior_log_prob,
     products_at,
     recovered_density,
     relative_curl,
@@ -34,7 +32,7 @@ from ncsn_cli.metrics import (
 )
 from ncsn_cli.scene import Scene
 from ncsn_cli.scores import Dataset, Law, Score, random_stream
-from ncsn_cli.views import Grid, Projection, grid_of, levels_shown
+from ncsn_cli.views import Grid, Projection, levels_shown
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +49,6 @@ _MOST_TERMS = 100_000_000  # draws times components: some seconds
 _MOST_INFORMATIONS = 100
 _FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points at which a 1D score is integrated
 _SECONDS_BETWEEN_LINES = 10.0
-_FLOW_STEPS = 2000  # at most, from one point
-_MOST_PER_AXIS = {1: 12_801, 2: 241}  # points of a grid, for D = 1 and 2: some minutes
-_GRID_ERROR = 0.01  # of masses, and of 1 + KL
-_NEGLIGIBLE = 20.0  # nats below the largest density
-_NOT_RECOVERED = "integrating the score gives no density that falls at both ends and is resolved"
 
 
 @torch.no_grad()
@@ -118,7 +111,7 @@ def evaluate_training(
         if truth.dim == 1 and len(found) <= len(levels):
             kls.append(recovered_density(precise, truth, sigma, most_points=most_points).kl)
     if None in kls:
-        log.info("no KL divergence at %d levels, as %s", kls.count(None), _NOT_RECOVERED)
+        log.info("no KL divergence at %d levels, as %s", kls.count(None), NOT_RECOVERED)
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
     curls = relative_curl(score, truth, sigmas, num // 4, stream) if truth.dim == 2 else None
     products = [found[sigma].products for sigma in levels]
@@ -319,131 +312,6 @@ def evaluate_trajectory(
         },
         **{name: {key: [row[name][key] for row in rows] for key in keys} for name in metrics},
     }
-
-
-class _OnGrid(NamedTuple):
-    """The true log-density and the one that a score implies, on a grid of G points.
-
-    Args:
-        axes: Its D axes.
-        log_p: log p_sigma (G,), the last axis the fastest.
-        matters: Where p_sigma is not negligible (G,).
-        flow: log q (G,) and how well it is known.
-    """
-
-    axes: list[Tensor]
-    log_p: Tensor
-    matters: Tensor
-    flow: LogLikelihood
-
-
-@torch.no_grad()
-def evaluate_log_density(
-    score: Score, truth: Dataset, sigmas: Tensor
-) -> tuple[dict[str, float | None], dict[str, NDArray[np.float64]]]:
-    """Return the density that ``score`` implies at the last of ``sigmas`` (L,), beside the truth.
-
-    Log q by the probability flow from the Gaussian of ``init=prior``. Numbers: the ``mass`` of q
-    and ``true_mass`` of p_sigma on a grid, ``kl``, the integral of p log(p/q), nats, and for
-    D = 1 ``recovered_kl``, of the density recovered by integrating the score. Their grid is that
-    of the pictures. Where masses are not 1, it is made wider; where half the points give others,
-    finer, up to 12 801 points for D = 1 and 241 an axis for D = 2. All numbers are known to a
-    hundredth, or None. Arrays, on the pictures' grid: axes, ``log_density`` and
-    ``true_log_density``, each (G,).
-    """
-    score = in_float64(score)
-    axes, _ = grid_of(truth)
-    shown = grid = _log_densities(score, truth, sigmas, axes)
-    numbers, is_resolved, reason = _integrals(grid)
-    while None in numbers.values() and not reason:
-        axes = [_grown(axis, wider=is_resolved) for axis in grid.axes]
-        if len(axes[0]) > _MOST_PER_AXIS[truth.dim]:
-            reason = f"{len(grid.axes[0])} points an axis do not hold and resolve it"
-            break
-        grid = _log_densities(score, truth, sigmas, axes)
-        found, is_resolved, reason = _integrals(grid)
-        numbers = {
-            name: found[name] if known is None else known for name, known in numbers.items()
-        }
-    if missing := ", ".join(name for name, value in numbers.items() if value is None):
-        log.warning("log_density: no %s, as %s", missing, reason)
-    if truth.dim == 1:
-        numbers["recovered_kl"] = recovered_density(score, truth, float(sigmas[-1])).kl
-        if numbers["recovered_kl"] is None:
-            log.warning("log_density: no recovered_kl, as %s", _NOT_RECOVERED)
-    arrays = {f"x{i}": axis.numpy() for i, axis in enumerate(shown.axes, start=1)}
-    return {"sigma": float(sigmas[-1]), **numbers}, {
-        **arrays,
-        "log_density": shown.flow.value.numpy(),
-        "true_log_density": shown.log_p.numpy(),
-    }
-
-
-def _log_densities(score: Score, truth: Dataset, sigmas: Tensor, axes: list[Tensor]) -> _OnGrid:
-    """Return p and q on a grid; where p is negligible, q is solved once."""
-    sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
-    points = torch.cartesian_prod(*axes).reshape(-1, truth.dim)
-    log.info("log_density: the probability flow from %d points", len(points))
-    log_p = torch.cat([truth.log_prob(part, sigma_min) for part in in_parts(points, truth)])
-    matters = log_p > log_p.max() - _NEGLIGIBLE
-    volume = math.prod(float(axis[-1] - axis[0]) for axis in axes)
-    tolerance = _GRID_ERROR / 2 * (1 + 1 / (volume * log_p.exp()))  # its mean over p is the error
-    flow = log_likelihood(
-        score,
-        points,
-        sigma_min,
-        sigma_max,
-        prior_log_prob(truth, sigma_max),
-        _FLOW_STEPS,
-        tolerance.masked_fill(~matters, math.inf),
-    )
-    return _OnGrid(axes, log_p, matters, flow)
-
-
-def _integrals(grid: _OnGrid) -> tuple[dict[str, float | None], bool, str]:
-    """Return ``mass``, ``true_mass`` and ``kl``, each None where the grid does not give it.
-
-    Also whether half the points give the same, and why a larger grid would not give more; empty
-    where it might.
-    """
-    shape = [len(axis) for axis in grid.axes]
-    log_q, change = grid.flow.value, grid.flow.change
-    nothing = torch.zeros_like(log_q)
-    ratio, change = (
-        torch.where(grid.matters, values, nothing) for values in (grid.log_p - log_q, change)
-    )
-    p = grid.log_p.exp()
-    fields = torch.stack([log_q.exp(), p, p * ratio, p * change]).reshape(4, *shape)
-
-    def sums(step: int) -> Tensor:
-        """The integrals of q, p, p log(p/q) and p times the solver's change, on every step-th."""
-        cell = math.prod(step * float(axis[1] - axis[0]) for axis in grid.axes)
-        return fields[:, *[slice(None, None, step)] * len(shape)].flatten(1).sum(1) * cell
-
-    fine, coarse = sums(1), sums(2)
-    mass, true_mass, kl, solver_error = fine.tolist()
-    allowed = torch.tensor([1, 1, 1 + abs(kl)]) * _GRID_ERROR
-    is_close = (fine - coarse)[:3].abs() <= allowed  # not where one is nan
-    is_whole = abs(true_mass - 1) <= _GRID_ERROR
-    is_solved = abs(solver_error) <= float(allowed[2])
-    numbers = {
-        "mass": mass if abs(mass - 1) <= _GRID_ERROR else None,
-        "true_mass": true_mass if is_whole else None,
-        "kl": kl if is_whole and bool(is_close[2]) and is_solved else None,
-    }
-    reason = ""
-    if not (math.isfinite(kl) and math.isfinite(mass)):
-        reason = grid.flow.failure
-    elif not is_solved:
-        reason = "the flow's solutions differ by more than a hundredth"
-    return numbers, bool(is_close.all()), reason
-
-
-def _grown(axis: Tensor, wider: bool) -> Tensor:
-    """Return ``axis`` (n,) twice as long, or else twice as fine, (2n - 1,)."""
-    margin = float(axis[-1] - axis[0]) / 2 if wider else 0.0
-    low, high = float(axis[0]) - margin, float(axis[-1]) + margin
-    return torch.linspace(low, high, 2 * len(axis) - 1, dtype=torch.float64)
 
 
 @torch.no_grad()

@@ -38,7 +38,6 @@ from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
     FloorOf,
     compose_scene,
-    evaluate_log_density,
     evaluate_samples,
     evaluate_trajectory,
 )
@@ -59,6 +58,7 @@ from ncsn_cli.jobs import (
     refuse_changes,
     write_config,
 )
+from ncsn_cli.log_density import evaluate_log_density
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.columns import Recentred
 from ncsn_cli.samplers import Init, LogProb, Sampler

@@ -56,8 +56,8 @@ class Snapshots:
         scores = torch.stack([score(x, sigma) for sigma in self._sigmas])
         entry: dict[str, Any] = {"scores": scores.cpu().numpy()}
         if self._dataset.dim == 1:
-            smallest = self._sigmas[-1]
-            found = recovered_density(score, self._dataset, smallest, _MOST_POINTS)
+            sigma = float(self._sigmas[-1])
+            found = recovered_density(score, self._dataset, sigma, _MOST_POINTS)
             density = np.interp(self._points[:, 0], found.x, found.log_prob.exp())
             kl = np.float64(np.nan if found.kl is None else found.kl)
             entry |= {"recovered": density.astype(np.float32), "kl": kl}

@@ -20,6 +20,7 @@ ORCHESTRATION = [
     "doctor",
     "evaluation",
     "floors",
+    "log_density",
     "report",
     "sampling",
     "snapshots",

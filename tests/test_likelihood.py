@@ -9,13 +9,12 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, moons
-from ncsn_cli.evaluation import evaluate_log_density
-from ncsn_cli.metrics import KL, log_likelihood, prior_log_prob, recovered_density
+from ncsn_cli.log_density import evaluate_log_density
+from ncsn_cli.metrics import KL, likelihood, log_likelihood, prior_log_prob, recovered_density
 from ncsn_cli.scores import score_and_jacobian
 
 from .conftest import correlated_2d, stream, two_modes_1d
 
-CPU = torch.device("cpu")
 OTHER = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
 
 
@@ -30,6 +29,26 @@ def test_the_flow_of_an_exact_score_has_its_density(q):
     x = q.sample(100, sigma=0.1, generator=stream(23)).double()
     found = log_likelihood(q.score, x, 0.1, 10.0, lambda y: q.log_prob(y, 10.0), 1000)
     torch.testing.assert_close(found.value, q.log_prob(x, 0.1), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_flow_of_the_exact_score_has_the_exact_density(dataset, monkeypatch):
+    # With smaller tolerances than those that reports need.
+    monkeypatch.setattr(likelihood, "_TOLERANCES", (1e-6, 1e-7))
+    x = 3 * torch.randn(200, dataset.dim, generator=stream(24), dtype=torch.float64)
+    found = log_likelihood(
+        dataset.score, x, 0.2, 10.0, lambda y: dataset.log_prob(y, 10.0), num_steps=1000
+    )
+    assert float((found.value - dataset.log_prob(x, 0.2)).abs().max()) < 1e-3
+
+
+def test_the_log_density_of_a_smooth_score_is_nearer_than_it_promises():
+    # The flow starts from p's moments; OTHER's mean is 1 away, of first order in 1/sigma_max.
+    p = two_modes_1d()
+    numbers, _ = evaluate_log_density(OTHER.score, p, torch.tensor([1000.0, 0.5]))
+    expected = divergence(p, OTHER, 0.5, 0.5)
+    assert numbers["kl"] == pytest.approx(expected, abs=1e-3)
+    assert numbers["recovered_kl"] == pytest.approx(expected, abs=1e-3)
 
 
 def divergence(p, q, sigma, sigma_q, reach=40.0):
@@ -215,7 +234,7 @@ def test_what_one_grid_gives_is_kept_when_a_wider_one_fails(caplog):
 
 def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
     points = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
-    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 1e-4]))
+    numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.001]))
     assert numbers["kl"] is None
     assert "log_density: no " in caplog.text
 
@@ -223,8 +242,8 @@ def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
 def test_the_density_recovered_from_a_score(sigma):
     # Of the exact score it is the truth; of another one it errs by the KL divergence.
-    p, level = two_modes_1d(), torch.tensor(sigma, dtype=torch.float64)
-    found = recovered_density(p.score, p, level)
+    p = two_modes_1d()
+    found = recovered_density(p.score, p, sigma)
     exact = p.log_prob(found.x[:, None], sigma)
     # Simpson's rule errs by less than its distance from the trapezoid rule, 1e-4 on each of some
     # hundred pieces on the way from one mode to another.
@@ -232,13 +251,13 @@ def test_the_density_recovered_from_a_score(sigma):
     torch.testing.assert_close(found.log_prob[likely], exact[likely], rtol=0, atol=1e-3)
     assert abs(found.kl) < 1e-6
     expected = divergence(p, OTHER, sigma, sigma)
-    assert recovered_density(OTHER.score, p, level).kl == pytest.approx(expected, rel=1e-4)
+    assert recovered_density(OTHER.score, p, sigma).kl == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.03, 0.003])
 def test_the_density_recovered_from_a_score_that_memorised_its_points(sigma):
     p, q = two_modes_1d(), memorised(20, 1, 3.0)
-    found = recovered_density(q.score, p, torch.tensor(sigma)).kl
+    found = recovered_density(q.score, p, sigma).kl
     assert found == pytest.approx(divergence(p, q, sigma, sigma, reach=16.0), rel=1e-4)
 
 
@@ -247,13 +266,12 @@ def test_narrow_modes_far_apart_are_recovered_or_nothing_is_claimed():
     narrow = GaussianMixture(weights=[0.1, 0.9], means=[-3.0, 3.0], stds=0.02)
     points = GaussianMixture(weights=[0.1, 0.9], means=[-3.0, 3.0], stds=0.0)
     for truth, sigma in ((narrow, 0.0), (points, 0.002)):
-        found = recovered_density(truth.score, truth, torch.tensor(sigma, dtype=torch.float64))
+        found = recovered_density(truth.score, truth, sigma)
         left, x = found.x < 0, found.x
         mass = torch.trapezoid(found.log_prob[left].exp(), x[left])
         assert float(mass) == pytest.approx(0.1, abs=1e-3)  # trapezoid
         assert abs(found.kl) < 1e-6
-    level = torch.tensor(1e-7, dtype=torch.float64)
-    assert recovered_density(points.score, points, level).kl is None
+    assert recovered_density(points.score, points, 1e-7).kl is None
 
 
 def test_a_narrow_component_between_the_first_points_is_seen():
@@ -269,4 +287,4 @@ def test_a_narrow_component_between_the_first_points_is_seen():
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_no_density_is_recovered_from_a_score_that_does_not_lead_back(slope):
     p = two_modes_1d()
-    assert recovered_density(lambda x, sigma: slope * x, p, torch.tensor(0.5)).kl is None
+    assert recovered_density(lambda x, sigma: slope * x, p, 0.5).kl is None

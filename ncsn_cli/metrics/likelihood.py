@@ -28,7 +28,7 @@ _FAR = 1e6  # times as far as the data and sigma_max reach no prior has mass: lo
 _LONGEST_STEP = 0.25  # in log sigma, for what a score does at some levels only
 _SMALLEST_STEP = 1e-12  # in log sigma, of which floats have some 16 digits
 _SAFETY, _LEAST_FACTOR, _LARGEST_FACTOR = 0.9, 0.2, 10.0  # of the next step's length
-_FOLLOWED, _TOO_LONG, _NOT_FINITE, _CARRIED_OFF = range(4)  # how a point's flow ended
+_OPEN, _FOLLOWED, _TOO_LONG, _NOT_FINITE, _CARRIED_OFF = range(5)  # how a point's flow stands
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 
 
@@ -127,11 +127,7 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x(sigma_max) (B, D), the integral (B,) of ``log_likelihood``, and how each ended.
 
-    By Runge-Kutta steps, whose errors ``rtol`` bounds in units of a scale. Their order is low
-    because networks of relu units have a trace that jumps: pairs of order 5 and 4 do not see a
-    jump between their nodes, and were off by ten times their tolerance.
-
-    Source: Bogacki & Shampine (1989), Appl. Math. Lett. 2, 321, orders 3 and 2.
+    By steps of ``_step``, whose errors ``rtol`` bounds in units of a scale.
     """
     start, end, centre = math.log(sigma_min), math.log(sigma_max), x.mean(0)
     farthest = _FAR * math.hypot(sigma_max, float((x - centre).norm(dim=1).max()))
@@ -149,17 +145,12 @@ def _solve(
     slopes = torch.cat([slope(*part) for part in parts])  # (B, D + 1)
     length = x.new_full((len(x),), (end - start) / 100)  # of the next step
     num_taken = torch.zeros(len(x), dtype=torch.int64)
-    is_open, is_far = log_sigma < end, torch.zeros(len(x), dtype=torch.bool)
+    how = torch.where(log_sigma < end, _OPEN, _FOLLOWED)
     with tqdm(total=len(x), desc="flow", bar_format=_BAR, disable=None, leave=False) as bar:
-        while len(now := is_open.nonzero()[:_TOGETHER, 0]):  # (n,)
-            before, k1, t = y[now], slopes[now], log_sigma[now]
+        while len(now := (how == _OPEN).nonzero()[:_TOGETHER, 0]):  # (n,)
+            before, t = y[now], log_sigma[now]
             h = torch.minimum(length[now], end - t).clamp(max=_LONGEST_STEP)
-            dt = h[:, None]
-            k2 = slope(t + h / 2, before + dt / 2 * k1)
-            k3 = slope(t + 3 / 4 * h, before + 3 / 4 * dt * k2)
-            after = before + dt * (2 * k1 + 3 * k2 + 4 * k3) / 9
-            k4 = slope(t + h, after)
-            error = dt * (5 * k1 - 6 * k2 - 8 * k3 + 9 * k4) / 72  # orders 3 and 2 differ by it
+            after, after_slopes, error = _step(slope, t, before, slopes[now], h)
             scale = torch.maximum(before.abs(), after.abs())
             scale[:, :-1] = _SHARE * scale[:, :-1] + t.exp()[:, None]
             scale[:, -1] += _NATS
@@ -170,16 +161,34 @@ def _solve(
             is_good = size <= 1
             taken = now[is_good]
             y[taken], slopes[taken], log_sigma[taken] = (
-                f[is_good] for f in (after, k4, torch.where(h < end - t, t + h, end))
+                f[is_good] for f in (after, after_slopes, torch.where(h < end - t, t + h, end))
             )
-            is_far = y[:, :-1].norm(dim=1) > farthest
-            is_open = (log_sigma < end) & (num_taken < num_steps) & (length > _SMALLEST_STEP)
-            is_open &= ~is_far
+            how[now] = torch.where(num_taken[now] < num_steps, _OPEN, _TOO_LONG)
+            how[now[length[now] <= _SMALLEST_STEP]] = _NOT_FINITE
+            how[now[log_sigma[now] == end]] = _FOLLOWED
+            how[now[y[now, :-1].norm(dim=1) > farthest]] = _CARRIED_OFF
             bar.update(float((log_sigma - start).sum()) / (end - start) - bar.n)
-    how = torch.where(log_sigma < end, _TOO_LONG, _FOLLOWED)
-    how[(log_sigma < end) & (length <= _SMALLEST_STEP)] = _NOT_FINITE
-    how[is_far] = _CARRIED_OFF
     return centre + y[:, :-1], y[:, -1], how
+
+
+def _step(
+    slope: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, k1: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (n, M) at t + h, its slope there, and the step's error, all (n, M).
+
+    A Runge-Kutta step of length ``h`` (n,) from ``t`` (n,), where the slope is ``k1``. The error
+    is the difference of orders 3 and 2. They are low because networks of relu units have a trace
+    that jumps: pairs of order 5 and 4 do not see a jump between their nodes, and were off by ten
+    times their tolerance.
+
+    Source: Bogacki & Shampine (1989), Appl. Math. Lett. 2, 321.
+    """
+    dt = h[:, None]
+    k2 = slope(t + h / 2, y + dt / 2 * k1)
+    k3 = slope(t + 3 / 4 * h, y + 3 / 4 * dt * k2)
+    after = y + dt * (2 * k1 + 3 * k2 + 4 * k3) / 9
+    k4 = slope(t + h, after)
+    return after, k4, dt * (5 * k1 - 6 * k2 - 8 * k3 + 9 * k4) / 72
 
 
 def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:

@@ -17,9 +17,12 @@ from ncsn_cli.scores import Dataset, Score
 
 Array = NDArray[np.float64]
 
+NOT_RECOVERED = "integrating the score gives no density that falls at both ends and is resolved"
+"""Why there is no KL divergence, for messages."""
+
 _MOST_POINTS = 1_000_000
 _FIRST_POINTS = 501  # before any piece is halved, beside those around each mode
-_AROUND = (-8, -4, -2, -1, 0, 1, 2, 4, 8)  # of them, narrowest standard deviations from a mode
+_AROUND = np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8])  # narrowest standard deviations
 _MASS_ERROR = 1e-3  # of p_sigma: else its points miss a part of it
 _MOST_WIDENINGS = 10  # each by the whole width, at one end or at both
 _NEGLIGIBLE = 30.0  # nats below the maximum
@@ -45,7 +48,7 @@ class RecoveredDensity(NamedTuple):
 
 
 def recovered_density(
-    score: Score, truth: Dataset, sigma: Tensor | float, most_points: int = _MOST_POINTS
+    score: Score, truth: Dataset, sigma: float, most_points: int = _MOST_POINTS
 ) -> RecoveredDensity:
     """Integrate ``score`` at the level ``sigma``, in float64 on the CPU, for D = 1.
 
@@ -54,9 +57,9 @@ def recovered_density(
     by Simpson's rule. The points reach 4 sigma beyond what pictures show, and farther until q has
     fallen to e^-30 of its maximum at both ends. Where q does not fall, they stay as at first.
     """
-    from scipy.integrate import cumulative_simpson, simpson  # here, as scipy takes long to import
+    from scipy.integrate import simpson  # here, as scipy takes long to import
 
-    score, level = in_float64(score), torch.tensor(float(sigma), dtype=torch.float64)
+    score, level = in_float64(score), torch.tensor(sigma, dtype=torch.float64)
 
     def columns(x: Array) -> Array:
         """Return x, the score, the true score and log p_sigma there, (4, G)."""
@@ -66,23 +69,22 @@ def recovered_density(
         return np.stack([x, s[:, 0].numpy(), true[:, 0].numpy(), log_p.numpy()])
 
     low, high = (float(end) for end in truth.extent)
-    margin = 4 * float(sigma)
-    narrowest = math.hypot(truth.smallest_std, float(sigma))
-    near = truth.modes[:, 0, None].numpy() + narrowest * np.array(_AROUND)
+    margin = 4 * sigma
+    near = truth.modes[:, 0, None].numpy() + math.hypot(truth.smallest_std, sigma) * _AROUND
     whole = np.linspace(low - margin, high + margin, _FIRST_POINTS)
-    first = columns(np.union1d(whole, near.clip(whole[0], whole[-1])))
+    first = _integrated(columns(np.union1d(whole, near.clip(whole[0], whole[-1]))))
     first, is_resolved = _refine(columns, first, most_points)
-    table = first
+    table, pieces = first, _beyond(first)
     for _ in range(_MOST_WIDENINGS):
-        if not is_resolved or not (pieces := _beyond(table)):
+        if not is_resolved or not pieces:
             break
-        wider = np.concatenate([table, *(columns(piece) for piece in pieces)], axis=1)
-        table, is_resolved = _refine(columns, wider[:, wider[0].argsort()], most_points)
-    if _beyond(table):
+        wider = _integrated(table, *(columns(piece) for piece in pieces))
+        table, is_resolved = _refine(columns, wider, most_points)
+        pieces = _beyond(table)
+    if pieces:
         table, is_resolved = first, False
-    x, s, _, log_p = table
+    x, _, _, log_p, log_q = table
     is_resolved &= abs(simpson(np.exp(log_p), x=x) - 1) <= _MASS_ERROR
-    log_q = cumulative_simpson(s, x=x, initial=0)
     log_p, log_q = (f - f.max() for f in (log_p, log_q))  # exp cannot overflow
     log_p, log_q = (f - math.log(simpson(np.exp(f), x=x)) for f in (log_p, log_q))
     kl = float(simpson(np.exp(log_p) * (log_p - log_q), x=x))
@@ -90,16 +92,27 @@ def recovered_density(
     return RecoveredDensity(torch.from_numpy(x), torch.from_numpy(log_q), kl if is_known else None)
 
 
+def _integrated(*tables: Array) -> Array:
+    """Return all ``tables`` as one (5, G), x ascending, with the integral of the score last.
+
+    Each holds x, the score, the true score and log p_sigma; an integral of before is not used.
+    """
+    from scipy.integrate import cumulative_simpson
+
+    table = np.concatenate([each[:4] for each in tables], axis=1)
+    table = table[:, table[0].argsort()]
+    return np.vstack([table, cumulative_simpson(table[1], x=table[0], initial=0)])
+
+
 def _refine(
     columns: Callable[[Array], Array], table: Array, most_points: int
 ) -> tuple[Array, bool]:
-    """Return ``table`` (4, G) with rough pieces halved, and whether none is left."""
+    """Return ``table`` (5, G) with rough pieces halved, and whether none is left."""
     while (rough := _rough_pieces(table)).any():
         middles = ((table[0, :-1] + table[0, 1:]) / 2)[rough]
         if table.shape[1] + len(middles) > most_points or np.isin(middles, table[0]).any():
             return table, False
-        table = np.concatenate([table, columns(middles)], axis=1)
-        table = table[:, table[0].argsort()]
+        table = _integrated(table, columns(middles))
     return table, True
 
 
@@ -109,10 +122,8 @@ def _rough_pieces(table: Array) -> NDArray[np.bool_]:
     On such a piece Simpson's and the trapezoid rule differ, or a density that is not negligible
     there changes too much. Its slopes bound its maximum on a piece where its log is concave.
     """
-    from scipy.integrate import cumulative_simpson
-
-    x, s, true, log_p = table
-    h, log_q = np.diff(x), cumulative_simpson(s, x=x, initial=0)
+    x, s, true, log_p, log_q = table
+    h = np.diff(x)
     rough = np.abs(np.diff(log_q) - h * (s[:-1] + s[1:]) / 2) > _ROUGH
     for log_f, slope in ((log_q, s), (log_p, true)):
         rise, fall = h * slope[:-1], -h * slope[1:]  # from either end into the piece
@@ -124,10 +135,7 @@ def _rough_pieces(table: Array) -> NDArray[np.bool_]:
 
 def _beyond(table: Array) -> list[Array]:
     """Return points beyond each end at which q is not negligible, as far as the table is wide."""
-    from scipy.integrate import cumulative_simpson
-
-    x = table[0]
-    log_q = cumulative_simpson(table[1], x=x, initial=0)
+    x, log_q = table[0], table[4]
     steps = (x[-1] - x[0]) * np.linspace(0, 1, _FIRST_POINTS // 2)[1:]
     left, right = (bool(log_q[end] > log_q.max() - _NEGLIGIBLE) for end in (0, -1))
     return [x[0] - steps[::-1]] * left + [x[-1] + steps] * right

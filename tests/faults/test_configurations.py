@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
-from ncsn_cli import evaluation, expectation, floors
+from ncsn_cli import evaluation, expectation, floors, log_density
 from ncsn_cli.cli import config_dir
 from ncsn_cli.datasets import checkerboard, mixture
 from ncsn_cli.errors import ConfigError, DivergedError
@@ -331,7 +331,7 @@ def test_a_configuration_runs_or_is_refused(
 ):
     number = trials("D2", 1000, 5)
     for module, name, value in [
-        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (evaluation, "_FLOW_STEPS", 2),
+        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (log_density, "_FLOW_STEPS", 2),
         (evaluation, "_FEWEST_POINTS", 50), (evaluation, "_FEWEST_RECOVERED", 1000),
         (evaluation, "_MOST_RECOVERED", 1000), (evaluation, "_MOST_INFORMATIONS", 4),
         (mixture, "MOST_GRID_TERMS", 1e4), (checkerboard, "MOST_GRID_TERMS", 1e4),
