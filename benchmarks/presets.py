@@ -117,7 +117,7 @@ class Preset:
     why: str = ""  # what explains a distance from the source or from the truth
 
 
-ANNEALED = ("sampler=song_ermon_annealed",)
+ANNEALED = ("sampler=preset/song_ermon_annealed",)
 PRESETS = {
     "cas_25_gaussians": Preset("settings only, for this data", LEARNED, (W, WEIGHTS),
         why="Sigma enters the network as it is, as in the source: 2000 steps leave a score error "

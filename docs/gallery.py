@@ -47,7 +47,7 @@ ncsn-sample -m score=exact experiment=song_ermon_annealed init=normal init.mean=
 ncsn-compare outputs/sample/multiruns --metric perturbed.mode_weights.value"""
 FAR_MODES = (
     "ncsn-train dataset=two_modes_1d dataset.num_samples=null 'dataset.means=[[-5],[5]]'"
-    " schedule=single loss=implicit model=mlp_unconditional_2d trainer.steps=3000"
+    " schedule=single loss=implicit model=preset/mlp_one_level trainer.steps=3000"
 )
 FIELDS = "ncsn-train experiment=song_ermon_fields"
 NOTES = "ncsn-train experiment=mdsm_1d"

@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ncsn_cli.moved import MovedOptions
 
 if TYPE_CHECKING:
     from ncsn_cli.sweep import Job
@@ -45,6 +48,8 @@ def _study_name(overrides: ListConfig) -> str:
 # Here, so that processes which run jobs of a sweep know them, too.
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
+
+Plugins.instance().register(MovedOptions)
 
 # Hydra copies its store, a singleton that it only reads from, 127 times for --help: 1 s.
 ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from ncsn_cli import __version__
 from ncsn_cli.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
+from ncsn_cli.moved import OPTIONS
 from ncsn_cli.names import for_shell
 from ncsn_cli.report import drawing, html_report, link
 from ncsn_cli.runs import flatten, without_home
@@ -233,6 +234,7 @@ def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], se
         for key, value in hydra.items()
         if key.startswith("hydra.runtime.choices.") and isinstance(value, str)
     }
+    options = {group: OPTIONS.get(f"{group}/{name}", name) for group, name in options.items()}
     words = hydra.get("hydra.overrides.task")
     named = _keys(words if isinstance(words, list) else [])
     if isinstance(checkpoint, str):

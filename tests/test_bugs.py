@@ -13,6 +13,7 @@ from .conftest import correlated_2d, stream
 from .forked import only_run, read
 
 SAMPLE = ["score=exact", "num_samples=1000", "plot=[]", "trajectories=0"]
+ANNEALED = "sampler=preset/song_ermon_annealed"
 
 
 def metrics_of(forked, arguments, folder):
@@ -25,9 +26,9 @@ def metrics_of(forked, arguments, folder):
 @pytest.mark.parametrize(
     ("bug", "correct", "target", "metric", "factor"),
     [
-        ("noise_not_annealed", "sampler=song_ermon_annealed", "perturbed", "mode_weights", 8),
-        ("linear_steps", "sampler=song_ermon_annealed", "perturbed", "mode_weights", 3),
-        ("levels_reversed", "sampler=song_ermon_annealed", "clean", "moments", 25),
+        ("noise_not_annealed", ANNEALED, "perturbed", "mode_weights", 8),
+        ("linear_steps", ANNEALED, "perturbed", "mode_weights", 3),
+        ("levels_reversed", ANNEALED, "clean", "moments", 25),
         ("sigma_replaced", "dataset=song_ermon_2d", "perturbed", "moments", 3),
     ],
 )

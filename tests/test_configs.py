@@ -1,12 +1,17 @@
 """Every option composes, builds, and lists exactly the parameters of what it builds."""
 
+import collections
+import functools
 import inspect
+import itertools
+import shlex
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
+from ncsn_cli import moved
 from ncsn_cli.cli import config_dir
 from ncsn_cli.configuration import GROUPS, SampleSettings, TrainSettings, read_config, run_keys
 
@@ -14,7 +19,7 @@ CONFIGS = config_dir()
 RUNTIME = {"dim", "params", "scene", "self"}
 OPTIONS = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
-    for path in CONFIGS.glob("*/*.yaml")
+    for path in CONFIGS.glob("*/**/*.yaml")
     if path.parent.name not in ("experiment", "hparams_search", "hydra", "paths")
 )
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
@@ -25,8 +30,9 @@ def composed(name, *overrides):
         return read_config(compose(name, list(overrides)))
 
 
+@functools.cache  # composing takes longer than what is tested
 def option(path):
-    group, name = path.split("/")
+    group, _, name = path.partition("/")
     several = group in ("metric", "plot", "animation")
     config = composed("train", f"{group}=[{name}]" if several else f"{group}={name}")
     return config[group][name] if several else config[group]
@@ -55,6 +61,30 @@ def test_an_option_lists_every_parameter(path):
 def test_an_option_builds(path):
     runtime = {"dim": 2} if path.startswith("model/") else {}
     instantiate(option(path), _convert_="all", **runtime)
+
+
+def test_an_option_that_moved_answers_under_its_old_name_with_the_new_words(capsys):
+    by_group = {}
+    for old in moved.OPTIONS:
+        by_group.setdefault(old.split("/")[0], []).append(old)
+        assert not (CONFIGS / f"{old}.yaml").exists()
+    for olds in itertools.zip_longest(*by_group.values()):  # one of each group, to compose less
+        olds = [old for old in olds if old is not None]
+        moved.say_new_name.cache_clear()
+        answer = composed("train", *(old.replace("/", "=") for old in olds))
+        said = capsys.readouterr().err.splitlines()
+        new = [f"{old.split('/')[0]}={moved.OPTIONS[old]}" for old in olds]
+        assert answer == composed("train", *new)
+        shown = {line.partition(" is now ")[0]: line.partition(" is now ")[2] for line in said}
+        assert set(shown) == {old.replace("/", "=") for old in olds}
+        meaning = [word for line in shown.values() for word in line.split(", which is ")[-1:]]
+        assert answer == composed("train", *shlex.split(" ".join(meaning)))
+
+
+def test_the_groups_list_what_a_user_chooses():
+    listed = collections.Counter(path.parent.name for path in CONFIGS.glob("*/*.yaml"))
+    counts = [listed[group] for group in ("sampler", "schedule", "model", "optimizer")]
+    assert counts == [8, 5, 6, 3]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

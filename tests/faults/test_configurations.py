@@ -86,7 +86,7 @@ BASES = [  # command, and what its configuration is made of
     ("train", ["dataset=ring_2d", "schedule=from_data", "model=energy_mlp", "init=data"]),
     ("train", ["dataset=moons_2d", "model=ncsnv2_mlp", "sampler=predictor_corrector"]),
     *(("sample", ["score=exact", f"experiment={e}"]) for e in ("mdsm_1d", "langevin_2d")),
-    ("sample", ["score=exact", "dataset=spiral_2d", "schedule=karras", "sampler=heun",
+    ("sample", ["score=exact", "dataset=spiral_2d", "schedule=karras", "sampler=preset/heun",
                 "metric=[kl,mmd,energy_distance,sliced_wasserstein]", "init=normal"]),
     ("sample", ["score=exact", "dataset=checkerboard_2d", "schedule=linear", "init=data",
                 "sampler=consistent_annealed", "metric=[wasserstein,score_error]"]),
