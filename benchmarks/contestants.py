@@ -75,12 +75,14 @@ def ours() -> dict[str, Work]:
     from samplers import METRIC, NUM, SIGMA_MAX, samplers
 
     from ncsn_cli.configuration import instantiate
+    from ncsn_cli.core.dataset import Dataset
+    from ncsn_cli.core.score import Score
+    from ncsn_cli.core.settings import random_stream
     from ncsn_cli.floors import noise_floor
     from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling import Sampling
     from ncsn_cli.schedules import Geometric, Karras
-    from ncsn_cli.scores import Dataset, Score, random_stream
     from ncsn_cli.training import Row, fit
 
     threads = torch.get_num_threads()  # torch's default, a notebook's

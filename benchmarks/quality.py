@@ -25,8 +25,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ncsn_cli.cli import config_dir
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.schedules import technique_1
-from ncsn_cli.scores import Dataset, random_stream
 
 BIN = Path(sys.executable).parent
 QUIET = ["plot=[]", "metric=[]", "trainer.eval_every=1000000", "trainer.checkpoint_every=1000000"]

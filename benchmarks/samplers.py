@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from quality import dataset, dataset_presets
 
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.metrics import SlicedWasserstein
 from ncsn_cli.plots.canvas import SERIES, new_figure, own_settings
@@ -38,7 +40,6 @@ from ncsn_cli.samplers import (
     Sampler,
 )
 from ncsn_cli.schedules import Geometric, Karras
-from ncsn_cli.scores import Dataset, random_stream
 
 SIGMA_MAX, NUM = 20.0, 10_000
 BUDGETS = [10, 30, 100, 300, 1000]

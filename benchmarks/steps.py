@@ -20,11 +20,11 @@ import torch
 from contestants import new_training
 
 from ncsn_cli.compiled_langevin import CompiledLangevin
+from ncsn_cli.core.score import Score
 from ncsn_cli.jobs import keep_freed_memory
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin
 from ncsn_cli.sampling import TILE
-from ncsn_cli.scores import Score
 from ncsn_cli.training import Training
 
 CASES = {

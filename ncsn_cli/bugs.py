@@ -13,10 +13,11 @@ from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import STRICT
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.losses import Denoising, Implicit, Perturbed
 from ncsn_cli.samplers import AnnealedLangevin, Level, LogProb
-from ncsn_cli.scores import STRICT, Score
 
 __all__ = [
     "LevelsReversed",

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
 from ncsn_cli.files import open_regular, parse_json, write_atomic
 
 _MOST_BYTES = 1 << 28  # hashed in two seconds

@@ -119,7 +119,7 @@ def _run(name: str) -> None:
         jobs, error = [], error or raised
     failed = sum(job.has_failed for job in jobs)
     if failed and getattr(error, "exit_code", None) is None:
-        from ncsn_cli.errors import FailedJobsError
+        from ncsn_cli.core.errors import FailedJobsError
 
         error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
     if isinstance(error, SystemExit):
@@ -130,7 +130,7 @@ def _run(name: str) -> None:
 
 def _error_of(start: Callable[[], object]) -> BaseException | None:
     """Return what ends a command, None if that is its work."""
-    from ncsn_cli.errors import RefusedStart
+    from ncsn_cli.core.errors import RefusedStart
 
     try:
         _refuse_rerun()
@@ -159,7 +159,7 @@ def _task(name: str) -> Callable[[DictConfig], float | None]:
 def _refuse_rerun() -> None:
     """Hydra's flag unpickles a file, which can run anything; argparse knows it by its start."""
     if any(word.startswith("--e") for word in sys.argv[1:]):
-        from ncsn_cli.errors import ConfigError
+        from ncsn_cli.core.errors import ConfigError
 
         raise ConfigError(
             "--experimental-rerun: it runs what a pickle says; run.json has the command"
@@ -170,7 +170,7 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
     """Say in at most three lines what went wrong."""
     if show_traceback:
         traceback.print_exception(error)
-    from ncsn_cli.errors import one_line
+    from ncsn_cli.core.errors import one_line
 
     lines, code = _explain(name, error, job_started)
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
@@ -180,7 +180,7 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
 
 def _interrupt(number: int, frame: object) -> None:
     """These signals end a job as Ctrl-C does, so that its folder says so."""
-    from ncsn_cli.errors import InterruptedRun
+    from ncsn_cli.core.errors import InterruptedRun
 
     raise InterruptedRun("stopped by a signal", number)
 
@@ -224,7 +224,7 @@ def _record_failure(name: str, error: BaseException, before: int | None) -> None
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-    from ncsn_cli.errors import BusyFolderError
+    from ncsn_cli.core.errors import BusyFolderError
 
     if isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, BusyFolderError):
         from ncsn_cli.files import read_json, to_json, write_atomic

@@ -22,7 +22,7 @@ import yaml
 from markupsafe import Markup
 
 from ncsn_cli import __version__
-from ncsn_cli.errors import ConfigError, MissingInputError, one_line
+from ncsn_cli.core.errors import ConfigError, MissingInputError, one_line
 from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
 from ncsn_cli.moved import OPTIONS
 from ncsn_cli.names import for_shell

@@ -18,9 +18,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_cli.compiler_cache import prepare_compiling
+from ncsn_cli.core.compiler import prepare_compiling
+from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.scores import Score
 
 _MAX_STEPS = 128
 _MAX_NUMBERS = 2**20  # noise held for the steps of one call

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.compiler_cache import prepare_compiling
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.compiler import prepare_compiling
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.models.columns import Perceptron, one_hidden_layer
 from ncsn_cli.samplers import Level, Sampler, langevin_steps
-from ncsn_cli.scores import Score, at_level
 
 _STEPS_A_CALL = 8  # each has code of its own, compiled in a second; a call costs what one does
 _SECONDS_TO_COMPILE = 15.0

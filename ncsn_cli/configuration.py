@@ -19,11 +19,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.checkpoints import known_class
-from ncsn_cli.errors import ConfigError, one_line
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError, one_line
+from ncsn_cli.core.settings import STRICT, Count, random_stream
 from ncsn_cli.files import check_plain
 from ncsn_cli.runs import flatten, without_home
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import STRICT, Count, Dataset, random_stream
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.samplers import Level, Sampler, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.errors import DivergedError
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.errors import DivergedError
+from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
@@ -30,8 +34,6 @@ from ncsn_cli.metrics import (
     relative_curl,
     relative_error,
 )
-from ncsn_cli.scene import Scene
-from ncsn_cli.scores import Dataset, Law, Score, random_stream
 from ncsn_cli.views import Grid, Projection, levels_shown
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncsn_cli.errors import BadCheckpointError, DivergedError, OutsideFolderError
+from ncsn_cli.core.errors import BadCheckpointError, DivergedError, OutsideFolderError
 
 _MOST_BYTES = 1 << 24  # of a file of JSON
 _MOST_BYTES_OF_ARRAYS = 1 << 28

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.files import read_json, to_json, write_atomic
 from ncsn_cli.metrics import SampleMetric
-from ncsn_cli.scores import Law, random_stream
 
 log = logging.getLogger(__name__)
 

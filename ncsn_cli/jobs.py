@@ -20,12 +20,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ncsn_cli.configuration import Config, instantiate_list, without_paths
-from ncsn_cli.errors import ConfigError, OutputExistsError
+from ncsn_cli.core.errors import ConfigError, OutputExistsError
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.files import read_json
 from ncsn_cli.names import for_shell, override
 from ncsn_cli.report import drawing, html_report, tables_of
 from ncsn_cli.runs import RunFolder, flatten
-from ncsn_cli.scene import Scene
 
 log = logging.getLogger(__name__)
 

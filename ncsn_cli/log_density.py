@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.score import Score
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
     LogLikelihood,
@@ -20,7 +22,6 @@ from ncsn_cli.metrics import (
     prior_log_prob,
     recovered_density,
 )
-from ncsn_cli.scores import Dataset, Score
 from ncsn_cli.views import grid_of
 
 log = logging.getLogger(__name__)

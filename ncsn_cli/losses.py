@@ -13,8 +13,9 @@ from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT, Score, derivative_along, score_and_jacobian
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import Score, derivative_along, score_and_jacobian
+from ncsn_cli.core.settings import STRICT
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 

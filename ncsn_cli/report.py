@@ -15,7 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 from markupsafe import Markup
 
-from ncsn_cli.errors import NcsnError, one_line
+from ncsn_cli.core.errors import NcsnError, one_line
 from ncsn_cli.runs import flatten, without_home
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ncsn_cli.errors import BusyFolderError, DivergedError, OutputExistsError
+from ncsn_cli.core.errors import BusyFolderError, DivergedError, OutputExistsError
 from ncsn_cli.files import inside, make_folder, remove_unfinished, to_json, write_atomic
 
 _LOCK = ".lock"

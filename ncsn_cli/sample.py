@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.compiled_langevin import settle
-from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -32,9 +31,14 @@ from ncsn_cli.configuration import (
     settings,
     without_paths,
 )
+from ncsn_cli.core.compiler import keep_compiled_code
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised, GaussianMixture
 from ncsn_cli.doctor import examine, unresolved
-from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import (
     FloorOf,
     compose_scene,
@@ -63,9 +67,7 @@ from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.columns import Recentred
 from ncsn_cli.samplers import Init, LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
-from ncsn_cli.scene import Scene
 from ncsn_cli.schedules import FromData, Schedule
-from ncsn_cli.scores import Dataset, Law, Score, random_stream
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.compiled_langevin import CompiledLangevin
-from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun, one_line
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun, one_line
+from ncsn_cli.core.score import Score, at_level
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
 from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
 from ncsn_cli.samplers import LogProb, Sampler, State, steps_with
-from ncsn_cli.scores import Dataset, Score, at_level, random_stream
 from ncsn_cli.workers import shared_zeros, side_by_side
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import STRICT
 
 __all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
 

@@ -30,7 +30,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ncsn_cli.errors import ConfigError, InterruptedRun, RefusedStart
+from ncsn_cli.core.errors import ConfigError, InterruptedRun, RefusedStart
 from ncsn_cli.files import read_json, refuse_links, to_json, write_atomic
 from ncsn_cli.names import ROSTER, SWEPT, for_shell, old_study_name, override, study_name
 from ncsn_cli.runs import flatten, heeded, hold, refuse_run, release_all, without_home

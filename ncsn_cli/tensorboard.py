@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
 
 
 class TensorBoard:

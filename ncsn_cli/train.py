@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
-from ncsn_cli.compiler_cache import keep_compiled_code
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -32,8 +31,12 @@ from ncsn_cli.configuration import (
     what_torch_refuses,
     without_paths,
 )
+from ncsn_cli.core.compiler import keep_compiled_code
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.doctor import examine
-from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
 from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
@@ -54,8 +57,6 @@ from ncsn_cli.jobs import (
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs import RunFolder
 from ncsn_cli.samplers import Sampler
-from ncsn_cli.scene import Scene
-from ncsn_cli.scores import Dataset, random_stream
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard
 from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit, optimizer_step, settle

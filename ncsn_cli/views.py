@@ -7,8 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ncsn_cli.scene import GRID
-from ncsn_cli.scores import Dataset, random_stream
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.scene import GRID
+from ncsn_cli.core.settings import random_stream
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from ncsn_cli.checkpoints import (
     load_newest,
     save_checkpoint,
 )
-from ncsn_cli.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.models import MLP
 
 RECORD = {"config": {"model": {"_target_": "ncsn_cli.models.MLP"}}, "step": 3}

@@ -10,7 +10,7 @@ import yaml
 
 from ncsn_cli import cli
 from ncsn_cli.compare import compare
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.plots import canvas, comparison
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from ncsn_cli.errors import ConfigError, DivergedError
+from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
 from ncsn_cli.models import MLP
 from ncsn_cli.training import Trainer, Training, settle

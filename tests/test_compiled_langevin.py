@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ncsn_cli.compiled_langevin import CompiledLangevin, settle
-from ncsn_cli.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, FourierMLP, NCSNv2MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Level, ProbabilityFlow
 from ncsn_cli.sampling import TILE
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.scores import at_level
 
 from .conftest import shaken, stream
 from .test_sampling import ask_to_stop, assert_same, sampling

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_cli.compiler_cache import keep_compiled_code, prepare_compiling
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.compiler import keep_compiled_code, prepare_compiling
+from ncsn_cli.core.errors import ConfigError
 
 from .test_cli import QUICK, succeed
 

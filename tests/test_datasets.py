@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.expectation import moments_by_draws
 from ncsn_cli.datasets import (
     Checkerboard,
     Circle,
@@ -21,8 +23,6 @@ from ncsn_cli.datasets import (
     ring,
     spiral,
 )
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.expectation import moments_by_draws
 
 from .conftest import (
     LIMIT,

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ncsn_cli.errors import DivergedError, OutsideFolderError
+from ncsn_cli.core.errors import DivergedError, OutsideFolderError
 from ncsn_cli.files import inside, to_json, write_atomic
 
 

@@ -8,10 +8,10 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from ncsn_cli.core.score import score_and_jacobian
 from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, moons
 from ncsn_cli.log_density import evaluate_log_density
 from ncsn_cli.metrics import KL, likelihood, log_likelihood, prior_log_prob, recovered_density
-from ncsn_cli.scores import score_and_jacobian
 
 from .conftest import correlated_2d, stream, two_modes_1d
 

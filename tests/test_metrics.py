@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import binom, energy_distance, wasserstein_distance
 
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import evaluate_samples
 from ncsn_cli.floors import noise_floor
@@ -25,7 +26,6 @@ from ncsn_cli.metrics import (
     relative_curl,
     settled_from,
 )
-from ncsn_cli.scores import random_stream
 
 from .conftest import assert_mean, correlated_2d, stream, two_modes_1d, two_modes_2d
 

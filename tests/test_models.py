@@ -4,10 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
 from ncsn_cli.models.columns import Perceptron, Recentred
-from ncsn_cli.scores import at_level
 
 from .conftest import correlated_2d, shaken, stream
 

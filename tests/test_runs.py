@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from ncsn_cli.errors import DivergedError, InterruptedRun, OutputExistsError
+from ncsn_cli.core.errors import DivergedError, InterruptedRun, OutputExistsError
 from ncsn_cli.runs import RunFolder, hold, release_all, signals_as_requests, without_home
 
 

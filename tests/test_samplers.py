@@ -5,8 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.errors import ConfigError
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,

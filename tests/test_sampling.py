@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.errors import BadCheckpointError, DivergedError, InterruptedRun
+from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
 from ncsn_cli.sampling import TILE, Sampling

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from scipy.integrate import quad
 from scipy.spatial.distance import pdist
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.schedules import (
     FromData,
     Geometric,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ncsn_cli.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
-from ncsn_cli.errors import ConfigError, DivergedError
+from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.files import write_atomic
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.errors import DivergedError
+from ncsn_cli.core.errors import DivergedError
 from ncsn_cli.workers import shared_zeros, side_by_side
 
 

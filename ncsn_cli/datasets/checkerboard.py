@@ -10,16 +10,17 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, validate_call
 from torch import Tensor
 from torch.special import log_ndtr
 
-from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.expectation import (
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.expectation import (
     Draws,
     FisherInformation,
     ModeMoments,
     moments_by_draws,
     moments_from_sums,
 )
-from ncsn_cli.scores import NUM_DRAWS, STRICT, Count, Dataset, random_stream
+from ncsn_cli.core.settings import NUM_DRAWS, STRICT, Count, random_stream
+from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 
 
 class Checkerboard(Dataset):

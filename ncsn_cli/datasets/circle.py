@@ -10,9 +10,10 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_c
 from torch import Tensor
 from torch.special import i0e, i1e
 
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.expectation import FisherInformation, ModeMoments, moments_from_sums
-from ncsn_cli.scores import STRICT, Count, Dataset
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.expectation import FisherInformation, ModeMoments, moments_from_sums
+from ncsn_cli.core.settings import STRICT, Count
 
 
 class Circle(Dataset):

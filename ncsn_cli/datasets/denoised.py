@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_cli.expectation import Draws, ModeMoments, moments_by_draws, moments_from_sums
-from ncsn_cli.scores import NUM_DRAWS, Dataset, Law, random_stream
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.expectation import Draws, ModeMoments, moments_by_draws, moments_from_sums
+from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
 _NODES = 4001  # between which d is inverted
 

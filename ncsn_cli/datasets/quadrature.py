@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncsn_cli.expectation import FisherInformation
-from ncsn_cli.scores import Dataset
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.expectation import FisherInformation
 
 MOST_GRID_TERMS = 3e7
 """Points times components of the largest grid: a second or two."""

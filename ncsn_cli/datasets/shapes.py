@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, validate_call
 
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import STRICT, Count, Modes
 from ncsn_cli.datasets.mixture import GaussianMixture
-from ncsn_cli.errors import ConfigError
-from ncsn_cli.scores import STRICT, Count, Modes
 
 
 @validate_call(config=STRICT)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ncsn_cli.scores import Dataset, Law, Score
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.score import Score
 
 Distance = Callable[[Tensor, torch.Generator], float]
 """``distance(samples, generator)``: how far samples (N, D) are from p_sigma; exact draws that they

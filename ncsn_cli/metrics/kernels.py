@@ -11,9 +11,10 @@ from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.expectation import distances
+from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.expectation import distances
+from ncsn_cli.core.settings import STRICT, Count, random_stream
 from ncsn_cli.metrics.base import Distance, SampleMetric
-from ncsn_cli.scores import STRICT, Count, Law, random_stream
 
 
 @dataclass(frozen=True, config=STRICT)

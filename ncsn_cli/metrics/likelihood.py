@@ -14,9 +14,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import Score, detached_jacobian
+from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, Score, detached_jacobian
 
 log = logging.getLogger(__name__)
 

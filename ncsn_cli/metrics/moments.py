@@ -10,10 +10,11 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.expectation import ModeMoments
+from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.expectation import ModeMoments
+from ncsn_cli.core.settings import STRICT
 from ncsn_cli.metrics.base import Distance, SampleMetric
 from ncsn_cli.metrics.binomial import mean_absolute_deviation
-from ncsn_cli.scores import STRICT, Law
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.score import Score
 from ncsn_cli.metrics.likelihood import in_float64
 from ncsn_cli.metrics.score_error import in_parts
-from ncsn_cli.scores import Dataset, Score
 
 Array = NDArray[np.float64]
 

@@ -10,8 +10,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.score import Score, detached_jacobian
+from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
-from ncsn_cli.scores import STRICT, Count, Dataset, Score, detached_jacobian
 
 _POINTS_IN_CACHE = 4096  # of 64 units in float32: 1 MB, a core's share
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.scores import at_level
+from ncsn_cli.core.score import at_level
 
 AtLevel = Callable[[Tensor], Tensor]
 """Scores (B, D) at points (B, D), quickest at those whose transpose is contiguous.

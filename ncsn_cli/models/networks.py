@@ -16,9 +16,9 @@ import torch
 from pydantic import Field, PositiveFloat, validate_call
 from torch import Tensor, nn
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.models.columns import AtLevel, Perceptron, matrix, residual, with_inputs
-from ncsn_cli.scores import STRICT, Count
 
 log = logging.getLogger(__name__)
 

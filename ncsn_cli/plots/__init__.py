@@ -17,12 +17,12 @@ if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", 
     with suppress(ValueError):
         matplotlib.rcParams["backend"] = backend
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.data import density
 from ncsn_cli.plots.fields import log_density, recovered_density, score, score_error, score_norm
 from ncsn_cli.plots.learning import loss
 from ncsn_cli.plots.sampling import chains, commitment, distances, samples
-from ncsn_cli.scene import Scene
 
 __all__ = [
     "chains",

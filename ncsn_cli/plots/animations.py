@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     TRUTH,
@@ -18,7 +19,6 @@ from ncsn_cli.plots.canvas import (
     new_figure,
 )
 from ncsn_cli.plots.fields import arrows, at_arrows, shortened, with_margin
-from ncsn_cli.scene import Scene
 
 _MOST_FRAMES = 80  # of chains
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ncsn_cli.scene import Scene
+from ncsn_cli.core.scene import Scene
 
 Array = NDArray[np.float64]
 

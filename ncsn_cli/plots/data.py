@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots.canvas import (
     NEUTRAL,
     TRUTH,
@@ -14,7 +15,6 @@ from ncsn_cli.plots.canvas import (
     new_figure,
     scatter,
 )
-from ncsn_cli.scene import Scene
 
 
 def density(scene: Scene) -> Figure | None:

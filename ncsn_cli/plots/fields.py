@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
+from ncsn_cli.core.scene import ARROWS, Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     NEUTRAL,
@@ -21,7 +22,6 @@ from ncsn_cli.plots.canvas import (
     new_figure,
     square,
 )
-from ncsn_cli.scene import ARROWS, Scene
 
 _DEPTH = 12.0  # nats below the highest density that are shown
 

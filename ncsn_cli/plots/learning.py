@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots.canvas import MODEL, TRUTH, log_scale, new_figure
-from ncsn_cli.scene import Scene
 
 
 def loss(scene: Scene) -> Figure | None:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     SERIES,
@@ -18,7 +19,6 @@ from ncsn_cli.plots.canvas import (
     scatter,
     square,
 )
-from ncsn_cli.scene import Scene
 
 
 def samples(scene: Scene) -> Figure | None:

@@ -11,7 +11,8 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, Score, at_level
+from ncsn_cli.core.score import Score, at_level
+from ncsn_cli.core.settings import STRICT
 
 _STEPS_A_DRAW = 16  # of the noise of Langevin steps: a call for each would cost as much again
 

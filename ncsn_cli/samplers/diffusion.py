@@ -11,9 +11,10 @@ from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
-from ncsn_cli.scores import STRICT, Count, Score
 
 _LONGEST = 1.25  # times the step before, up to which a parabola is followed beyond its points
 

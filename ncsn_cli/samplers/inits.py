@@ -10,7 +10,8 @@ from pydantic import Field, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.scores import STRICT, Dataset
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.settings import STRICT
 
 
 class Init(ABC):

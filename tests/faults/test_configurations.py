@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
-from ncsn_cli import evaluation, expectation, floors, log_density
+from ncsn_cli import evaluation, floors, log_density
 from ncsn_cli.cli import config_dir
+from ncsn_cli.core import expectation
+from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.datasets import checkerboard, mixture
-from ncsn_cli.errors import ConfigError, DivergedError
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs import flatten
 from ncsn_cli.sample import sample

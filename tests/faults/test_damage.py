@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ncsn_cli.checkpoints import load_checkpoint
-from ncsn_cli.errors import BadCheckpointError
+from ncsn_cli.core.errors import BadCheckpointError
 
 from .states import digest_of_run, newest_checkpoint
 

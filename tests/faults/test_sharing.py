@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli.errors import BusyFolderError
+from ncsn_cli.core.errors import BusyFolderError
 from ncsn_cli.runs import hold, release
 
 from ..forked import Server, read

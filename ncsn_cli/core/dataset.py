@@ -1,20 +1,16 @@
-"""What every module shares: the score's interface, datasets, strict settings, random streams.
+"""Distributions that are known exactly at every noise level.
 
-Shapes: B points, D dimensions, K mixture components, L noise levels.
+Shapes: B points, D dimensions, K modes or mixture components.
 """
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from ncsn_cli.expectation import (
+from ncsn_cli.core.expectation import (
     Draws,
     FisherInformation,
     ModeMoments,
@@ -22,77 +18,7 @@ from ncsn_cli.expectation import (
     moments_by_draws,
     nearest_centre,
 )
-
-Score = Callable[[Tensor, Tensor], Tensor]
-"""``score(x, sigma)``: grad_x log p_sigma(x), units 1/length; x (B, D), sigma () or (B,).
-
-The exact mixture and the network share it, so each sampler, metric and plot takes either.
-"""
-
-
-def at_level(score: Score, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """X (B, D) -> ``score(x, sigma)`` for one sigma (), valid until the next evaluation.
-
-    Without gradients it is the score's own method ``at_level(sigma)``, where it has one.
-    """
-    for kind in () if torch.is_grad_enabled() else type(score).__mro__:
-        if "at_level" in vars(kind):
-            quick: Callable[[Tensor], Tensor] = vars(kind)["at_level"](score, sigma)
-            return quick
-        if "forward" in vars(kind):  # a method inherited from beyond knows nothing of this one
-            break
-    return lambda x: score(x, sigma)
-
-
-def derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S and (grad s) v, both (B, D), in one forward differentiation; ``v`` and ``x`` (B, D)."""
-    result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))
-    return result[0], result[1]
-
-
-def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S (B, D) and d_j s_i (B, i, j), by forward differentiation along each axis."""
-    columns = []
-    for axis in range(x.shape[-1]):
-        tangent = torch.zeros_like(x)
-        tangent[:, axis] = 1
-        s, along = derivative_along(tangent, score, x, sigma)
-        columns.append(along)
-    return s, torch.stack(columns, dim=-1)
-
-
-def detached_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s (B, D) and d_j s_i (B, i, j), where nothing differentiates them again.
-
-    By D backward differentiations: of networks they take a third of the time of forward ones.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        s = score(x, sigma)
-        rows = [
-            torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True)[0]
-            for value in s.sum(0)  # (D,): each point's score depends on that point alone
-        ]
-    return s.detach(), torch.stack(rows, dim=1)
-
-
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-"""Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""
-
-Count = Annotated[int, Field(gt=0, le=10**9)]
-"""A number of steps or the size of an array: torch counts in 64 bits, and more never ends."""
-
-NUM_DRAWS = 200_000
-"""Exact draws behind a number without a closed form, whose error it reports."""
-
-Modes = Annotated[int, Field(gt=0, le=10_000)]
-"""A number of modes, each of which is written out."""
-
-
-def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for ``seed`` and ``name``; those of different names are independent."""
-    digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
+from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
 
 class Law(ABC):

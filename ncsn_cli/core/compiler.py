@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ncsn_cli.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError
 
 _FOLDER, _HEADERS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
 _AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # a folder's name where every user may write
