@@ -25,6 +25,7 @@ from quality import dataset, dataset_presets
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.floors import noise_floor
+from ncsn_cli.inits import Prior
 from ncsn_cli.metrics import SlicedWasserstein
 from ncsn_cli.plots.canvas import SERIES, new_figure, own_settings
 from ncsn_cli.samplers import (
@@ -34,7 +35,6 @@ from ncsn_cli.samplers import (
     ConstantStepLangevin,
     Langevin,
     PredictorCorrector,
-    Prior,
     ProbabilityFlow,
     ReverseDiffusion,
     Sampler,

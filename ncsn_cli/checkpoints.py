@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _MODULES = [
     f"ncsn_cli.{name}"
-    for name in ("bugs", "datasets", "schedules", "losses", "models", "samplers")
+    for name in ("datasets", "inits", "losses", "mistakes", "models", "samplers", "schedules")
 ]
 
 

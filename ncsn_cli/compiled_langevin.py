@@ -13,7 +13,7 @@ from torch.nn import functional
 from ncsn_cli.core.compiler import prepare_compiling
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import Score, at_level
-from ncsn_cli.models.columns import Perceptron, one_hidden_layer
+from ncsn_cli.models.one_level import Perceptron, one_hidden_layer
 from ncsn_cli.samplers import Level, Sampler, langevin_steps
 
 _STEPS_A_CALL = 8  # each has code of its own, compiled in a second; a call costs what one does

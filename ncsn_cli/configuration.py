@@ -23,6 +23,7 @@ from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import STRICT, Count, random_stream
 from ncsn_cli.files import check_plain
+from ncsn_cli.moved import with_new_names
 from ncsn_cli.runs import flatten, without_home
 from ncsn_cli.schedules import FromData, Schedule
 
@@ -98,7 +99,7 @@ def read_config(cfg: DictConfig) -> Config:
                 f"{key}: the run's files would show this environment variable; write its value"
             )
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config = cast("Config", container)
+    config = cast("Config", with_new_names(container))
     for key, value in flatten(config).items():
         try:
             check_plain(value)

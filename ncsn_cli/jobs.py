@@ -23,6 +23,7 @@ from ncsn_cli.configuration import Config, instantiate_list, without_paths
 from ncsn_cli.core.errors import ConfigError, OutputExistsError
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.files import read_json
+from ncsn_cli.moved import with_new_names, with_old_names
 from ncsn_cli.names import for_shell, override
 from ncsn_cli.report import drawing, html_report, tables_of
 from ncsn_cli.runs import RunFolder, flatten
@@ -105,7 +106,8 @@ def _as_yaml(config: Config) -> str:
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     """What tells one request from another: the configuration and the checkpoint's content."""
-    digest = hashlib.sha256(json.dumps(without_paths(config), sort_keys=True).encode())
+    text = json.dumps(without_paths(config), sort_keys=True)
+    digest = hashlib.sha256(with_old_names(text).encode())
     if checkpoint is not None:
         digest.update(checkpoint.read_bytes())
     return digest.hexdigest()
@@ -119,7 +121,7 @@ def refuse_changes(
     Raises:
         ConfigError: If settings differ that may not; it names them, with what they were.
     """
-    then, today = flatten(without_paths(before)), flatten(without_paths(now))
+    then, today = flatten(without_paths(with_new_names(before))), flatten(without_paths(now))
     changed = [key for key in then.keys() | today.keys() if then.get(key) != today.get(key)]
     if changed := sorted(key for key in changed if not may_change(key)):
         was = " ".join(override(key, then.get(key)) for key in changed[:5])

@@ -1,9 +1,10 @@
-"""Names that have moved: options under their old names still answer, with the new words."""
+"""Names that have moved: of options, which still answer, and of classes in older files."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import yaml
 from hydra.core.object_type import ObjectType
@@ -37,6 +38,39 @@ OPTIONS = {
     "optimizer/adam_rosa_2d": "adam",
 }
 """From ``group/old_name`` to the option's new name in that group."""
+
+CLASSES = {
+    f"ncsn_cli.{old}.{name}": f"ncsn_cli.{new}.{name}"
+    for old, new, names in (
+        ("samplers", "inits", ("Data", "Normal", "Prior", "Uniform")),
+        (
+            "bugs",
+            "mistakes",
+            ("LevelsReversed", "LinearSteps", "NoiseNotAnnealed", "SigmaReplaced", "SignFlipped",
+             "TraceOverDim"),
+        ),
+    )
+    for name in names
+}  # fmt: skip
+"""From the old to the new place of the classes that configurations and checkpoints name."""
+
+
+def with_new_names(config: Any) -> Any:  # noqa: ANN401
+    """Return ``config`` with the new name of every ``_target_`` that has moved."""
+    if not isinstance(config, dict):
+        return config
+    renamed = {key: with_new_names(value) for key, value in config.items()}
+    target = renamed.get("_target_")
+    if isinstance(target, str) and target in CLASSES:
+        renamed["_target_"] = CLASSES[target]
+    return renamed
+
+
+def with_old_names(text: str) -> str:
+    """Return ``text`` with the old names of classes, by which older runs know what was asked."""
+    for old, new in CLASSES.items():
+        text = text.replace(f'"{new}"', f'"{old}"')
+    return text
 
 
 class MovedOptions(ConfigSource):

@@ -47,6 +47,7 @@ from ncsn_cli.evaluation import (
 )
 from ncsn_cli.files import to_json, to_npz
 from ncsn_cli.floors import noise_floor
+from ncsn_cli.inits import Init
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,
@@ -64,8 +65,9 @@ from ncsn_cli.jobs import (
 )
 from ncsn_cli.log_density import evaluate_log_density
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
-from ncsn_cli.models.columns import Recentred
-from ncsn_cli.samplers import Init, LogProb, Sampler
+from ncsn_cli.models.one_level import Recentred
+from ncsn_cli.moved import with_new_names
+from ncsn_cli.samplers import LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule
 
@@ -83,7 +85,7 @@ _MAY_CHANGE_ON_RESUME = {
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
-    "init": {"_target_": "ncsn_cli.samplers.Prior"},
+    "init": {"_target_": "ncsn_cli.inits.Prior"},
 }
 
 
@@ -280,7 +282,7 @@ def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor
             raise ConfigError("checkpoint: give the folder of a run of ncsn-train, or score=exact")
         return None, {}, {}
     path, tensors, record = load_newest(Path(run.checkpoint))
-    return path, tensors, record["config"]
+    return path, tensors, with_new_names(record["config"])
 
 
 def _save(folder: Path, state: Saved, identity: Config) -> None:

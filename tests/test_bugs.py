@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ncsn_cli.bugs import SignFlipped, TraceOverDim
 from ncsn_cli.losses import Denoising, Implicit
 from ncsn_cli.metrics import fisher_divergence
+from ncsn_cli.mistakes import SignFlipped, TraceOverDim
 
 from .conftest import correlated_2d, stream
 from .forked import only_run, read

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.bugs import SigmaReplaced
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation import (
     _draws_per_level,
@@ -16,6 +15,7 @@ from ncsn_cli.evaluation import (
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
+from ncsn_cli.mistakes import SigmaReplaced
 from ncsn_cli.schedules import Geometric, Karras
 
 from .conftest import correlated_2d, stream, two_modes_1d

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
-from ncsn_cli.models.columns import Perceptron, Recentred
+from ncsn_cli.models.one_level import Perceptron, Recentred
 
 from .conftest import correlated_2d, shaken, stream
 

@@ -7,19 +7,16 @@ from pydantic import ValidationError
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.inits import Data, Normal, Prior, Uniform
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,
     ConsistentAnnealed,
     ConstantStepLangevin,
-    Data,
     Langevin,
-    Normal,
     PredictorCorrector,
-    Prior,
     ProbabilityFlow,
     ReverseDiffusion,
-    Uniform,
     technique_4,
 )
 from ncsn_cli.schedules import Geometric, Linear

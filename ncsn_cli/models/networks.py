@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.models.columns import AtLevel, Perceptron, matrix, residual, with_inputs
+from ncsn_cli.models.one_level import AtLevel, Perceptron, matrix, residual, with_inputs
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Samplers: chains that move points towards p_sigma by a score alone, and where they start.
+"""Samplers: chains that move points towards p_sigma by a score alone.
 
 Every Langevin step here is written
 
@@ -22,8 +22,6 @@ from ncsn_cli.samplers.diffusion import (
     ProbabilityFlow,
     ReverseDiffusion,
 )
-from ncsn_cli.samplers.inits import Data, Normal, Prior, Uniform
-from ncsn_cli.samplers.inits import Init as Init
 from ncsn_cli.samplers.langevin import (
     AnnealedLangevin,
     AnnealedMALA,
@@ -37,12 +35,8 @@ __all__ = [
     "AnnealedMALA",
     "ConsistentAnnealed",
     "ConstantStepLangevin",
-    "Data",
     "Langevin",
-    "Normal",
     "PredictorCorrector",
-    "Prior",
     "ProbabilityFlow",
     "ReverseDiffusion",
-    "Uniform",
 ]

@@ -13,6 +13,8 @@ from torch import Tensor
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.settings import STRICT
 
+__all__ = ["Data", "Normal", "Prior", "Uniform"]
+
 
 class Init(ABC):
     """Where chains start."""
