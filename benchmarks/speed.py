@@ -218,8 +218,8 @@ def weights(bench: Bench) -> str:
     """Of P3: a network trained by ``ncsn-train experiment=ncsn_2d``."""
     path = bench.path.parent / ("weights_quick.npz" if bench.quick else "weights.npz")
     if not path.exists():
-        from ncsn_cli.checkpoints import load_newest
         from ncsn_cli.models import EmbeddingMLP
+        from ncsn_cli.runs.checkpoints import load_newest
 
         print("training P3's network", flush=True)
         run = path.parent / path.stem

@@ -187,7 +187,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 class _HomelessFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        from ncsn_cli.runs import without_home
+        from ncsn_cli.runs.records import without_home
 
         return without_home(super().format(record))
 
@@ -227,8 +227,8 @@ def _record_failure(name: str, error: BaseException, before: int | None) -> None
     from ncsn_cli.core.errors import BusyFolderError
 
     if isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, BusyFolderError):
-        from ncsn_cli.files import read_json, to_json, write_atomic
-        from ncsn_cli.runs import without_home
+        from ncsn_cli.runs.files import read_json, to_json, write_atomic
+        from ncsn_cli.runs.records import without_home
 
         status = read_json(_status())
         state, untouched = status.get("state"), _written(_status()) == before

@@ -23,11 +23,11 @@ from markupsafe import Markup
 
 from ncsn_cli import __version__
 from ncsn_cli.core.errors import ConfigError, MissingInputError, one_line
-from ncsn_cli.files import check_plain, inside, read_json, read_regular, write_atomic
 from ncsn_cli.moved import OPTIONS
 from ncsn_cli.names import for_shell
 from ncsn_cli.report import drawing, html_report, link
-from ncsn_cli.runs import flatten, without_home
+from ncsn_cli.runs.files import check_plain, inside, read_json, read_regular, write_atomic
+from ncsn_cli.runs.records import flatten, without_home
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]

@@ -18,13 +18,13 @@ from pydantic import Field, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.checkpoints import known_class
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import STRICT, Count, random_stream
-from ncsn_cli.files import check_plain
 from ncsn_cli.moved import with_new_names
-from ncsn_cli.runs import flatten, without_home
+from ncsn_cli.runs.checkpoints import known_class
+from ncsn_cli.runs.files import check_plain
+from ncsn_cli.runs.records import flatten, without_home
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.files import read_json, to_json, write_atomic
 from ncsn_cli.metrics import SampleMetric
+from ncsn_cli.runs.files import read_json, to_json, write_atomic
 
 log = logging.getLogger(__name__)
 

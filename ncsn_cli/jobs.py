@@ -22,11 +22,12 @@ from omegaconf import OmegaConf
 from ncsn_cli.configuration import Config, instantiate_list, without_paths
 from ncsn_cli.core.errors import ConfigError, OutputExistsError
 from ncsn_cli.core.scene import Scene
-from ncsn_cli.files import read_json
 from ncsn_cli.moved import with_new_names, with_old_names
 from ncsn_cli.names import for_shell, override
 from ncsn_cli.report import drawing, html_report, tables_of
-from ncsn_cli.runs import RunFolder, flatten
+from ncsn_cli.runs.files import read_json
+from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.records import flatten
 
 log = logging.getLogger(__name__)
 

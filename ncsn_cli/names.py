@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ncsn_cli.files import read_json
-from ncsn_cli.runs import without_home
+from ncsn_cli.runs.files import read_json
+from ncsn_cli.runs.records import without_home
 
 ROSTER = "NCSN_CLI_SWEEP"
 """Environment variable: the folder in which the jobs of a sweep sign in."""

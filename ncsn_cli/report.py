@@ -16,7 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ncsn_cli.core.errors import NcsnError, one_line
-from ncsn_cli.runs import flatten, without_home
+from ncsn_cli.runs.records import flatten, without_home
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ncsn_cli.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.compiled_langevin import settle
 from ncsn_cli.configuration import (
     Config,
@@ -45,7 +44,6 @@ from ncsn_cli.evaluation import (
     evaluate_samples,
     evaluate_trajectory,
 )
-from ncsn_cli.files import to_json, to_npz
 from ncsn_cli.floors import noise_floor
 from ncsn_cli.inits import Init
 from ncsn_cli.jobs import (
@@ -67,6 +65,8 @@ from ncsn_cli.log_density import evaluate_log_density
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.one_level import Recentred
 from ncsn_cli.moved import with_new_names
+from ncsn_cli.runs.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.samplers import LogProb, Sampler
 from ncsn_cli.sampling import Chains, Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule

@@ -30,7 +30,7 @@ from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedR
 from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
-from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
 from ncsn_cli.samplers import LogProb, Sampler, State, steps_with
 from ncsn_cli.workers import shared_zeros, side_by_side
 

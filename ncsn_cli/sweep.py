@@ -31,9 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ncsn_cli.core.errors import ConfigError, InterruptedRun, RefusedStart
-from ncsn_cli.files import read_json, refuse_links, to_json, write_atomic
 from ncsn_cli.names import ROSTER, SWEPT, for_shell, old_study_name, override, study_name
-from ncsn_cli.runs import flatten, heeded, hold, refuse_run, release_all, without_home
+from ncsn_cli.runs.files import read_json, refuse_links, to_json, write_atomic
+from ncsn_cli.runs.folder import hold, refuse_run, release_all
+from ncsn_cli.runs.records import flatten, without_home
+from ncsn_cli.runs.signals import heeded
 
 _STOPPED = "stopped"
 _SECONDS_BETWEEN_LOOKS = 0.5

@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ncsn_cli.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -38,7 +37,6 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.doctor import examine
 from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
-from ncsn_cli.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,
@@ -55,7 +53,9 @@ from ncsn_cli.jobs import (
     write_config,
 )
 from ncsn_cli.losses import Implicit, Loss, Sliced
-from ncsn_cli.runs import RunFolder
+from ncsn_cli.runs.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
+from ncsn_cli.runs.files import inside, read_rows, to_json, to_npz
+from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.tensorboard import TensorBoard

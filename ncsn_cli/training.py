@@ -24,7 +24,7 @@ from ncsn_cli.core.errors import ConfigError, DivergedError, InterruptedRun, one
 from ncsn_cli.core.settings import STRICT, Count, random_stream
 from ncsn_cli.evaluation import excess_loss
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.runs import hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
 from ncsn_cli.snapshots import Snapshots
 
 if TYPE_CHECKING:

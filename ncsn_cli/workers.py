@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ncsn_cli.runs import STOPPING
+from ncsn_cli.runs.signals import STOPPING
 
 T = TypeVar("T")
 

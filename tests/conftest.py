@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.runs import STOPPING
+from ncsn_cli.runs.signals import STOPPING
 
 from .forked import Server
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ncsn_cli.checkpoints import (
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.models import MLP
+from ncsn_cli.runs.checkpoints import (
     checkpoint_path,
     known_class,
     load_checkpoint,
     load_newest,
     save_checkpoint,
 )
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
-from ncsn_cli.models import MLP
 
 RECORD = {"config": {"model": {"_target_": "ncsn_cli.models.MLP"}}, "step": 3}
 
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, path, caplog):
         "ncsn_cli.models._perceptron",
         "ncsn_cli.models.MLP.__init__",
         "ncsn_cli.datasets.math.exp",
-        "ncsn_cli.files.write_atomic",
+        "ncsn_cli.runs.files.write_atomic",
         "ncsn_cli.models.",
         "MLP",
         "",

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
 
 from .conftest import two_modes_1d, two_modes_2d
 from .forked import only_run, read

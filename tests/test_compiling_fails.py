@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint
 
 from . import test_cli
 from .test_cli import assert_same_run, final_tensors

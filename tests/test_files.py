@@ -3,7 +3,7 @@ import os
 import pytest
 
 from ncsn_cli.core.errors import DivergedError, OutsideFolderError
-from ncsn_cli.files import inside, to_json, write_atomic
+from ncsn_cli.runs.files import inside, to_json, write_atomic
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -61,7 +61,7 @@ def test_json_has_no_nan():
 
 def test_new_folders_are_synced_in_the_one_above(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("ncsn_cli.files._sync", synced.append)
+    monkeypatch.setattr("ncsn_cli.runs.files._sync", synced.append)
     write_atomic(tmp_path / "new" / "newer" / "file", b"data")
     assert sorted(synced) == [tmp_path, tmp_path / "new", tmp_path / "new" / "newer"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ncsn_cli import workers
-from ncsn_cli.runs import STOPPING, heeded, signals_as_requests
+from ncsn_cli.runs.signals import STOPPING, heeded, signals_as_requests
 
 from .forked import only_run, read
 

@@ -22,7 +22,7 @@ from ncsn_cli.metrics import (
     SlicedWasserstein,
     Wasserstein,
 )
-from ncsn_cli.runs import flatten
+from ncsn_cli.runs.records import flatten
 
 from .conftest import stream
 from .forked import only_run, read

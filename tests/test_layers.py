@@ -16,7 +16,7 @@ FLOORS = [
     {"core"},
     {*LEAVES},
     {"mistakes"},  # each a leaf's class with one override
-    {"files", "runs", "checkpoints", "streams"},
+    {"runs", "streams"},
     {"evaluation", "doctor", "floors", "log_density", "views"},
     {"training", "compiled", "snapshots", "tensorboard",
      "sampling", "compiled_langevin", "workers"},

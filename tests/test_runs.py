@@ -8,7 +8,9 @@ from contextlib import suppress
 import pytest
 
 from ncsn_cli.core.errors import DivergedError, InterruptedRun, OutputExistsError
-from ncsn_cli.runs import RunFolder, hold, release_all, signals_as_requests, without_home
+from ncsn_cli.runs.folder import RunFolder, hold, release_all
+from ncsn_cli.runs.records import without_home
+from ncsn_cli.runs.signals import signals_as_requests
 
 
 def status(folder):

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from ncsn_cli.evaluation import compose_scene
-from ncsn_cli.files import to_npz
 from ncsn_cli.plots.fields import at_arrows
+from ncsn_cli.runs.files import to_npz
 from ncsn_cli.schedules import Geometric
 from ncsn_cli.snapshots import Snapshots
 

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ncsn_cli import jobs
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint
 from ncsn_cli.sweep import _num_jobs, _overrides
 
 from .forked import read

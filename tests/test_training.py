@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_cli.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from ncsn_cli.core.errors import ConfigError, DivergedError
-from ncsn_cli.files import write_atomic
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP
-from ncsn_cli.runs import RunFolder
+from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
+from ncsn_cli.runs.files import write_atomic
+from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.schedules import Geometric
 from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.train import _history_csv, _read_history, _save

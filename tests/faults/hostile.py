@@ -17,7 +17,7 @@ import zipfile
 import torch
 from safetensors.torch import save
 
-from ncsn_cli.checkpoints import save_checkpoint
+from ncsn_cli.runs.checkpoints import save_checkpoint
 
 SECRET = "a value that only the environment has"
 MEMORY = 300 << 20
@@ -212,8 +212,8 @@ def record_attacks(tensors, record, canary):
     targets = [
         "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.jobs.log",
         "ncsn_cli.models._perceptron", "ncsn_cli.models.torch.load", "ncsn_cli.models.__dict__",
-        "ncsn_cli.files.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline", "x" * 100_000,
-        ["os.system"], None, 7,
+        "ncsn_cli.runs.files.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline",
+        "x" * 100_000, ["os.system"], None, 7,
     ]  # fmt: skip
     changes = {f"target {str(t)[:30]!r}": ("sampler", {**call, "_target_": t}) for t in targets}
     changes |= {f"call as {group}": (group, call)

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint
 
 from ..forked import read
 

@@ -20,7 +20,7 @@ from ncsn_cli.core import expectation
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.datasets import checkerboard, mixture
 from ncsn_cli.metrics import recovered_density
-from ncsn_cli.runs import flatten
+from ncsn_cli.runs.records import flatten
 from ncsn_cli.sample import sample
 from ncsn_cli.train import train
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from ncsn_cli.checkpoints import load_checkpoint
 from ncsn_cli.core.errors import BadCheckpointError
+from ncsn_cli.runs.checkpoints import load_checkpoint
 
 from .states import digest_of_run, newest_checkpoint
 

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from ncsn_cli.checkpoints import load_checkpoint
-from ncsn_cli.runs import RunFolder
+from ncsn_cli.runs.checkpoints import load_checkpoint
+from ncsn_cli.runs.folder import RunFolder
 
 from ..forked import read
 from .states import digest_of_run, newest_checkpoint

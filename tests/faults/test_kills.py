@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint
 
 from ..forked import read
 from .states import digest_of_run, newest_checkpoint

@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ncsn_cli.checkpoints import load_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint
 
 from ..forked import read
 from .states import newest_checkpoint

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ncsn_cli.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
 
 from ..conftest import two_modes_2d
 from ..test_training import advance, assert_same, start

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ncsn_cli.core.errors import BusyFolderError
-from ncsn_cli.runs import hold, release
+from ncsn_cli.runs.folder import hold, release
 
 from ..forked import Server, read
 from .states import digest_of_run

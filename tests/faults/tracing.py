@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ncsn_cli.checkpoints import checkpoint_path, save_checkpoint
+from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 
 CALLS = [
     "open", "openat", "creat", "write", "pwrite64", "writev", "ftruncate", "fsync", "fdatasync",

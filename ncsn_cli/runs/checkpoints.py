@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
-from ncsn_cli.files import open_regular, parse_json, write_atomic
+from ncsn_cli.runs.files import open_regular, parse_json, write_atomic
 
 _MOST_BYTES = 1 << 28  # hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22

@@ -1,17 +1,12 @@
-"""The run folder: one process's, and what happens in it; signals that ask to stop."""
+"""The run's folder: it belongs to one process, and says what happens in it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import platform
-import re
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,27 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from ncsn_cli.core.errors import BusyFolderError, DivergedError, OutputExistsError
-from ncsn_cli.files import inside, make_folder, remove_unfinished, to_json, write_atomic
+from ncsn_cli.runs.files import inside, make_folder, remove_unfinished, to_json, write_atomic
+from ncsn_cli.runs.records import without_home
 
 _LOCK = ".lock"
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def without_home(text: str, name: str = "~") -> str:
-    """``text`` with ``name`` for the user's home folder: what is written tells nobody of it."""
-    home = os.path.expanduser("~").rstrip("/")
-    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", name, text) if home else text
-
 
 _held: dict[Path, int] = {}  # folders that are this process's, and their lock's descriptor
 
@@ -186,98 +164,6 @@ def refuse_run(folder: Path) -> None:
     """
     if (folder / "run.json").exists():
         raise OutputExistsError(f"{folder}: this folder holds a run; choose another one")
-
-
-STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_SECONDS_TO_NEXT_TRY = 0.1
-
-
-def heeded() -> list[signal.Signals]:
-    """Return the signals that ask to stop, but for those that the program was started to ignore.
-
-    ``nohup`` and ``trap '' HUP`` ignore a signal for all that they start, and a shell does so with
-    SIGINT for what a script starts by ``&``. None stands for a handler that is not Python's.
-    """
-    return [n for n in STOPPING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-
-
-class _Ended(BaseException):
-    """Leads out of work that a signal ends."""
-
-
-class Requests(list[int]):
-    """The signals that have asked to stop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ends_work = False
-
-    def add(self, number: int) -> None:
-        """What a handler does."""
-        self.append(number)
-        self._raise()
-
-    def end(self, work: Callable[[], None]) -> None:
-        """Do ``work``; a request ends it at once, wherever it is, and leaves it in any state.
-
-        One exception may not do: Python drops those raised in destructors and in callbacks of weak
-        references, of which torch has many as it compiles. So they come until one leads out.
-        """
-        hook = sys.unraisablehook
-        sys.unraisablehook = lambda dropped: None if self else hook(dropped)
-        try:
-            try:
-                self._ends_work = True
-                if not self:
-                    work()
-            finally:  # Python calls no handler before the next line is done
-                self._ends_work = False
-        except _Ended:
-            pass
-        finally:
-            if self:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            sys.unraisablehook = hook
-
-    def _raise(self, *_: object) -> None:
-        if self._ends_work:
-            signal.signal(signal.SIGALRM, self._raise)
-            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_NEXT_TRY)
-            raise _Ended
-
-
-@contextmanager
-def signals_as_requests() -> Iterator[Requests]:
-    """Collect signals that ask to stop in a list, to be looked at between steps.
-
-    The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
-    What submitit lets pass is let pass here: it asks by another signal. What is ignored stays so.
-    """
-    requests = Requests()
-    if threading.current_thread() is not threading.main_thread():
-        yield requests  # only the main thread may set handlers
-        return
-    before = {number: signal.getsignal(number) for number in heeded()}
-    before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
-
-    def request(number: int, frame: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        requests.add(number)
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def hand_to_scheduler(number: int) -> None:
-    """Give a signal to submitit, if it runs this job: it will then queue the job again."""
-    handler = signal.getsignal(number)
-    if callable(handler) and getattr(handler, "__module__", "").startswith("submitit."):
-        handler(number, None)
 
 
 def _now() -> str:
