@@ -78,7 +78,7 @@ def ours() -> dict[str, Work]:
     from ncsn_cli.core.dataset import Dataset
     from ncsn_cli.core.score import Score
     from ncsn_cli.core.settings import random_stream
-    from ncsn_cli.floors import noise_floor
+    from ncsn_cli.evaluation.floors import noise_floor
     from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling import Sampling

@@ -24,7 +24,7 @@ from quality import dataset, dataset_presets
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.inits import Prior
 from ncsn_cli.metrics import SlicedWasserstein
 from ncsn_cli.plots.canvas import SERIES, new_figure, own_settings

@@ -37,14 +37,11 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised, GaussianMixture
-from ncsn_cli.doctor import examine, unresolved
-from ncsn_cli.evaluation import (
-    FloorOf,
-    compose_scene,
-    evaluate_samples,
-    evaluate_trajectory,
-)
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.grid import compose_scene
+from ncsn_cli.evaluation.log_density import evaluate_log_density
+from ncsn_cli.evaluation.samples import FloorOf, evaluate_samples, evaluate_trajectory
+from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.jobs import (
     Pictures,
@@ -61,7 +58,6 @@ from ncsn_cli.jobs import (
     refuse_changes,
     write_config,
 )
-from ncsn_cli.log_density import evaluate_log_density
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.one_level import Recentred
 from ncsn_cli.moved import with_new_names

@@ -14,9 +14,9 @@ from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError
 from ncsn_cli.core.scene import ARROWS
 from ncsn_cli.core.score import Score
+from ncsn_cli.evaluation.grid import grid_of, levels_shown
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.files import read_npz
-from ncsn_cli.views import grid_of, levels_shown
 
 _MOST_POINTS = 20_000  # on which a density is recovered: training waits for it
 

@@ -35,8 +35,9 @@ from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.doctor import examine
-from ncsn_cli.evaluation import EVALUATED, compose_scene, evaluate_training
+from ncsn_cli.evaluation.grid import compose_scene
+from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
+from ncsn_cli.evaluation.schedule_advice import examine
 from ncsn_cli.jobs import (
     Pictures,
     choose_device,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, DivergedError, InterruptedRun, one_line
 from ncsn_cli.core.settings import STRICT, Count, random_stream
-from ncsn_cli.evaluation import excess_loss
+from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
 from ncsn_cli.snapshots import Snapshots

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.doctor import examine, predicted_stds, unresolved
+from ncsn_cli.evaluation.schedule_advice import examine, predicted_stds, unresolved
 from ncsn_cli.samplers import (
     AnnealedLangevin,
     AnnealedMALA,

@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.evaluation import (
-    _draws_per_level,
-    _fisher_informations,
-    evaluate_samples,
-    evaluate_training,
-    evaluate_trajectory,
-)
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.network import _draws_per_level, _fisher_informations, evaluate_training
+from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
 from ncsn_cli.mistakes import SigmaReplaced

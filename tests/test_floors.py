@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom
 
 from ncsn_cli.datasets import Denoised, GaussianMixture
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.metrics import MMD, ModeWeights, SlicedWasserstein, Wasserstein
 from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
 

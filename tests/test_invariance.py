@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import Denoised, GaussianMixture
-from ncsn_cli.evaluation import evaluate_samples, evaluate_training
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.network import evaluate_training
+from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
 from ncsn_cli.metrics import (
     MMD,

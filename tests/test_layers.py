@@ -17,7 +17,7 @@ FLOORS = [
     {*LEAVES},
     {"mistakes"},  # each a leaf's class with one override
     {"runs", "streams"},
-    {"evaluation", "doctor", "floors", "log_density", "views"},
+    {"evaluation"},
     {"training", "compiled", "snapshots", "tensorboard",
      "sampling", "compiled_langevin", "workers"},
     {"__main__", "cli", "compare", "configuration", "jobs", "moved", "names", "report", "sweep",

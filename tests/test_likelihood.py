@@ -10,7 +10,7 @@ from torch import nn
 
 from ncsn_cli.core.score import score_and_jacobian
 from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, moons
-from ncsn_cli.log_density import evaluate_log_density
+from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.metrics import KL, likelihood, log_likelihood, prior_log_prob, recovered_density
 
 from .conftest import correlated_2d, stream, two_modes_1d

@@ -6,7 +6,7 @@ import torch
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import derivative_along, score_and_jacobian
-from ncsn_cli.evaluation import excess_loss
+from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single

@@ -10,8 +10,8 @@ from scipy.stats import binom, energy_distance, wasserstein_distance
 
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.evaluation import evaluate_samples
-from ncsn_cli.floors import noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.metrics import (
     MMD,
     EnergyDistance,

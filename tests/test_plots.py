@@ -8,7 +8,7 @@ from PIL import Image
 
 from ncsn_cli import plots
 from ncsn_cli.datasets import GaussianMixture, grid
-from ncsn_cli.evaluation import compose_scene
+from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
 from ncsn_cli.schedules import Geometric, Single

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.evaluation import compose_scene
+from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots.fields import at_arrows
 from ncsn_cli.runs.files import to_npz
 from ncsn_cli.schedules import Geometric

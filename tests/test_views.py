@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
-from ncsn_cli.evaluation import compose_scene
+from ncsn_cli.evaluation.grid import Projection, compose_scene
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.views import Projection
 
 from .conftest import stream
 from .test_plots import two_modes_5d

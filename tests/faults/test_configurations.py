@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
-from ncsn_cli import evaluation, floors, log_density
 from ncsn_cli.cli import config_dir
 from ncsn_cli.core import expectation
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.datasets import checkerboard, mixture
+from ncsn_cli.evaluation import floors, log_density, network
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.records import flatten
 from ncsn_cli.sample import sample
@@ -332,14 +332,14 @@ def test_a_configuration_runs_or_is_refused(
 ):
     number = trials("D2", 1000, 5)
     for module, name, value in [
-        (evaluation, "_POINTS_PER_LEVEL", (100, 100)), (log_density, "_FLOW_STEPS", 2),
-        (evaluation, "_FEWEST_POINTS", 50), (evaluation, "_FEWEST_RECOVERED", 1000),
-        (evaluation, "_MOST_RECOVERED", 1000), (evaluation, "_MOST_INFORMATIONS", 4),
+        (network, "_POINTS_PER_LEVEL", (100, 100)), (log_density, "_FLOW_STEPS", 2),
+        (network, "_FEWEST_POINTS", 50), (network, "_FEWEST_RECOVERED", 1000),
+        (network, "_MOST_RECOVERED", 1000), (network, "_MOST_INFORMATIONS", 4),
         (mixture, "MOST_GRID_TERMS", 1e4), (checkerboard, "MOST_GRID_TERMS", 1e4),
         (expectation, "_DRAWS_PER_ROUND", 1000), (expectation, "_MOST_DRAWS", 1000),
         (floors, "SETS", 4), (floors, "_CHEAP_SETS", 4),
         (hydra, "compose", functools.cache(compose)),
-        (evaluation, "recovered_density", functools.partial(recovered_density, most_points=1000)),
+        (network, "recovered_density", functools.partial(recovered_density, most_points=1000)),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, value)
     ends = Counter()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.score import Score
+from ncsn_cli.evaluation.grid import grid_of
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
     LogLikelihood,
@@ -22,7 +23,6 @@ from ncsn_cli.metrics import (
     prior_log_prob,
     recovered_density,
 )
-from ncsn_cli.views import grid_of
 
 log = logging.getLogger(__name__)
 

@@ -1,29 +1,25 @@
-"""A score, or samples, held against the truth: the numbers and the arrays that runs report."""
+"""A network's score held against the true one: the numbers that a training run reports."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import DivergedError
-from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.floors import Floor
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
-    SampleMetric,
     compared_scores,
     divergence_of,
     fisher_divergence,
@@ -34,22 +30,24 @@ from ncsn_cli.metrics import (
     relative_curl,
     relative_error,
 )
-from ncsn_cli.views import Grid, Projection, levels_shown
 
 log = logging.getLogger(__name__)
-
-FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
-"""``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
 
 EVALUATED = ["loss", "loss_floor", "excess_loss", "score_error"]
 """Numbers of every training, the smaller the better but for the floor."""
 
 _POINTS, _MOST_POINTS = 500_000, 1_000_000  # over all levels, for few and for many of them
+
 _POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
+
 _FEWEST_POINTS = 500  # on a level, among many
+
 _MOST_TERMS = 100_000_000  # draws times components: some seconds
+
 _MOST_INFORMATIONS = 100
+
 _FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points at which a 1D score is integrated
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -235,149 +233,3 @@ def _look(
     else:
         products = compared_scores(score, truth, sigma, num, stream)
     return _AtLevel(torch.cat(terms), torch.cat(penalties) if penalties else None, products)
-
-
-def evaluate_samples(
-    samples: Tensor,
-    truth: Law,
-    sigma: float,
-    metrics: Mapping[str, SampleMetric],
-    floor_of: FloorOf,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
-
-    The floor's quantiles show how far chance goes; ratio = value / floor is 1 for a perfect
-    sampler, and None where exact draws have no distance but rounding.
-    """
-    return {
-        name: {
-            **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
-            **metric.details(samples, truth, sigma),
-        }
-        for name, metric in metrics.items()
-    }
-
-
-def _against_floor(
-    name: str,
-    metric: SampleMetric,
-    samples: Tensor,
-    truth: Law,
-    sigma: float,
-    floor_of: FloorOf,
-    seed: int,
-) -> dict[str, Any]:
-    distance = metric.distance(truth, sigma, len(samples))
-    value = distance(samples, random_stream(seed, name))
-    floor = floor_of(metric, truth, sigma, len(samples))
-    ratio = value / floor["floor"] if floor["floor"] > 1e-12 * value else None
-    return {"value": value, **floor, "ratio": ratio}
-
-
-@torch.no_grad()
-def evaluate_trajectory(
-    states: Mapping[float, Tensor],
-    truth: Law,
-    metrics: Mapping[str, SampleMetric],
-    floor_of: FloorOf,
-    seed: int,
-    last: Law | None = None,
-) -> dict[str, Any]:
-    """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
-
-    Also their standard deviation, in root mean square over the axes, and the true one; None for
-    one chain, which has no variance. ``states``: by level ``sigma``, the chains (N, D) when they
-    leave it. ``last`` is what they are measured against at the last level; None: p_sigma as at the
-    others.
-    """
-    levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
-    targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
-    rows = [
-        {
-            name: _against_floor(name, metric, x, targets[s], s, floor_of, seed)
-            for name, metric in metrics.items()
-        }
-        for s, x in levels
-    ]
-    keys = ("value", "floor", "ratio")
-    return {
-        "sigmas": list(states),
-        "std": {
-            "value": [
-                float(x.double().var(0).mean().sqrt()) if len(x) > 1 else None
-                for x in states.values()
-            ],
-            "true": [
-                float(targets[s].perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
-            ],
-        },
-        **{name: {key: [row[name][key] for row in rows] for key in keys} for name in metrics},
-    }
-
-
-@torch.no_grad()
-def compose_scene(
-    dataset: Dataset,
-    sigmas: Tensor,
-    device: torch.device,
-    *,
-    score: Score | None = None,
-    path_sigmas: NDArray[np.float64] | None = None,
-    denoised: Law | None = None,
-    **arrays: Any,  # noqa: ANN401
-) -> Scene:
-    """Evaluate the truth, and the ``score`` learned on ``device``, where pictures show them.
-
-    ``path_sigmas`` (frames,) are the levels of chains over time, ``denoised`` is the law of the
-    exact draws where they are denoised; the other ``arrays`` go into
-    the ``Scene``, points in the dataset's coordinates in data units and, for D > 2, projected.
-    """
-    shown = levels_shown(dataset.dim, sigmas)
-    levels = shown.tolist()
-    view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
-    points = [view.points(s) for s in levels]  # where scores are shown
-
-    def learned(score: Score, x: Tensor, sigma: float) -> Tensor:
-        return score(x.float().to(device), torch.tensor(sigma, device=device)).cpu()
-
-    if dataset.dim == 1 and score is not None:
-        precise = in_float64(score)  # one copy for all levels
-        found = [recovered_density(precise, dataset, sigma) for sigma in levels]
-        arrays["recovered"] = np.stack(
-            [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
-        )
-        arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
-    if denoised is not None and dataset.dim == 1:
-        (axis,) = view.axes
-        edges = torch.from_numpy(
-            np.append(axis, 2 * axis[-1] - axis[-2]) - (axis[1] - axis[0]) / 2
-        )
-        rises = denoised.cdf(edges, levels[-1]).diff().numpy()
-        arrays["denoised_density"] = rises / (axis[1] - axis[0])
-    offset = view.project(dataset.origin)  # pictures are in data units
-    if isinstance(view, Projection):
-        arrays["places"] = np.stack([view.project(x) + offset for x in points])
-    for name in ("data", "samples", "exact", "paths"):
-        if arrays.get(name) is not None:
-            arrays[name] = view.project(arrays[name]) + offset
-    pairs = list(zip(points, levels, strict=True))
-    by_level = {} if path_sigmas is None else {s: view.density(s) for s in set(path_sigmas)}
-    return Scene(
-        dim=dataset.dim,
-        axes=tuple(axis + start for axis, start in zip(view.axes, offset, strict=True)),
-        modes=(dataset.modes + dataset.origin).numpy(),
-        sigmas=shown.numpy(),
-        clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
-        densities=np.stack([view.density(s) for s in levels]),
-        true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
-        scores=None
-        if score is None
-        else np.stack([view.project(learned(score, x, s)) for x, s in pairs]),
-        is_denoised=denoised is not None,
-        path_sigmas=path_sigmas,
-        path_densities=None
-        if path_sigmas is None
-        else np.stack([by_level[s] for s in path_sigmas]),
-        **arrays,
-    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.scene import GRID
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.scene import GRID, Scene
+from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.metrics import in_float64, recovered_density
 
 Array = NDArray[np.float64]
 
@@ -106,3 +110,70 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
     if dim > 1 and len(shown) > _LEVELS:
         shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS).round().long()]
     return shown
+
+
+@torch.no_grad()
+def compose_scene(
+    dataset: Dataset,
+    sigmas: Tensor,
+    device: torch.device,
+    *,
+    score: Score | None = None,
+    path_sigmas: NDArray[np.float64] | None = None,
+    denoised: Law | None = None,
+    **arrays: Any,  # noqa: ANN401
+) -> Scene:
+    """Evaluate the truth, and the ``score`` learned on ``device``, where pictures show them.
+
+    ``path_sigmas`` (frames,) are the levels of chains over time, ``denoised`` is the law of the
+    exact draws where they are denoised; the other ``arrays`` go into
+    the ``Scene``, points in the dataset's coordinates in data units and, for D > 2, projected.
+    """
+    shown = levels_shown(dataset.dim, sigmas)
+    levels = shown.tolist()
+    view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
+    points = [view.points(s) for s in levels]  # where scores are shown
+
+    def learned(score: Score, x: Tensor, sigma: float) -> Tensor:
+        return score(x.float().to(device), torch.tensor(sigma, device=device)).cpu()
+
+    if dataset.dim == 1 and score is not None:
+        precise = in_float64(score)  # one copy for all levels
+        found = [recovered_density(precise, dataset, sigma) for sigma in levels]
+        arrays["recovered"] = np.stack(
+            [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
+        )
+        arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
+    if denoised is not None and dataset.dim == 1:
+        (axis,) = view.axes
+        edges = torch.from_numpy(
+            np.append(axis, 2 * axis[-1] - axis[-2]) - (axis[1] - axis[0]) / 2
+        )
+        rises = denoised.cdf(edges, levels[-1]).diff().numpy()
+        arrays["denoised_density"] = rises / (axis[1] - axis[0])
+    offset = view.project(dataset.origin)  # pictures are in data units
+    if isinstance(view, Projection):
+        arrays["places"] = np.stack([view.project(x) + offset for x in points])
+    for name in ("data", "samples", "exact", "paths"):
+        if arrays.get(name) is not None:
+            arrays[name] = view.project(arrays[name]) + offset
+    pairs = list(zip(points, levels, strict=True))
+    by_level = {} if path_sigmas is None else {s: view.density(s) for s in set(path_sigmas)}
+    return Scene(
+        dim=dataset.dim,
+        axes=tuple(axis + start for axis, start in zip(view.axes, offset, strict=True)),
+        modes=(dataset.modes + dataset.origin).numpy(),
+        sigmas=shown.numpy(),
+        clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
+        densities=np.stack([view.density(s) for s in levels]),
+        true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
+        scores=None
+        if score is None
+        else np.stack([view.project(learned(score, x, s)) for x, s in pairs]),
+        is_denoised=denoised is not None,
+        path_sigmas=path_sigmas,
+        path_densities=None
+        if path_sigmas is None
+        else np.stack([by_level[s] for s in path_sigmas]),
+        **arrays,
+    )

@@ -1,0 +1,1 @@
+"""Scores and samples held against the truth."""

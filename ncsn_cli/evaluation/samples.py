@@ -1,0 +1,97 @@
+"""Samples held against the truth: every distance beside its noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.evaluation.floors import Floor
+from ncsn_cli.metrics import SampleMetric
+
+FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
+"""``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
+
+
+def evaluate_samples(
+    samples: Tensor,
+    truth: Law,
+    sigma: float,
+    metrics: Mapping[str, SampleMetric],
+    floor_of: FloorOf,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
+
+    The floor's quantiles show how far chance goes; ratio = value / floor is 1 for a perfect
+    sampler, and None where exact draws have no distance but rounding.
+    """
+    return {
+        name: {
+            **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
+            **metric.details(samples, truth, sigma),
+        }
+        for name, metric in metrics.items()
+    }
+
+
+def _against_floor(
+    name: str,
+    metric: SampleMetric,
+    samples: Tensor,
+    truth: Law,
+    sigma: float,
+    floor_of: FloorOf,
+    seed: int,
+) -> dict[str, Any]:
+    distance = metric.distance(truth, sigma, len(samples))
+    value = distance(samples, random_stream(seed, name))
+    floor = floor_of(metric, truth, sigma, len(samples))
+    ratio = value / floor["floor"] if floor["floor"] > 1e-12 * value else None
+    return {"value": value, **floor, "ratio": ratio}
+
+
+@torch.no_grad()
+def evaluate_trajectory(
+    states: Mapping[float, Tensor],
+    truth: Law,
+    metrics: Mapping[str, SampleMetric],
+    floor_of: FloorOf,
+    seed: int,
+    last: Law | None = None,
+) -> dict[str, Any]:
+    """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
+
+    Also their standard deviation, in root mean square over the axes, and the true one; None for
+    one chain, which has no variance. ``states``: by level ``sigma``, the chains (N, D) when they
+    leave it. ``last`` is what they are measured against at the last level; None: p_sigma as at the
+    others.
+    """
+    levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
+    targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
+    rows = [
+        {
+            name: _against_floor(name, metric, x, targets[s], s, floor_of, seed)
+            for name, metric in metrics.items()
+        }
+        for s, x in levels
+    ]
+    keys = ("value", "floor", "ratio")
+    return {
+        "sigmas": list(states),
+        "std": {
+            "value": [
+                float(x.double().var(0).mean().sqrt()) if len(x) > 1 else None
+                for x in states.values()
+            ],
+            "true": [
+                float(targets[s].perturbed_covariance(s).diagonal().mean().sqrt()) for s in states
+            ],
+        },
+        **{name: {key: [row[name][key] for row in rows] for key in keys} for name in metrics},
+    }
