@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ncsn_cli.training import Training
+    from ncsn_cli.training.state import Training
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -49,7 +49,8 @@ def new_training(overrides: list[str]) -> Training:
 
     from ncsn_cli.configuration import fit_schedule, instantiate, known_points
     from ncsn_cli.train import _initial_model
-    from ncsn_cli.training import Training, settle
+    from ncsn_cli.training.state import Training
+    from ncsn_cli.training.trainer import settle
 
     config = configuration("train", overrides)
     seed = config["seed"]
@@ -83,7 +84,8 @@ def ours() -> dict[str, Work]:
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling import Sampling
     from ncsn_cli.schedules import Geometric, Karras
-    from ncsn_cli.training import Row, fit
+    from ncsn_cli.training.loop import fit
+    from ncsn_cli.training.state import Row
 
     threads = torch.get_num_threads()  # torch's default, a notebook's
     keep_freed_memory()

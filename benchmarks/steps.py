@@ -25,7 +25,7 @@ from ncsn_cli.jobs import keep_freed_memory
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin
 from ncsn_cli.sampling import TILE
-from ncsn_cli.training import Training
+from ncsn_cli.training.state import Training
 
 CASES = {
     "toy NCSN (P2)": ["experiment=ncsn_2d"],

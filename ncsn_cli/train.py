@@ -58,9 +58,11 @@ from ncsn_cli.runs.checkpoints import check_size, checkpoint_path, load_newest, 
 from ncsn_cli.runs.files import inside, read_rows, to_json, to_npz
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.samplers import Sampler
-from ncsn_cli.snapshots import Snapshots
-from ncsn_cli.tensorboard import TensorBoard
-from ncsn_cli.training import COLUMNS, Row, Trainer, Training, fit, optimizer_step, settle
+from ncsn_cli.training.loop import fit
+from ncsn_cli.training.snapshots import Snapshots
+from ncsn_cli.training.state import COLUMNS, Row, Training, optimizer_step
+from ncsn_cli.training.tensorboard import TensorBoard
+from ncsn_cli.training.trainer import Trainer, settle
 
 log = logging.getLogger(__name__)
 

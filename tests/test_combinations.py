@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 
 from ncsn_cli.metrics import fisher_divergence
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.training import Trainer, Training
+from ncsn_cli.training.state import Training
+from ncsn_cli.training.trainer import Trainer
 
 from .conftest import stream
 from .test_configs import composed

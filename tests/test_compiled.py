@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
 from ncsn_cli.models import MLP
-from ncsn_cli.training import Trainer, Training, settle
+from ncsn_cli.training.state import Training
+from ncsn_cli.training.trainer import Trainer, settle
 
 from .conftest import two_modes_2d
 from .test_configs import composed

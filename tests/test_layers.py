@@ -18,7 +18,7 @@ FLOORS = [
     {"mistakes"},  # each a leaf's class with one override
     {"runs", "streams"},
     {"evaluation"},
-    {"training", "compiled", "snapshots", "tensorboard",
+    {"training",
      "sampling", "compiled_langevin", "workers"},
     {"__main__", "cli", "compare", "configuration", "jobs", "moved", "names", "report", "sweep",
      "train", "sample"},

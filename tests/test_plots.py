@@ -12,8 +12,8 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
 from ncsn_cli.schedules import Geometric, Single
-from ncsn_cli.snapshots import Snapshots
-from ncsn_cli.training import COLUMNS
+from ncsn_cli.training.snapshots import Snapshots
+from ncsn_cli.training.state import COLUMNS
 
 from .conftest import correlated_2d, stream, two_modes_1d
 

@@ -6,7 +6,7 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots.fields import at_arrows
 from ncsn_cli.runs.files import to_npz
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.snapshots import Snapshots
+from ncsn_cli.training.snapshots import Snapshots
 
 from .conftest import correlated_2d, two_modes_1d
 

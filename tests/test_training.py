@@ -14,9 +14,11 @@ from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_che
 from ncsn_cli.runs.files import write_atomic
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.snapshots import Snapshots
 from ncsn_cli.train import _history_csv, _read_history, _save
-from ncsn_cli.training import COLUMNS, Trainer, Training, fit
+from ncsn_cli.training.loop import fit
+from ncsn_cli.training.snapshots import Snapshots
+from ncsn_cli.training.state import COLUMNS, Training
+from ncsn_cli.training.trainer import Trainer
 
 from .conftest import two_modes_1d, two_modes_2d
 

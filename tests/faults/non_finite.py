@@ -30,7 +30,7 @@ def _wrap(owner, name, change):
 
 def _loss(now, value):
     from ncsn_cli.losses import Loss
-    from ncsn_cli.training import Training
+    from ncsn_cli.training.state import Training
 
     for kind in Loss.__subclasses__():
         _wrap(kind, "given", lambda call, loss: call() * (value if now() else 1.0))
@@ -38,7 +38,7 @@ def _loss(now, value):
 
 
 def _data(now, value):
-    from ncsn_cli.training import Training
+    from ncsn_cli.training.state import Training
 
     def change(call, training):
         batches, draws = call()
@@ -48,7 +48,7 @@ def _data(now, value):
 
 
 def _weight(now, value):
-    from ncsn_cli.training import Training
+    from ncsn_cli.training.state import Training
 
     def change(call, training):
         if now():
@@ -60,7 +60,7 @@ def _weight(now, value):
 
 
 def _gradient(now, value):
-    from ncsn_cli.training import Training
+    from ncsn_cli.training.state import Training
 
     def spoil(parameter):
         if now():

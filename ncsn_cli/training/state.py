@@ -1,4 +1,4 @@
-"""Fitting a score network: the state of a run, and the loop that advances it."""
+"""A training as a state that advances by steps, and is saved and restored to the bit."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, PositiveFloat
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import ConfigError, DivergedError, InterruptedRun, one_line
-from ncsn_cli.core.settings import STRICT, Count, random_stream
+from ncsn_cli.core.errors import ConfigError, DivergedError, one_line
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
-from ncsn_cli.snapshots import Snapshots
+from ncsn_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from ncsn_cli.compiled import CompiledSteps
+    from ncsn_cli.training.compiled import CompiledSteps
 
 log = logging.getLogger(__name__)
 
@@ -46,93 +42,6 @@ _FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000  # on one of many level
 for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
     _method = inspect.unwrap(getattr(Optimizer, _name))
     _method.__dynamo_disable = _method
-
-
-@dataclass(frozen=True, config=STRICT)
-class Trainer:
-    """How to train.
-
-    Args:
-        steps: Optimizer steps in all.
-        max_seconds: Stop after so many seconds of training; null: no limit.
-        batch_size: Points a step; null, or the training set's size and above: all of them.
-        lr_decay: ``none``, or ``cosine`` from the optimizer's lr to 0 over ``steps``.
-        grad_clip: Largest norm of the gradient; null: no limit.
-        ema_decay: Exponential moving average of the weights (Technique 5 of Song & Ermon 2020,
-            arXiv:2006.09011), with decay min(ema_decay, (1 + n)/(10 + n)) at step n; null: none.
-        log_every: Steps between rows of ``history.csv``.
-        eval_every: Steps between evaluations of the excess loss; a multiple of ``log_every``
-            serves best, as it is written with a row.
-        checkpoint_every: Steps between checkpoints; the last step always has one.
-        keep_last: Number of checkpoints kept.
-        snapshots: States of the score kept for animations, where any is chosen, after the first;
-            denser towards the beginning of ``steps``.
-        tensorboard: Whether to write the history, with each checkpoint, and the pictures for
-            TensorBoard, too.
-        threads: Threads of each torch operation; results are reproducible for a fixed number.
-            ``auto``: as ``settle`` finds for the sizes.
-        compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
-            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays. What
-            is recorded is false where compiling failed.
-        resume: Folder or checkpoint of the run to continue; null: start afresh.
-    """
-
-    steps: Count
-    max_seconds: PositiveFloat | None
-    batch_size: Count | None
-    lr_decay: Literal["none", "cosine"]
-    grad_clip: PositiveFloat | None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
-    log_every: Count
-    eval_every: Count
-    checkpoint_every: Count
-    keep_last: Count
-    snapshots: Annotated[int, Field(gt=0, le=10**4)]
-    tensorboard: bool
-    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"]
-    compile: bool | Literal["auto"]
-    resume: str | None
-
-
-_OUTPUTS_FOR_TWO_THREADS = 2**18
-_SECONDS_TO_COMPILE = 15.0
-_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds
-
-
-def settle(
-    trainer: Trainer,
-    model: nn.Module,
-    optimizer: Optimizer,
-    points: int,
-    earlier: dict[str, Any],
-) -> Trainer:
-    """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
-
-    Both change the last bits of results, so the rules know sizes alone and no machine; their
-    numbers are from benchmarks/steps.py on two cores (docs/performance.md). With P ``points`` a
-    step and a widest layer of W units: two threads from P W = 2^18 on; compiled steps, of Adam
-    and AdamW, where all ``steps`` are to save 15 seconds, each 1.5 ms and 2 ns for each of P W.
-
-    Raises:
-        ConfigError: If steps are to be compiled that cannot be.
-    """
-    can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
-    if trainer.compile is True and not can_compile:
-        raise ConfigError("trainer.compile: true needs optimizer=adam or adamw; set auto or false")
-    outputs = points * max(weight.shape[0] for weight in model.parameters())
-    threads, compiled = trainer.threads, trainer.compile
-    if threads == "auto":
-        before = earlier.get("threads")
-        by_rule = 2 if outputs >= _OUTPUTS_FOR_TWO_THREADS else 1
-        threads = before if isinstance(before, int) else by_rule
-    if compiled == "auto":
-        before = earlier.get("compile")
-        saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
-        limit = trainer.max_seconds or math.inf
-        pays = can_compile and min(saved, limit / 2) > _SECONDS_TO_COMPILE
-        compiled = before if isinstance(before, bool) else pays
-    return replace(trainer, threads=threads, compile=compiled)
-
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -228,7 +137,7 @@ class Training:
 
     def compile(self) -> None:
         """Compile the steps, if that can be done; else say so in ``trainer`` and in the log."""
-        from ncsn_cli.compiled import CompiledSteps  # takes a second to import
+        from ncsn_cli.training.compiled import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
         log.info("trainer.compile: compiling the steps")
@@ -486,68 +395,3 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
 def _lerp_weight(decay: float, num: int) -> float:
     """How far the average of ``num`` weights moves to the next ones."""
     return 1 - min(decay, (1 + num) / (10 + num))
-
-
-def fit(
-    training: Training,
-    history: list[Row],
-    snapshots: Snapshots | None,
-    save: Callable[[], None],
-) -> None:
-    """Advance ``training`` to its last step, with ``history`` and ``snapshots``, and ``save`` it.
-
-    Raises:
-        DivergedError: If a number is not finite.
-        InterruptedRun: If a signal asked to stop; ``save`` has been called then.
-    """
-    trainer = training.trainer
-    start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
-    late, saved = False, -1
-    if snapshots is not None and len(snapshots) == 0:
-        snapshots.take(training.step, training.score)
-    with (
-        signals_as_requests() as requests,
-        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
-    ):
-        while training.step < trainer.steps and not (late or requests):
-            if training.is_to_compile:
-                save()  # once a signal has ended this, torch may not be able to
-                saved = training.step
-                requests.end(training.compile)
-                if training.compiling_failed and not requests:  # a signal may have broken it off
-                    save()  # with what the steps are from here on
-                continue
-            loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
-            step, seconds = training.step, time.monotonic() - start
-            late = trainer.max_seconds is not None and seconds > trainer.max_seconds
-            progress.update(step - progress.n)
-            if snapshots is not None and (late or step in snapshots.due):
-                snapshots.take(step, training.score)
-            if late or step == trainer.steps or step % trainer.eval_every == 0:
-                excess = training.excess_loss()
-                history.append(training.row(loss, excess, seconds))
-                progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
-                if progress.disable:
-                    numbers = step, trainer.steps, loss, excess
-                    log.info("step %d/%d: loss %.4f, excess loss %.2e", *numbers)
-            elif step == 1 or step % trainer.log_every == 0:
-                history.append(training.row(loss, None, seconds))
-            if step % trainer.checkpoint_every == 0:
-                save()
-                saved = step
-        if saved != training.step:
-            save()
-    if requests:
-        hand_to_scheduler(requests[0])
-        raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
-    if late:
-        log.info("stopped at step %d: trainer.max_seconds is over", training.step)
-
-
-def _steps_to_next_stop(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
-    """Steps from ``step`` to the next one after which something is written."""
-    every = [trainer.log_every, trainer.eval_every, trainer.checkpoint_every]
-    stops = [1, trainer.steps, *(step - step % n + n for n in every)]
-    if snapshots is not None:
-        stops += snapshots.due
-    return min(stop for stop in stops if stop > step) - step

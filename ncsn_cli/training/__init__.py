@@ -1,0 +1,3 @@
+"""Fitting a score network."""
+
+from ncsn_cli.training.trainer import Trainer as Trainer

@@ -1,0 +1,82 @@
+"""The loop of a training: progress, evaluations, checkpoints and signals between steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from ncsn_cli.core.errors import InterruptedRun
+from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
+from ncsn_cli.training.snapshots import Snapshots
+from ncsn_cli.training.state import Row, Training
+from ncsn_cli.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    training: Training,
+    history: list[Row],
+    snapshots: Snapshots | None,
+    save: Callable[[], None],
+) -> None:
+    """Advance ``training`` to its last step, with ``history`` and ``snapshots``, and ``save`` it.
+
+    Raises:
+        DivergedError: If a number is not finite.
+        InterruptedRun: If a signal asked to stop; ``save`` has been called then.
+    """
+    trainer = training.trainer
+    start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
+    late, saved = False, -1
+    if snapshots is not None and len(snapshots) == 0:
+        snapshots.take(training.step, training.score)
+    with (
+        signals_as_requests() as requests,
+        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
+    ):
+        while training.step < trainer.steps and not (late or requests):
+            if training.is_to_compile:
+                save()  # once a signal has ended this, torch may not be able to
+                saved = training.step
+                requests.end(training.compile)
+                if training.compiling_failed and not requests:  # a signal may have broken it off
+                    save()  # with what the steps are from here on
+                continue
+            loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
+            step, seconds = training.step, time.monotonic() - start
+            late = trainer.max_seconds is not None and seconds > trainer.max_seconds
+            progress.update(step - progress.n)
+            if snapshots is not None and (late or step in snapshots.due):
+                snapshots.take(step, training.score)
+            if late or step == trainer.steps or step % trainer.eval_every == 0:
+                excess = training.excess_loss()
+                history.append(training.row(loss, excess, seconds))
+                progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
+                if progress.disable:
+                    numbers = step, trainer.steps, loss, excess
+                    log.info("step %d/%d: loss %.4f, excess loss %.2e", *numbers)
+            elif step == 1 or step % trainer.log_every == 0:
+                history.append(training.row(loss, None, seconds))
+            if step % trainer.checkpoint_every == 0:
+                save()
+                saved = step
+        if saved != training.step:
+            save()
+    if requests:
+        hand_to_scheduler(requests[0])
+        raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
+    if late:
+        log.info("stopped at step %d: trainer.max_seconds is over", training.step)
+
+
+def _steps_to_next_stop(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
+    """Steps from ``step`` to the next one after which something is written."""
+    every = [trainer.log_every, trainer.eval_every, trainer.checkpoint_every]
+    stops = [1, trainer.steps, *(step - step % n + n for n in every)]
+    if snapshots is not None:
+        stops += snapshots.due
+    return min(stop for stop in stops if stop > step) - step

@@ -1,0 +1,104 @@
+"""How to train: the settings, and what ``auto`` means for them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from pydantic.dataclasses import dataclass
+from torch import nn
+from torch.optim import Optimizer
+
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import STRICT, Count
+
+
+@dataclass(frozen=True, config=STRICT)
+class Trainer:
+    """How to train.
+
+    Args:
+        steps: Optimizer steps in all.
+        max_seconds: Stop after so many seconds of training; null: no limit.
+        batch_size: Points a step; null, or the training set's size and above: all of them.
+        lr_decay: ``none``, or ``cosine`` from the optimizer's lr to 0 over ``steps``.
+        grad_clip: Largest norm of the gradient; null: no limit.
+        ema_decay: Exponential moving average of the weights (Technique 5 of Song & Ermon 2020,
+            arXiv:2006.09011), with decay min(ema_decay, (1 + n)/(10 + n)) at step n; null: none.
+        log_every: Steps between rows of ``history.csv``.
+        eval_every: Steps between evaluations of the excess loss; a multiple of ``log_every``
+            serves best, as it is written with a row.
+        checkpoint_every: Steps between checkpoints; the last step always has one.
+        keep_last: Number of checkpoints kept.
+        snapshots: States of the score kept for animations, where any is chosen, after the first;
+            denser towards the beginning of ``steps``.
+        tensorboard: Whether to write the history, with each checkpoint, and the pictures for
+            TensorBoard, too.
+        threads: Threads of each torch operation; results are reproducible for a fixed number.
+            ``auto``: as ``settle`` finds for the sizes.
+        compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
+            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays. What
+            is recorded is false where compiling failed.
+        resume: Folder or checkpoint of the run to continue; null: start afresh.
+    """
+
+    steps: Count
+    max_seconds: PositiveFloat | None
+    batch_size: Count | None
+    lr_decay: Literal["none", "cosine"]
+    grad_clip: PositiveFloat | None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    log_every: Count
+    eval_every: Count
+    checkpoint_every: Count
+    keep_last: Count
+    snapshots: Annotated[int, Field(gt=0, le=10**4)]
+    tensorboard: bool
+    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"]
+    compile: bool | Literal["auto"]
+    resume: str | None
+
+
+_OUTPUTS_FOR_TWO_THREADS = 2**18
+
+_SECONDS_TO_COMPILE = 15.0
+
+_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds
+
+
+def settle(
+    trainer: Trainer,
+    model: nn.Module,
+    optimizer: Optimizer,
+    points: int,
+    earlier: dict[str, Any],
+) -> Trainer:
+    """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
+
+    Both change the last bits of results, so the rules know sizes alone and no machine; their
+    numbers are from benchmarks/steps.py on two cores (docs/performance.md). With P ``points`` a
+    step and a widest layer of W units: two threads from P W = 2^18 on; compiled steps, of Adam
+    and AdamW, where all ``steps`` are to save 15 seconds, each 1.5 ms and 2 ns for each of P W.
+
+    Raises:
+        ConfigError: If steps are to be compiled that cannot be.
+    """
+    can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+    if trainer.compile is True and not can_compile:
+        raise ConfigError("trainer.compile: true needs optimizer=adam or adamw; set auto or false")
+    outputs = points * max(weight.shape[0] for weight in model.parameters())
+    threads, compiled = trainer.threads, trainer.compile
+    if threads == "auto":
+        before = earlier.get("threads")
+        by_rule = 2 if outputs >= _OUTPUTS_FOR_TWO_THREADS else 1
+        threads = before if isinstance(before, int) else by_rule
+    if compiled == "auto":
+        before = earlier.get("compile")
+        saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
+        limit = trainer.max_seconds or math.inf
+        pays = can_compile and min(saved, limit / 2) > _SECONDS_TO_COMPILE
+        compiled = before if isinstance(before, bool) else pays
+    return replace(trainer, threads=threads, compile=compiled)
