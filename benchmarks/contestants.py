@@ -82,7 +82,7 @@ def ours() -> dict[str, Work]:
     from ncsn_cli.evaluation.floors import noise_floor
     from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
-    from ncsn_cli.sampling import Sampling
+    from ncsn_cli.sampling.run import Sampling
     from ncsn_cli.schedules import Geometric, Karras
     from ncsn_cli.training.loop import fit
     from ncsn_cli.training.state import Row

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ncsn_cli.compiled_langevin import settle
 from ncsn_cli.configuration import (
     Config,
     SampleSettings,
@@ -64,7 +63,9 @@ from ncsn_cli.moved import with_new_names
 from ncsn_cli.runs.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.samplers import LogProb, Sampler
-from ncsn_cli.sampling import Chains, Sampling, Saved
+from ncsn_cli.sampling.chains import Chains
+from ncsn_cli.sampling.compiled import settle
+from ncsn_cli.sampling.run import Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)

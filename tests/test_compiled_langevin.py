@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ncsn_cli.compiled_langevin import CompiledLangevin, settle
 from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, FourierMLP, NCSNv2MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Level, ProbabilityFlow
-from ncsn_cli.sampling import TILE
+from ncsn_cli.sampling.compiled import CompiledLangevin, settle
+from ncsn_cli.sampling.run import TILE
 from ncsn_cli.schedules import Geometric
 
 from .conftest import shaken, stream
@@ -110,7 +110,7 @@ def small_tiles(monkeypatch):
 
 def test_chains_by_compiled_steps_are_the_networks(translated, small_tiles, monkeypatch):
     network, compiled = translated
-    monkeypatch.setattr("ncsn_cli.sampling.CompiledLangevin", lambda score, x: compiled)
+    monkeypatch.setattr("ncsn_cli.sampling.run.CompiledLangevin", lambda score, x: compiled)
     plain = chains(network).run()
     one, several = (chains(network, compile=True, workers=workers).run() for workers in (1, 3))
     assert_same(one, several)
@@ -138,7 +138,7 @@ def test_chains_are_saved_before_and_a_signal_ends_compiling(small_tiles, monkey
         ask_to_stop()
         raise AssertionError("it went on")
 
-    monkeypatch.setattr("ncsn_cli.sampling.CompiledLangevin", compiling)
+    monkeypatch.setattr("ncsn_cli.sampling.run.CompiledLangevin", compiling)
     with pytest.raises(InterruptedRun, match="between tiles"):
         chains(network, compile=True).run(states.append)
     assert len(states) == 1

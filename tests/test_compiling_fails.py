@@ -37,7 +37,7 @@ def untranslated(_):
 
 def stop_after_a_tile(hook):
     """Called there: a signal comes when the first tile of chains is finished."""
-    from ncsn_cli.sampling import Sampling
+    from ncsn_cli.sampling.run import Sampling
 
     add = Sampling._add
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli import workers
 from ncsn_cli.runs.signals import STOPPING, heeded, signals_as_requests
+from ncsn_cli.sampling import workers
 
 from .forked import only_run, read
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"runs", "streams"},
     {"evaluation"},
     {"training",
-     "sampling", "compiled_langevin", "workers"},
+     "sampling"},
     {"__main__", "cli", "compare", "configuration", "jobs", "moved", "names", "report", "sweep",
      "train", "sample"},
 ]  # fmt: skip

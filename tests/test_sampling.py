@@ -14,7 +14,7 @@ import torch
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
-from ncsn_cli.sampling import TILE, Sampling
+from ncsn_cli.sampling.run import TILE, Sampling
 from ncsn_cli.schedules import Geometric
 
 from .conftest import shaken, two_modes_1d
@@ -138,7 +138,7 @@ def ask_to_stop(process=None):
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
 def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
     whole = sampling(sampler, num=70)
     undisturbed = whole.run()
     assert_same(sampling(sampler, num=70).run(saved=whole.finished()), undisturbed)
@@ -170,7 +170,7 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
 
 def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
     stopped, states, process = sampling(MALA, num=70, workers=2), [], os.getpid()
     run_tile, slow, evaluated = stopped._run_tile, False, 0
 
@@ -201,8 +201,8 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
 
 def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_SAVES", 0.0)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
 
     def score(x, sigma):
         time.sleep(0.001)
@@ -236,7 +236,7 @@ def saved_half_way():
 
 def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
     tensors, record = saved_half_way()
     ((number, step, level, evaluations),) = record["tiles"]
     assert (number, step, level, evaluations) == (1, 6, 2, 6)
@@ -272,7 +272,7 @@ def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("step", [1, 8, 16, 17, 49, 120])
 def test_a_sample_that_is_not_finite_is_named_at_its_step(step, monkeypatch):
-    monkeypatch.setattr("ncsn_cli.sampling._FRAMES", 2)  # which end blocks of steps
+    monkeypatch.setattr("ncsn_cli.sampling.run._FRAMES", 2)  # which end blocks of steps
     sampler = AnnealedLangevin(step_size=0.01, steps_per_level=24, denoise=False)
     broken, evaluated = sampling(sampler), 0
 

@@ -12,27 +12,27 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_cli.compiled_langevin import CompiledLangevin
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun, one_line
-from ncsn_cli.core.score import Score, at_level
+from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
 from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
-from ncsn_cli.samplers import LogProb, Sampler, State, steps_with
-from ncsn_cli.workers import shared_zeros, side_by_side
+from ncsn_cli.samplers import LogProb, Sampler, State
+from ncsn_cli.sampling.chains import Chains
+from ncsn_cli.sampling.compiled import CompiledLangevin
+from ncsn_cli.sampling.tile import Begun, Counted, Finished, Running
+from ncsn_cli.sampling.workers import shared_zeros, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -47,128 +47,6 @@ _SECONDS_BETWEEN_SAVES = 60.0
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """Tiles stopped at the beginning of a level each: tensors, and numbers for JSON."""
-
-
-@dataclass(frozen=True)
-class Chains:
-    """What finished chains leave, on the CPU.
-
-    Args:
-        samples: Their last state (N, D).
-        init: Their first (N, D).
-        paths: Some chains over time (frames, chains, D); None where none are kept.
-        path_steps: The step of each frame (frames,).
-        path_sigmas: The level of each frame (frames,).
-        settled_sigma: The level from which each chain keeps its mode (N,), the first if it never
-            changes.
-        by_level: All chains (N, D) when they leave a level, by its sigma, for at most 20 levels
-            evenly spread; empty unless asked for. The last are the samples, denoised if the
-            sampler denoises.
-        score_evaluations: Evaluations of the score, each of all chains.
-        acceptance: Mean share of accepted proposals at each level, in whole tiles; empty where
-            none are refused.
-        mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.
-    """
-
-    samples: Tensor
-    init: Tensor
-    paths: NDArray[np.float32] | None
-    path_steps: NDArray[np.int64]
-    path_sigmas: NDArray[np.float64]
-    settled_sigma: NDArray[np.float64]
-    by_level: dict[float, Tensor]
-    score_evaluations: int
-    acceptance: list[float]
-    mode_commitment: dict[str, Any]
-
-    def in_data_units(self, origin: Tensor) -> Chains:
-        """Return these chains, run in coordinates around ``origin`` (D,), in data units."""
-        paths = None if self.paths is None else (self.paths + origin.numpy()).astype(np.float32)
-        return replace(
-            self,
-            samples=(self.samples + origin).float(),
-            init=(self.init + origin).float(),
-            paths=paths,
-            by_level={s: (x + origin).float() for s, x in self.by_level.items()},
-        )
-
-
-class _Begun(NamedTuple):
-    """A tile that has come to the beginning of a level.
-
-    Args:
-        step: States of its chains before.
-        level: Row of ``Sampler.levels``.
-        evaluations: Evaluations of the score before.
-        x: The chains (B, D).
-        generator: State of their stream of random numbers.
-        labels: The mode of each chain at the end of the levels before (ended, B).
-    """
-
-    step: int
-    level: int
-    evaluations: int
-    x: NDArray[np.float32]
-    generator: NDArray[np.uint8]
-    labels: NDArray[np.int16]
-
-
-class _Running(NamedTuple):
-    """How far a tile has come.
-
-    Args:
-        begun: Where it goes on from if it is stopped.
-        step: States of its chains so far.
-        level: Row of ``Sampler.levels``.
-        acceptance: See ``State``, of the last of them.
-    """
-
-    begun: _Begun
-    step: int
-    level: int
-    acceptance: float | None
-
-
-class _Finished(NamedTuple):
-    """What finished tiles add up.
-
-    Args:
-        counts: See ``metrics.count_commitment``.
-        evaluations: Evaluations of the score, each of a whole tile.
-    """
-
-    counts: dict[str, NDArray[Any]]
-    evaluations: int
-
-
-class _Counted:
-    """A score, and how often it was evaluated."""
-
-    def __init__(self, score: Score, evaluations: int) -> None:
-        self._score = score
-        self.evaluations = evaluations
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.evaluations += 1
-        return self._score(x, sigma)
-
-    def at_level(self, sigma: Tensor) -> _CountedAtLevel:
-        return _CountedAtLevel(at_level(self._score, sigma), self)
-
-
-class _CountedAtLevel:
-    """A score at one level, whose evaluations ``total`` counts."""
-
-    def __init__(self, score: Callable[[Tensor], Tensor], total: _Counted) -> None:
-        self._score, self._steps, self._total = score, steps_with(score), total
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self._total.evaluations += 1
-        return self._score(x)
-
-    def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterable[Tensor]:
-        self._total.evaluations += len(z)
-        return self._steps(x, z, tau)
 
 
 class Sampling:
@@ -297,13 +175,13 @@ class Sampling:
     def _run_tiles(
         self,
         numbers: list[int],
-        begun: dict[int, _Begun],
+        begun: dict[int, Begun],
         save: Callable[[Saved], None],
         requests: list[int],
     ) -> None:
         """Run the tiles of these ``numbers``, as ``run`` does; where a request comes, save."""
         tiles = [self._run_tile(number, begun.get(number)) for number in numbers]
-        running: dict[int, _Running] = {}
+        running: dict[int, Running] = {}
         last_save = time.monotonic()
         with (
             tqdm(
@@ -314,7 +192,7 @@ class Sampling:
             for news in all_news:
                 for i, told in news:
                     number = numbers[i]
-                    if isinstance(told, _Running):
+                    if isinstance(told, Running):
                         running[number], begun[number] = told, told.begun
                     else:
                         running.pop(number, None)
@@ -329,7 +207,7 @@ class Sampling:
         if requests:
             save(self._to_save(begun))
 
-    def _take_up(self, saved: Saved) -> dict[int, _Begun]:
+    def _take_up(self, saved: Saved) -> dict[int, Begun]:
         """The tiles in ``saved`` that have begun, by their number.
 
         Raises:
@@ -374,7 +252,7 @@ class Sampling:
                 stream.set_state(tensors[state])
             except RuntimeError:
                 raise refusal from None
-            begun[number] = _Begun(
+            begun[number] = Begun(
                 step, level, evaluated, *(tensors[name].numpy() for name in (x, state, labels))
             )
         for name, tensor in self._left.items():
@@ -390,7 +268,7 @@ class Sampling:
         """What ``run`` needs to return the same chains again, once it has."""
         return self._to_save({})
 
-    def _to_save(self, begun: dict[int, _Begun]) -> Saved:
+    def _to_save(self, begun: dict[int, Begun]) -> Saved:
         """All that is needed to go on: what chains have left, and the tiles that have begun.
 
         What running tiles have left of levels after the one last begun will be written again.
@@ -410,7 +288,7 @@ class Sampling:
         }
 
     @torch.no_grad()
-    def _run_tile(self, number: int, begun: _Begun | None) -> Iterator[_Running | _Finished]:
+    def _run_tile(self, number: int, begun: Begun | None) -> Iterator[Running | Finished]:
         """Run a tile from where it has ``begun``, or from its start, and tell how far it is."""
         sampler, left = self._sampler, self._left
         rows = slice(number * self._tile, min((number + 1) * self._tile, self._num))
@@ -428,21 +306,21 @@ class Sampling:
                 if level in self._kept_levels:
                     left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
 
-        def begin(step: int, x: Tensor) -> _Begun:
-            return _Begun(
+        def begin(step: int, x: Tensor) -> Begun:
+            return Begun(
                 step, self._begins[step], score.evaluations, x.cpu().numpy(),
                 stream.get_state().numpy(),
                 labels[: bisect_right(self._level_ends, step)].numpy(),
             )  # fmt: skip
 
         if begun is None:
-            score, step, level, x = _Counted(self._score, 0), 0, 0, self._init(self._tile, stream)
+            score, step, level, x = Counted(self._score, 0), 0, 0, self._init(self._tile, stream)
             left["init"][rows] = x[:num].cpu()
             look(0, 0, x)
             begun = begin(0, x)
         else:
             step, level, x = begun.step, begun.level, torch.from_numpy(begun.x).to(self._device)
-            score = _Counted(self._score, begun.evaluations)
+            score = Counted(self._score, begun.evaluations)
             stream.set_state(torch.from_numpy(begun.generator))
             labels[: len(begun.labels)] = torch.from_numpy(begun.labels)
         accepted = left["accepted"][number : number + 1]  # none where none are refused
@@ -463,22 +341,22 @@ class Sampling:
             if step in self._begins:
                 begun = begin(step, x)
             if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
-                yield _Running(begun, step, state.level, state.acceptance)
+                yield Running(begun, step, state.level, state.acceptance)
                 last_news = time.monotonic()
         modes = labels[:, :num]  # (V, num)
         left["samples"][rows] = x[:num].cpu()
         left["settled"][rows] = settled_from(modes)
         counts = count_commitment(modes, len(self._truth.modes))
-        yield _Finished({name: count.numpy() for name, count in counts.items()}, score.evaluations)
+        yield Finished({name: count.numpy() for name, count in counts.items()}, score.evaluations)
 
-    def _add(self, number: int, finished: _Finished) -> None:
+    def _add(self, number: int, finished: Finished) -> None:
         """Count a finished tile in."""
         self._left["finished"][number] = True
         for name, count in finished.counts.items():
             self._counts[name] = self._counts[name] + torch.from_numpy(count)
         self._evaluations = max(self._evaluations, finished.evaluations)
 
-    def _where(self, begun: dict[int, _Begun]) -> str:
+    def _where(self, begun: dict[int, Begun]) -> str:
         """Where the first of the tiles that have ``begun`` was stopped."""
         if bool(self._left["finished"].all()):
             return "after the last step"
@@ -490,7 +368,7 @@ class Sampling:
             where if self._num_tiles == 1 else f"{where}, tile {number + 1} of {self._num_tiles}"
         )
 
-    def _show(self, bar: tqdm[Any], running: dict[int, _Running]) -> None:
+    def _show(self, bar: tqdm[Any], running: dict[int, Running]) -> None:
         """Bring the progress bar up to date."""
         steps = int(self._left["finished"].sum()) * self._last
         for tile in running.values():
