@@ -36,8 +36,8 @@ def configuration(name: str, overrides: list[str]) -> dict[str, Any]:
     """What ``ncsn-train`` or ``ncsn-sample`` reads from its overrides."""
     from hydra import compose, initialize_config_dir
 
-    from ncsn_cli.cli import config_dir
-    from ncsn_cli.configuration import read_config
+    from ncsn_cli.commands.cli import config_dir
+    from ncsn_cli.commands.config import read_config
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return read_config(compose(name, overrides))
@@ -47,8 +47,8 @@ def new_training(overrides: list[str]) -> Training:
     """The training that ``ncsn-train`` would begin."""
     import torch
 
-    from ncsn_cli.configuration import fit_schedule, instantiate, known_points
-    from ncsn_cli.train import _initial_model
+    from ncsn_cli.commands.build import fit_schedule, instantiate, known_points
+    from ncsn_cli.commands.train import _initial_model
     from ncsn_cli.training.state import Training
     from ncsn_cli.training.trainer import settle
 
@@ -75,12 +75,12 @@ def ours() -> dict[str, Work]:
     import torch
     from samplers import METRIC, NUM, SIGMA_MAX, samplers
 
-    from ncsn_cli.configuration import instantiate
+    from ncsn_cli.commands.build import instantiate
+    from ncsn_cli.commands.startup import keep_freed_memory
     from ncsn_cli.core.dataset import Dataset
     from ncsn_cli.core.score import Score
     from ncsn_cli.core.settings import random_stream
     from ncsn_cli.evaluation.floors import noise_floor
-    from ncsn_cli.jobs import keep_freed_memory
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling.run import Sampling
     from ncsn_cli.schedules import Geometric, Karras

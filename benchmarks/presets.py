@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from quality import read, run
 from tqdm import tqdm
 
-from ncsn_cli.cli import config_dir
+from ncsn_cli.commands.cli import config_dir
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
 QUIET = ["plot=[]", "animation=[]"]

@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ncsn_cli.cli import config_dir
+from ncsn_cli.commands.cli import config_dir
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.schedules import technique_1

@@ -19,8 +19,8 @@ import time
 import torch
 from contestants import new_training
 
+from ncsn_cli.commands.startup import keep_freed_memory
 from ncsn_cli.core.score import Score
-from ncsn_cli.jobs import keep_freed_memory
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin
 from ncsn_cli.sampling.compiled import CompiledLangevin

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ncsn_cli import __version__, cli
-from ncsn_cli.streams import forgive
+from ncsn_cli import __version__
+from ncsn_cli.commands import cli
+from ncsn_cli.commands.streams import forgive
 
 _COMMANDS = {"train": cli.train, "sample": cli.sample, "compare": cli.compare}
 

@@ -63,7 +63,7 @@ def _child(request, streams):
     for number, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream.fileno(), number)
     sys.argv = [f"ncsn-{request['command']}", *request["arguments"]]
-    from ncsn_cli import cli
+    from ncsn_cli.commands import cli
 
     code = 0
     try:
@@ -99,8 +99,8 @@ def _serve():
     import torch
     import torch._dynamo  # which a job that compiles would import, in 2 s
 
-    import ncsn_cli.sample
-    import ncsn_cli.train  # noqa: F401
+    import ncsn_cli.commands.sample
+    import ncsn_cli.commands.train  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ncsn_cli.commands.build import known_class
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.models import MLP
 from ncsn_cli.runs.checkpoints import (
     checkpoint_path,
-    known_class,
     load_checkpoint,
     load_newest,
     save_checkpoint,

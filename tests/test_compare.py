@@ -8,8 +8,8 @@ import matplotlib as mpl
 import pytest
 import yaml
 
-from ncsn_cli import cli
-from ncsn_cli.compare import compare
+from ncsn_cli.commands import cli
+from ncsn_cli.commands.compare import compare
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.plots import canvas, comparison
 

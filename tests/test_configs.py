@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
-from ncsn_cli import moved
-from ncsn_cli.cli import config_dir
-from ncsn_cli.configuration import GROUPS, SampleSettings, TrainSettings, read_config, run_keys
+from ncsn_cli.commands import moved
+from ncsn_cli.commands.cli import config_dir
+from ncsn_cli.commands.config import GROUPS, SampleSettings, TrainSettings, read_config, run_keys
 
 CONFIGS = config_dir()
 RUNTIME = {"dim", "params", "scene", "self"}

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ncsn_cli import names
-from ncsn_cli.names import for_shell, job_folder, old_study_name, override, study_name
+from ncsn_cli.commands import names
+from ncsn_cli.commands.names import for_shell, job_folder, old_study_name, override, study_name
 
 from .faults.states import digest_of_run
 from .forked import only_run, read

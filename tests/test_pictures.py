@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ncsn_cli import train
+from ncsn_cli.commands import train
 
 from .forked import only_run, read
 from .test_cli import QUICK, QUICK_SAMPLE

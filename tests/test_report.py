@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from ncsn_cli.report import html_report, link, tables_of
+from ncsn_cli.commands.report import html_report, link, tables_of
 
 METRICS = {
     "seconds": 12.5,

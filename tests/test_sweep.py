@@ -17,9 +17,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ncsn_cli import jobs
+from ncsn_cli.commands import startup
+from ncsn_cli.commands.callbacks import _num_jobs, _overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
-from ncsn_cli.sweep import _num_jobs, _overrides
 
 from .forked import read
 
@@ -365,10 +365,10 @@ def test_the_number_of_jobs_is_known_beforehand(params, task, expected):
 def test_jobs_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert jobs.choose_device("auto") == torch.device("cuda")
-    monkeypatch.setattr(jobs, "in_sweep", lambda: True)
+    assert startup.choose_device("auto") == torch.device("cuda")
+    monkeypatch.setattr(startup, "in_sweep", lambda: True)
     for number, index in ((0, 0), (4, 1), (5, 2)):
         config = OmegaConf.create({"job": {"num": number}})
         monkeypatch.setattr(HydraConfig, "get", lambda config=config: config)
-        assert jobs.choose_device("auto") == torch.device("cuda", index)
-    assert jobs.choose_device("cpu") == torch.device("cpu")
+        assert startup.choose_device("auto") == torch.device("cuda", index)
+    assert startup.choose_device("cpu") == torch.device("cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncsn_cli.commands.train import _history_csv, _read_history, _save
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising
 from ncsn_cli.models import MLP
@@ -14,7 +15,6 @@ from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_che
 from ncsn_cli.runs.files import write_atomic
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.schedules import Geometric
-from ncsn_cli.train import _history_csv, _read_history, _save
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
 from ncsn_cli.training.state import COLUMNS, Training

@@ -1,21 +1,19 @@
 """Checkpoints: tensors and JSON in one safetensors file, read as data, never as code.
 
 One metadata key ``ncsn_cli`` holds the JSON; its ``sha256`` is over that JSON without the digest
-and over every tensor's name, dtype, shape and bytes, in the order of their names. What the JSON
-names (``_target_``) is built from this package's own classes and from nothing else.
+and over every tensor's name, dtype, shape and bytes, in the order of their names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,11 +38,6 @@ Entry = tuple[torch.dtype, list[int], int, int]
 """A tensor's type and shape, and where its bytes begin and end behind the header."""
 
 log = logging.getLogger(__name__)
-
-_MODULES = [
-    f"ncsn_cli.{name}"
-    for name in ("datasets", "inits", "losses", "mistakes", "models", "samplers", "schedules")
-]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -153,29 +146,6 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
                 raise
             log.warning("%s; taking an older checkpoint", error)
     raise AssertionError
-
-
-def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
-    """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
-
-    Or a public class of one of the modules ``plugins``, which the user names, defined in or below
-    it.
-
-    Raises:
-        ConfigError: If it is anything else.
-    """
-    module, _, name = str(target).rpartition(".")
-    if module in plugins and not name.startswith("_"):
-        own = getattr(importlib.import_module(module), name, None)
-        if isinstance(own, type) and f"{own.__module__}.".startswith(f"{module}."):
-            return own
-    if module not in _MODULES or name not in importlib.import_module(module).__all__:
-        raise ConfigError(
-            f"_target_: {target} is no class of ncsn_cli, and a checkpoint may name no other;"
-            " choose that group again on the command line, or name its module in plugins=[MODULE]"
-        )
-    known: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return known
 
 
 def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Entry], dict[str, Any], int]:

@@ -210,7 +210,7 @@ def record_attacks(tensors, record, canary):
     written = {"_target_": "pathlib.Path.write_text", "_args_": [str(canary), ""]}
     nested = {"_target_": "hydra.utils.instantiate", "config": call}
     targets = [
-        "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.jobs.log",
+        "builtins.eval", "subprocess.Popen", "hydra.utils.instantiate", "ncsn_cli.commands.log",
         "ncsn_cli.models._perceptron", "ncsn_cli.models.torch.load", "ncsn_cli.models.__dict__",
         "ncsn_cli.runs.files.write_atomic", "logging.os.system", "\x1b[2J\n\n\n\nline",
         "x" * 100_000, ["os.system"], None, 7,

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, flag_override
 
-from ncsn_cli.cli import config_dir
+from ncsn_cli.commands.cli import config_dir
+from ncsn_cli.commands.sample import sample
+from ncsn_cli.commands.train import train
 from ncsn_cli.core import expectation
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.datasets import checkerboard, mixture
 from ncsn_cli.evaluation import floors, log_density, network
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.records import flatten
-from ncsn_cli.sample import sample
-from ncsn_cli.train import train
 
 from ..forked import read
 from ..test_cli import run

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ncsn_cli.cli import config_dir
+from ncsn_cli.commands.cli import config_dir
 from ncsn_cli.models import MLP
 from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 

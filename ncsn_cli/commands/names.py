@@ -85,7 +85,7 @@ def _recorded(file: Path) -> list[str] | None:
     """Return the identity of the job that wrote ``file``, None where it is no list of texts."""
     import yaml
 
-    from ncsn_cli.compare import read_yaml
+    from ncsn_cli.runs.records import read_yaml
 
     try:
         words = read_yaml(file, [])

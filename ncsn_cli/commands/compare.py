@@ -22,19 +22,16 @@ import yaml
 from markupsafe import Markup
 
 from ncsn_cli import __version__
+from ncsn_cli.commands.moved import OPTIONS
+from ncsn_cli.commands.names import for_shell
+from ncsn_cli.commands.report import drawing, html_report, link
 from ncsn_cli.core.errors import ConfigError, MissingInputError, one_line
-from ncsn_cli.moved import OPTIONS
-from ncsn_cli.names import for_shell
-from ncsn_cli.report import drawing, html_report, link
-from ncsn_cli.runs.files import check_plain, inside, read_json, read_regular, write_atomic
-from ncsn_cli.runs.records import flatten, without_home
+from ncsn_cli.runs.files import inside, read_json, write_atomic
+from ncsn_cli.runs.records import flatten, read_yaml, without_home
 
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
-_MOST_YAML = 1 << 20  # bytes of a file
-_DEEPEST = 64
-_LONG_NUMBER = re.compile(r"[-+.0-9][-+.:_0-9a-zA-Z]{400,}")  # YAML's 1:59:59 is quadratic
 _MOST_LINES = 12  # that a picture tells apart
 _IGNORED = (
     "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
@@ -250,33 +247,6 @@ def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], se
 def _keys(words: list[Any]) -> set[str]:
     """Return the keys of the overrides ``words``."""
     return {re.split("[=@]", str(word).lstrip("+~"))[0] for word in words}
-
-
-def read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
-    """The values in a file of a run, of the type of ``none``, which stands for no file.
-
-    Aliases are refused, by which a short text is a long one, and what ``check_plain`` refuses.
-    """
-    try:
-        text = read_regular(path, _MOST_YAML).decode()
-    except FileNotFoundError:
-        return none
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    for event in yaml.parse(text, Loader=loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST or getattr(event, "anchor", None) is not None:
-            raise ValueError(f"{path.name}: nested too deeply, or with an alias")
-        if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
-            raise ValueError(f"{path.name}: a number is too long")
-    values = yaml.load(text, Loader=loader)
-    check_plain(values)
-    if values is not None and not isinstance(values, type(none)):
-        raise ValueError(f"{path.name}: no {type(none).__name__}")
-    return values or none
 
 
 def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:

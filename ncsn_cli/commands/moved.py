@@ -109,8 +109,8 @@ class MovedOptions(ConfigSource):
 @functools.cache  # once a process, however often Hydra composes
 def say_new_name(old: str) -> None:
     """Print what to write for the option ``old``, and what it stands for."""
-    from ncsn_cli.cli import config_dir
-    from ncsn_cli.names import override
+    from ncsn_cli.commands.cli import config_dir
+    from ncsn_cli.commands.names import override
 
     group, name = old.split("/")
     new = f"{group}={OPTIONS[old]}"

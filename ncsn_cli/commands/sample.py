@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ncsn_cli.configuration import (
-    Config,
-    SampleSettings,
+from ncsn_cli.commands.build import (
     build_from_checkpoint,
     fit_schedule,
     instantiate,
     instantiate_list,
     known_points,
-    read_config,
-    settings,
-    without_paths,
 )
+from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
+from ncsn_cli.commands.job import in_sweep, objective_of, open_folder, output_folder, write_config
+from ncsn_cli.commands.moved import with_new_names
+from ncsn_cli.commands.present import Pictures, present
+from ncsn_cli.commands.resume import compile_again, digest_of, done_before, refuse_changes
+from ncsn_cli.commands.startup import choose_device, keep_freed_memory
 from ncsn_cli.core.compiler import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
@@ -42,24 +43,8 @@ from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, evaluate_samples, evaluate_trajectory
 from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
-from ncsn_cli.jobs import (
-    Pictures,
-    choose_device,
-    compile_again,
-    digest_of,
-    done_before,
-    in_sweep,
-    keep_freed_memory,
-    objective_of,
-    open_folder,
-    output_folder,
-    present,
-    refuse_changes,
-    write_config,
-)
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.models.one_level import Recentred
-from ncsn_cli.moved import with_new_names
 from ncsn_cli.runs.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.samplers import LogProb, Sampler

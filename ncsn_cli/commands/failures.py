@@ -1,172 +1,34 @@
-"""The frame of the console scripts: Hydra's start, errors in three lines, exit codes.
+"""What went wrong, in at most three lines for the user, and the exit code.
 
-Nothing here imports torch before a job runs, so ``--help``, ``--cfg job`` and refused overrides
-answer fast.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import errno
-import gc
-import importlib
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
-import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ncsn_cli.moved import MovedOptions
-
 if TYPE_CHECKING:
-    from ncsn_cli.sweep import Job
+    pass
 
-
-def _job_folder(sweep: str, overrides: ListConfig) -> str:
-    from ncsn_cli.names import job_folder
-
-    return job_folder(sweep, cast("list[str]", OmegaConf.to_container(overrides)))
-
-
-def _study_name(overrides: ListConfig) -> str:
-    from ncsn_cli.names import study_name
-
-    return study_name(cast("list[str]", OmegaConf.to_container(overrides)))
-
-
-# Here, so that processes which run jobs of a sweep know them, too.
-OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
-OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
-
-Plugins.instance().register(MovedOptions)
-
-# Hydra copies its store, a singleton that it only reads from, 127 times for --help: 1 s.
-ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
-def config_dir() -> Path:
-    """The package's own configs: inside it in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    return next(
-        folder
-        for folder in (package / "configs", package.parent / "configs")
-        if (folder / "train.yaml").is_file()
-    )
-
-
-def train() -> None:
-    """``ncsn-train``."""
-    _run("train")
-
-
-def sample() -> None:
-    """``ncsn-sample``."""
-    _run("sample")
-
-
-def compare() -> None:
-    """``ncsn-compare``."""
-    importlib.import_module("ncsn_cli.streams").forgive()
-    try:
-        importlib.import_module("ncsn_cli.compare").compare(sys.argv[1:])
-    except (Exception, KeyboardInterrupt) as error:
-        _exit("compare", error, True, os.environ.get("HYDRA_FULL_ERROR") == "1")
-
-
-def _run(name: str) -> None:
-    from ncsn_cli.streams import forgive
-
-    forgive()
-    if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
-        print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
-        return
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-    state = _Progress()
-
-    def job(cfg: DictConfig) -> float | None:
-        state.job_started = True
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            if signal.getsignal(number) is signal.SIG_DFL:  # else a scheduler's, or ignored
-                signal.signal(number, _interrupt)
-        before = _written(_status())
-        _keep_home_out_of_logs()
-        try:
-            return _task(name)(cfg)
-        except BaseException as error:
-            _record_failure(name, error, before)
-            raise
-
-    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
-    error = _error_of(start)
-    try:
-        sweep = sys.modules.get("ncsn_cli.sweep")  # --help and the like do without it
-        jobs: list[Job] = [] if sweep is None else sweep.conclude()
-    except (Exception, KeyboardInterrupt) as raised:
-        jobs, error = [], error or raised
-    failed = sum(job.has_failed for job in jobs)
-    if failed and getattr(error, "exit_code", None) is None:
-        from ncsn_cli.core.errors import FailedJobsError
-
-        error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
-    if isinstance(error, SystemExit):
-        raise error
-    if error is not None:
-        _exit(name, error, state.job_started, show_traceback)
-
-
-def _error_of(start: Callable[[], object]) -> BaseException | None:
-    """Return what ends a command, None if that is its work."""
-    from ncsn_cli.core.errors import RefusedStart
-
-    try:
-        _refuse_rerun()
-        sys.path.append(os.getcwd())  # a user's own classes
-        start()
-    except RefusedStart as refused:
-        return refused.__cause__
-    except BaseException as raised:
-        return raised
-    return None
-
-
-def _task(name: str) -> Callable[[DictConfig], float | None]:
-    """The command's function. Importing torch makes much, and nothing to collect, now or later."""
-    module = f"ncsn_cli.{name}"
-    if module not in sys.modules:  # once: an earlier job of a sweep leaves what is to be collected
-        gc.disable()
-        try:
-            importlib.import_module(module)
-            gc.freeze()
-        finally:
-            gc.enable()
-    return getattr(sys.modules[module], name)
-
-
-def _refuse_rerun() -> None:
-    """Hydra's flag unpickles a file, which can run anything; argparse knows it by its start."""
-    if any(word.startswith("--e") for word in sys.argv[1:]):
-        from ncsn_cli.core.errors import ConfigError
-
-        raise ConfigError(
-            "--experimental-rerun: it runs what a pickle says; run.json has the command"
-        )
-
-
-def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bool) -> NoReturn:
+def exit_with(
+    name: str, error: BaseException, job_started: bool, show_traceback: bool
+) -> NoReturn:
     """Say in at most three lines what went wrong."""
     if show_traceback:
         traceback.print_exception(error)
@@ -178,42 +40,17 @@ def _exit(name: str, error: BaseException, job_started: bool, show_traceback: bo
     sys.exit(code)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """These signals end a job as Ctrl-C does, so that its folder says so."""
-    from ncsn_cli.core.errors import InterruptedRun
-
-    raise InterruptedRun("stopped by a signal", number)
-
-
-class _HomelessFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        from ncsn_cli.runs.records import without_home
-
-        return without_home(super().format(record))
-
-
-def _keep_home_out_of_logs() -> None:
-    logging.raiseExceptions = False  # a full disk is not to be told once a line
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and handler.formatter is not None:
-            style = handler.formatter
-            handler.setFormatter(_HomelessFormatter(style._fmt, style.datefmt))
-
-
-class _Progress:
-    job_started = False
-
-
-def _status() -> Path:
+def status_file() -> Path:
+    """Return where the job that runs keeps its state."""
     return Path(HydraConfig.get().runtime.output_dir) / "status.json"
 
 
-def _written(path: Path) -> int | None:
+def last_written(path: Path) -> int | None:
     """When a file was written, in ns; None if there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _record_failure(name: str, error: BaseException, before: int | None) -> None:
+def record_failure(name: str, error: BaseException, before: int | None) -> None:
     """The traceback into the job's log file, its reason into ``status.json``.
 
     A run says so itself once it has begun; ``before`` is when that file was written before.
@@ -230,8 +67,8 @@ def _record_failure(name: str, error: BaseException, before: int | None) -> None
         from ncsn_cli.runs.files import read_json, to_json, write_atomic
         from ncsn_cli.runs.records import without_home
 
-        status = read_json(_status())
-        state, untouched = status.get("state"), _written(_status()) == before
+        status = read_json(status_file())
+        state, untouched = status.get("state"), last_written(status_file()) == before
         # A finished run is not lost because its folder was named again; a signal before a run
         # leaves nothing.
         is_begun = state == "running" or (untouched and isinstance(error, Exception))
@@ -240,7 +77,7 @@ def _record_failure(name: str, error: BaseException, before: int | None) -> None
         reason = without_home(" ".join(_explain(name, error, True)[0]))
         state = "failed" if isinstance(error, Exception) else "interrupted"
         status = {"state": state, "step": status.get("step", 0), "error": reason}
-        write_atomic(_status(), to_json(status))
+        write_atomic(status_file(), to_json(status))
 
 
 _LESS_MEMORY = {
@@ -297,7 +134,7 @@ _PATHS = {
 
 def _how_to_quote(word: str) -> list[str]:
     """A line on an override that names a path in which Hydra's grammar sees more, else none."""
-    from ncsn_cli.names import override
+    from ncsn_cli.commands.names import override
 
     key, _, path = word.partition("=")
     if not path or not (key.lstrip("+") in _PATHS or os.path.exists(path)):

@@ -17,19 +17,25 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ncsn_cli.configuration import (
-    Config,
-    SampleSettings,
-    TrainSettings,
+from ncsn_cli.commands.build import (
     fit_schedule,
     instantiate,
     instantiate_list,
     known_points,
+    what_torch_refuses,
+)
+from ncsn_cli.commands.config import (
+    Config,
+    SampleSettings,
+    TrainSettings,
     read_config,
     settings,
-    what_torch_refuses,
     without_paths,
 )
+from ncsn_cli.commands.job import in_sweep, objective_of, open_folder, output_folder, write_config
+from ncsn_cli.commands.present import Pictures, present
+from ncsn_cli.commands.resume import compile_again, digest_of, done_before, refuse_changes
+from ncsn_cli.commands.startup import choose_device, keep_freed_memory
 from ncsn_cli.core.compiler import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
@@ -38,21 +44,6 @@ from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.schedule_advice import examine
-from ncsn_cli.jobs import (
-    Pictures,
-    choose_device,
-    compile_again,
-    digest_of,
-    done_before,
-    in_sweep,
-    keep_freed_memory,
-    objective_of,
-    open_folder,
-    output_folder,
-    present,
-    refuse_changes,
-    write_config,
-)
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
 from ncsn_cli.runs.files import inside, read_rows, to_json, to_npz

@@ -1,0 +1,1 @@
+"""The commands, where alone Hydra, OmegaConf and argparse live."""

@@ -1,0 +1,175 @@
+"""Objects from groups of the configuration, the user's own or a checkpoint's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from pydantic import ValidationError
+from torch import Tensor
+
+from ncsn_cli.commands.config import Config, reason_of, shortened
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError, one_line
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.schedules import FromData, Schedule
+
+log = logging.getLogger(__name__)
+
+_MODULES = [
+    f"ncsn_cli.{name}"
+    for name in ("datasets", "inits", "losses", "mistakes", "models", "samplers", "schedules")
+]
+
+
+def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
+    """The object of a group that the user chose; its errors name the key."""
+    settings = config.get(key)
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
+    if given := settings.keys() & runtime.keys():
+        raise ConfigError(f"{key}.{min(given)}: there is no such key; the dataset decides it")
+    if str(settings["_target_"]).startswith("torch.optim."):
+        _check_types(key, settings)
+    try:
+        made = hydra.utils.instantiate(settings, _convert_="all", **runtime)
+        if isinstance(made, functools.partial):
+            inspect.signature(made.func).bind(None, **made.keywords)
+    except (InstantiationException, TypeError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
+            raise cause from None  # of torch, as when there is no memory for so wide a network
+        is_torchs = key == "optimizer" and "keyword" not in str(cause)
+        reason = what_torch_refuses(settings, cause) if is_torchs else reason_of(key, cause)
+        raise ConfigError(reason) from error
+    base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
+    if not isinstance(made, base):
+        raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
+    return made
+
+
+def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
+    """Return one line for an ``optimizer``'s error, with the key of the setting that it names."""
+    reason = one_line(str(error))
+    named = [key for key in optimizer if re.search(rf"\b{key}\b", reason, re.IGNORECASE)]
+    return f"optimizer{'.' if named else ''}{''.join(named[:1])}: {reason}"
+
+
+def instantiate_list(config: Config, key: str) -> dict[str, Any]:
+    """The objects of a group of which several may be chosen, by name."""
+    chosen = config.get(key) or {}
+    if not isinstance(chosen, dict):
+        raise ConfigError(
+            f"{key}: choose a list of options, {key}=[NAME,...], or in an experiment's defaults"
+            f" list - override /{key}: [NAME,...]; --help lists them"
+        )
+    entries = {f"{key}.{name}": value for name, value in chosen.items() if value is not None}
+    for path in entries:  # files are named so
+        if not re.fullmatch(r"\w[\w.+=,-]{0,99}", path.removeprefix(f"{key}.")):
+            raise ConfigError(
+                f"{path}: a name has letters, digits and _ . + = , - only, at most 100"
+            )
+    return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
+
+
+def _check_types(key: str, settings: Config) -> None:
+    """Torch's optimizers take nan and texts, or refuse them without their key."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_class(settings["_target_"])).parameters
+    except (ImportError, ValueError, TypeError):
+        return  # refused with a reason when it is made
+
+    def is_like(value: object, default: object) -> bool:
+        if isinstance(default, tuple):  # of numbers, or None for a number that torch chooses
+            parts = zip(value if isinstance(value, list) else [], default, strict=False)
+            return isinstance(value, list) and all(
+                is_like(v, 1.0) or (v is None and d is None) for v, d in parts
+            )
+        if isinstance(default, bool) or isinstance(value, bool):
+            return isinstance(default, bool) and isinstance(value, bool)
+        return isinstance(value, float | int) and abs(value) <= sys.float_info.max
+
+    for name, value in settings.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(default, tuple | bool | float | int) and not is_like(value, default):
+            like = (
+                f"one like {default}" if isinstance(default, tuple | bool) else "a finite number"
+            )
+            raise ConfigError(f"{key}.{name}: it should be {like}, got {shortened(value)}")
+
+
+def build_from_checkpoint(
+    settings: Config,
+    key: str,
+    plugins: list[str],
+    named: str | None = None,
+    **runtime: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """The object of a group read from a checkpoint: plain values into a known constructor.
+
+    ``named`` is the class that the user named for it on the command line, which may then be of
+    the user's own, as those of the modules ``plugins``. Errors name the key.
+    """
+    values = {**settings, **runtime}
+    target = values.pop("_target_", None)
+    try:
+        if named is not None and named == target:
+            return hydra.utils.get_class(named)(**values)
+        return known_class(target, plugins)(**values)
+    except (ConfigError, ValidationError, TypeError, ImportError) as error:
+        raise ConfigError(reason_of(key, error)) from error
+
+
+def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
+    """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
+
+    Or a public class of one of the modules ``plugins``, which the user names, defined in or below
+    it.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    module, _, name = str(target).rpartition(".")
+    if module in plugins and not name.startswith("_"):
+        own = getattr(importlib.import_module(module), name, None)
+        if isinstance(own, type) and f"{own.__module__}.".startswith(f"{module}."):
+            return own
+    if module not in _MODULES or name not in importlib.import_module(module).__all__:
+        raise ConfigError(
+            f"_target_: {target} is no class of ncsn_cli, and a checkpoint may name no other;"
+            " choose that group again on the command line, or name its module in plugins=[MODULE]"
+        )
+    known: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return known
+
+
+def known_points(dataset: Dataset, seed: int) -> Tensor:
+    """Points (N, D) from which scales are taken: the training set, or draws if it is endless."""
+    data = dataset.training_set()
+    if data is not None:
+        return data
+    log.info("the dataset is endless: 10000 draws stand for it where its scale is needed")
+    return dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
+
+
+def fit_schedule(config: Config, schedule: Schedule | FromData, data: Tensor) -> Schedule:
+    """The schedule, with levels; what ``data`` (N, D) decides is written into ``config``."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    try:
+        fitted = schedule.fit(data)
+    except ConfigError as error:
+        raise ConfigError(reason_of("schedule", error)) from error
+    target = f"{type(fitted).__module__}.{type(fitted).__qualname__}"
+    config["schedule"] = {"_target_": target, **dataclasses.asdict(fitted)}
+    return fitted

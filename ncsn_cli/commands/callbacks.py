@@ -1,0 +1,178 @@
+"""What Hydra calls: folders are taken, records written, a sweep is watched."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ncsn_cli.commands.names import ROSTER, SWEPT, old_study_name, study_name
+from ncsn_cli.commands.sweep import STOPPED, Watch
+from ncsn_cli.core.errors import ConfigError, RefusedStart
+from ncsn_cli.runs.files import refuse_links, to_json, write_atomic
+from ncsn_cli.runs.folder import hold, refuse_run
+from ncsn_cli.runs.records import without_home
+from ncsn_cli.runs.signals import heeded
+
+
+def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
+    """Let errors end the command: Hydra itself would only warn of them."""
+
+    @wraps(callback)
+    def call(*arguments: object, **keywords: object) -> None:
+        try:
+            callback(*arguments, **keywords)
+        except Exception as error:
+            raise RefusedStart from error
+
+    return call
+
+
+class Callbacks(Callback):
+    """Hydra's callback, in the process that starts a sweep and in those that run its jobs."""
+
+    @_refuse
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Take the run's folder before anything is written."""
+        folder = Path(config.hydra.run.dir)
+        _check(config, folder)
+        hold(folder)
+        refuse_run(folder)
+
+    @_refuse
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Take the sweep's folder, open the roster, and show how far the jobs are."""
+        _name_as_before(config)
+        watch, overrides = Watch(config), _overrides(config)
+        _check(config, watch.folder)
+        hold(watch.folder)
+        watch.roster.mkdir(parents=True)
+        swept = [*_params(config), *(key for key, o in overrides.items() if o.is_sweep_override())]
+        write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())
+        if watch.is_study:
+            _continue_study(config.hydra.sweeper)
+        watch.total = _num_jobs(config, overrides)
+        Watch.current = watch
+        watch.start()
+        os.environ[ROSTER] = str(watch.roster)
+        if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
+            for number in heeded():
+                signal.signal(number, watch.interrupt)
+
+    @_refuse
+    def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Record the overrides, and sign in; in a process beside others, be quiet."""
+        roster = os.environ.get(ROSTER)
+        if roster is not None and Path(roster, STOPPED).exists():
+            raise KeyboardInterrupt
+        record = Path(config.hydra.runtime.output_dir, ".hydra")
+        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        hydra_config = OmegaConf.masked_copy(config, ["hydra"])
+        for name, values in (
+            ("config", job),
+            ("hydra", hydra_config),
+            ("overrides", config.hydra.overrides.task),
+        ):
+            text = without_home(OmegaConf.to_yaml(values))
+            write_atomic(record / f"{name}.yaml", text.encode())
+        if roster is None:
+            return
+        entry = {
+            "folder": os.path.relpath(config.hydra.runtime.output_dir, roster),
+            "pid": os.getpid(),
+        }
+        write_atomic(Path(roster, f"{config.hydra.job.num}.json"), to_json(entry))
+        shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
+        if Watch.current is None and shares_terminal:
+            _be_quiet()
+
+
+def _check(config: DictConfig, folder: Path) -> None:
+    """Refuse what would lead out of the folder that is to be written, or to another one."""
+    if not re.fullmatch(r"(?a:\w[\w.-]{0,99})", config.hydra.job.name):  # as Hydra reads it
+        raise ConfigError("hydra.job.name: a name has A to z, digits and _ . - only, at most 100")
+    if config.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir: every path is read from the folder that the command is started in;"
+            " leave this out (hydra.run.dir=FOLDER is where a run writes)"
+        )
+    if "${" in os.path.abspath(folder):
+        raise ConfigError(f"{folder}: Hydra takes ${{ in this path for a value; choose another")
+    refuse_links(folder)
+
+
+def _name_as_before(config: DictConfig) -> None:
+    """Let a study that was begun under its old name go on under it, in ``config``."""
+    sweeper, jobs = config.hydra.sweeper, Path(config.hydra.sweep.dir, ".jobs")
+    task = OmegaConf.to_container(config.hydra.overrides.task)
+    if sweeper.get("study_name") == study_name(cast("list[str]", task)):
+        before = old_study_name(config.hydra.job.override_dirname)
+        if (jobs / before).is_dir():
+            sweeper.study_name = before
+
+
+def _continue_study(sweeper: DictConfig) -> None:
+    """Of an Optuna study begun before, let ``sweeper`` make only the trials that are missing.
+
+    A trial that was stopped is made again with its own values, so that its job goes on.
+    """
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
+    except (KeyError, ValueError):  # there is none, or it is not kept
+        return
+    states = [trial.state for trial in study.trials]
+    for trial in study.trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+    sweeper.n_trials = max(0, sweeper.n_trials - states.count(optuna.trial.TrialState.COMPLETE))
+    if sweeper.sampler.get("seed") is not None:
+        sweeper.sampler.seed += len(states)  # or it would draw the first values again
+
+
+def _params(config: DictConfig) -> dict[str, str]:
+    """Return what the sweep's configuration sweeps over, values by key."""
+    return {str(key): str(v) for key, v in (config.hydra.sweeper.get("params") or {}).items()}
+
+
+def _overrides(config: DictConfig) -> dict[str, Override]:
+    """Return what the sweep's configuration and then its command line override, by key."""
+    words = [f"{key}={values}" for key, values in _params(config).items()]
+    parsed = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
+    return {each.get_key_element(): each for each in parsed}
+
+
+def _num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
+    """How many jobs the sweep will have, if that can be seen from its overrides."""
+    if "n_trials" in config.hydra.sweeper:
+        return int(config.hydra.sweeper.n_trials)
+    swept = [each for each in overrides.values() if each.is_discrete_sweep()]
+    try:
+        return math.prod(len(list(each.sweep_string_iterator())) for each in swept)
+    except HydraException:  # as for glob(), which needs to know where the options are
+        return None
+
+
+def _be_quiet() -> None:
+    """Progress bars of several processes would garble the terminal; their logs are in files."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if not isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+    logging.captureWarnings(True)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends

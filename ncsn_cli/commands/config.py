@@ -1,0 +1,166 @@
+"""The configuration of a command: run-level keys, and what is recorded of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated, Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ncsn_cli.commands.moved import with_new_names
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import STRICT, Count
+from ncsn_cli.runs.files import check_plain
+from ncsn_cli.runs.records import flatten, without_home
+
+Config = dict[str, Any]
+
+GROUPS = [
+    "dataset", "schedule", "loss", "model", "optimizer", "trainer", "sampler", "init", "metric",
+    "plot", "animation", "paths",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainSettings:
+    """Keys of ``ncsn-train`` outside the groups.
+
+    Args:
+        seed: Seed of the initial weights, the noise and the order of the data.
+        device: ``auto`` (cuda where there is one, the jobs of a sweep in turn where there are
+            several, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        objective: The number of ``metrics.json`` that a search makes small, nested keys joined by
+            dots.
+    """
+
+    seed: NonNegativeInt
+    device: str
+    objective: str | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class SampleSettings(TrainSettings):
+    """Keys of ``ncsn-sample`` outside the groups.
+
+    Args:
+        seed: Seed of the initial points, the chains and the noise floors.
+        device: As for ``ncsn-train``.
+        objective: As for ``ncsn-train``.
+        checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
+        score: ``checkpoint`` is the learned score, ``exact`` the dataset's own, ``empirical`` that
+            of its training set smoothed by sigma, which a network that memorises would learn.
+        num_samples: Chains run, one sample each.
+        trajectories: Chains whose path is kept.
+        trajectory_metrics: Whether to measure the distance to p_sigma level by level, too.
+        log_density: Whether to write the log-density that the score implies, on a grid.
+        compile: Whether Langevin steps are compiled, some to a call: 10 seconds or more to begin
+            with, then quicker; ``auto``: where ``compiled_langevin.settle`` finds that it pays.
+            What is recorded is false where compiling failed.
+        resume: Folder of the stopped run to go on with; null: start afresh.
+        plugins: Modules of the user's own whose classes a checkpoint may name.
+    """
+
+    checkpoint: str | None
+    score: Literal["checkpoint", "exact", "empirical"]
+    num_samples: Count
+    trajectories: Annotated[int, Field(ge=0, le=10**9)]
+    trajectory_metrics: bool
+    log_density: bool
+    compile: bool | Literal["auto"]
+    resume: str | None
+    plugins: list[str]
+
+
+def read_config(cfg: DictConfig) -> Config:
+    """The composed configuration as plain data, every top-level key known to a command.
+
+    It is what the run's files will say, so it holds nothing of the environment, and numbers that
+    a checkpoint can hold.
+    """
+    unresolved = cast("Config", OmegaConf.to_container(cfg))
+    for key, value in flatten(without_paths(unresolved)).items():
+        if re.search(r"\$\{\s*oc\.env\s*:", str(value)):
+            raise ConfigError(
+                f"{key}: the run's files would show this environment variable; write its value"
+            )
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = cast("Config", with_new_names(container))
+    for key, value in flatten(config).items():
+        try:
+            check_plain(value)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    known = {*GROUPS, *run_keys(SampleSettings)}
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
+    paths = config.get("paths")
+    if not isinstance(paths, dict) or not isinstance(paths.get("outputs"), str) or len(paths) > 1:
+        raise ConfigError(
+            f"paths: it should hold paths.outputs=FOLDER alone, got {shortened(paths)}"
+        )
+    return config
+
+
+def _without_home(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _without_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_home(entry) for entry in value]
+    return without_home(value) if isinstance(value, str) else value
+
+
+def shortened(value: object) -> str:
+    """Return ``value`` as a message shows it, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def run_keys(kind: type[TrainSettings]) -> list[str]:
+    """The run-level keys that ``kind`` holds."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
+    """The validated run-level keys."""
+    try:
+        values: Config = {key: config.get(key) for key in run_keys(kind)}
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(reason_of("", error)) from error
+
+
+def reason_of(key: str, error: BaseException) -> str:
+    """One line for an error of a constructor called with the settings under ``key``."""
+    if isinstance(error, ConfigError):
+        return f"{key}.{error}"
+    if not isinstance(error, ValidationError):
+        if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            return f"{key}.{match[1]}: there is no such key"
+        return f"{key}: {' '.join(str(error).split())}"
+    errors = error.errors(include_url=False)
+    location, first = errors[0]["loc"], errors[0]
+    # A union adds the tags of its members to the location: keep the parameter and list indices.
+    named = [*location[:1], *(part for part in location[1:3] if isinstance(part, int))]
+    place = ".".join(str(part) for part in [key, *named] if part != "")
+    if "unexpected_keyword" in first["type"]:
+        return f"{place}: there is no such key"
+    if "missing" in first["type"]:
+        return f"{place}: this key is missing"
+    messages = dict.fromkeys(
+        e["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+        for e in errors
+        if e["loc"][:1] == location[:1]
+    )
+    message = " or ".join(messages)
+    if not location:
+        return f"{place}: {message}"
+    return f"{place}: it should {message}, got {shortened(first['input'])}"
+
+
+def without_paths(config: Config) -> Config:
+    """The configuration that a run records: what it computes, not where it writes."""
+    return {key: _without_home(value) for key, value in config.items() if key != "paths"}

@@ -1,0 +1,63 @@
+"""The job as Hydra has started it: its folder, its command, its objective."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from ncsn_cli.commands.config import Config, without_paths
+from ncsn_cli.commands.names import for_shell
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.records import flatten
+
+
+def in_sweep() -> bool:
+    """Whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def output_folder() -> Path:
+    """The run's folder, which Hydra has made."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
+    """The run's folder as a context; a job of a sweep may find itself in it, begun before."""
+    hydra_config = HydraConfig.get()
+    words = sys.argv[1:]
+    if in_sweep():  # the job alone, without the search that chose it
+        words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
+        words += [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
+        for source in hydra_config.runtime.config_sources:
+            if source.provider == "command-line":
+                words = ["--config-dir", source.path, *words]  # one is free to add overrides
+    places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=")
+    words = [word for word in words if not word.lstrip("+").startswith(places)]
+    command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
+    facts = {"threads": torch.get_num_threads(), **facts}
+    return RunFolder(output_folder(), _as_yaml(config), command, facts, again=in_sweep())
+
+
+def write_config(folder: RunFolder, config: Config) -> None:
+    """Write ``config.yaml`` again, as something else was done than was asked for."""
+    folder.write("config.yaml", _as_yaml(config).encode())
+
+
+def _as_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(without_paths(config))
+
+
+def objective_of(metrics: Config, name: str | None) -> float | None:
+    """The number that a search makes small."""
+    numbers = flatten(metrics)
+    if name is not None and not isinstance(numbers.get(name), float | int):
+        known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
+        raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")
+    return None if name is None else float(numbers[name])

@@ -1,0 +1,112 @@
+"""The pictures and the report of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ncsn_cli.commands.build import instantiate_list
+from ncsn_cli.commands.config import Config, without_paths
+from ncsn_cli.commands.report import drawing, html_report, tables_of
+from ncsn_cli.commands.resume import log
+from ncsn_cli.core.scene import Scene
+from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.records import flatten
+
+
+class Pictures:
+    """What is to be drawn, by name: functions of a ``Scene`` that give None where not applicable.
+
+    ``plots`` give a matplotlib ``Figure``, ``animations`` a ``Film``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.plots: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "plot")
+        self.animations: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "animation")
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.plots or self.animations)
+
+    @property
+    def by_key(self) -> dict[str, Callable[[Scene], Any]]:
+        """All of them, under ``plot.NAME`` and ``animation.NAME``."""
+        plots = {f"plot.{name}": plot for name, plot in self.plots.items()}
+        return plots | {f"animation.{name}": film for name, film in self.animations.items()}
+
+
+def present(
+    folder: RunFolder,
+    pictures: Pictures,
+    compose: Callable[[], Scene],
+    config: Config,
+    metrics: dict[str, Any],
+) -> None:
+    """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
+
+    ``compose`` gives what they show.
+    """
+    missing = _draw(folder, pictures, compose) if pictures else {}
+    job = HydraConfig.get().job
+    defaults = OmegaConf.to_container(hydra.compose(job.config_name), resolve=True)
+    before, now = (flatten(without_paths(cast("Config", c))) for c in (defaults, config))
+    record = folder.record
+    page = html_report(
+        folder.path,
+        title=f"ncsn-{job.config_name} {' '.join(HydraConfig.get().overrides.task)}",
+        facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
+        f"{metrics['seconds']:g} s",
+        command=record["command"],
+        changed={
+            key: value
+            for key, value in now.items()
+            if before.get(key) != value and not key.endswith("._partial_")
+        },
+        tables=tables_of(metrics),
+        missing=missing,
+    )
+    folder.write("report.html", page)
+
+
+def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -> dict[str, str]:
+    """Write the pictures; return by name why some are missing.
+
+    Those that do not apply are named for D > 2, and where the user chose them for this command.
+    """
+    from ncsn_cli.plots import NEEDS
+    from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
+
+    missing: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    scene = None
+    with drawing("every picture", missing):
+        scene = compose()
+    if scene is None:
+        return missing
+    words = HydraConfig.get().overrides.task
+    named = {re.split("[=@]", word.lstrip("+~"))[0] for word in words}
+    for key, draw in pictures.by_key.items():
+        group, _, name = key.partition(".")
+        drawn = data = None
+        with drawing(key, missing), own_settings():
+            drawn = draw(scene)
+            if drawn is not None:
+                data = to_png(drawn) if group == "plot" else to_gif(drawn, name)
+        if data is not None:
+            folder.write(
+                f"plots/{name}.png" if group == "plot" else f"animations/{name}.gif", data
+            )
+        elif key not in missing:
+            is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
+            if scene.dim > 2 or is_chosen:
+                function = getattr(draw, "func", draw)  # of a partial, as options make them
+                needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
+                left_out[key] = next(needs, "does not apply")
+    if left_out:
+        log.info("left out: %s", "; ".join(f"{key} {why}" for key, why in left_out.items()))
+    return missing | left_out

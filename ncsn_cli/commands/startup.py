@@ -1,0 +1,50 @@
+"""What a job sets up before its work: the device, and the memory allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from contextlib import suppress
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from ncsn_cli.commands.job import in_sweep
+from ncsn_cli.core.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means here.
+
+    Raises:
+        ConfigError: If it is no device, or not there.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if name == "auto" and in_sweep() and torch.cuda.device_count() > 1:
+        return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise ConfigError(f"device: {name} is not available here; device=cpu is")
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep what is freed, for the next tensor.
+
+    By default it gives larger pieces back to the system, which clears them before they are used
+    again: at every step for every temporary, several times what the arithmetic takes.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**30)

@@ -1,0 +1,192 @@
+"""What Hydra calls: a run's folder is held, a sweep is watched, and what came of it is told.
+
+Jobs may run in other processes or on other machines. Each signs in with a file in a folder that
+all of them see; the ``status.json`` in its own folder says the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from ncsn_cli.commands.names import ROSTER, for_shell, override
+from ncsn_cli.core.errors import InterruptedRun
+from ncsn_cli.runs.files import read_json, write_atomic
+from ncsn_cli.runs.folder import release_all
+from ncsn_cli.runs.records import flatten, without_home
+from ncsn_cli.runs.signals import heeded
+
+STOPPED = "stopped"
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+_SECONDS_TO_SAVE = 3.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a job that has begun.
+
+    Args:
+        folder: Its folder.
+        state: That of ``status.json``.
+        value: Its objective, if it is done and has one.
+    """
+
+    folder: Path
+    state: str
+    value: float | None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without a result, by itself."""
+        return self.state in ("failed", "diverged")
+
+
+class Watch(threading.Thread):
+    """Shows how many jobs are done, have failed, and are running, and the best objective."""
+
+    current: Watch | None = None
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__(daemon=True)
+        study = config.hydra.sweeper.get("study_name")
+        self.is_study = study is not None
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.rosters = self.folder / ".jobs" / (study or "sweep")
+        self.roster = self.rosters / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        self.total: int | None = None
+        self._overrides = {*config.hydra.overrides.task, *config.hydra.overrides.hydra}
+        self._is_elsewhere = "submitit" in config.hydra.launcher["_target_"]
+        self._objective: str | None = config.get("objective")
+        self._finished: dict[Path, Job] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look twice a second."""
+        with tqdm(total=self.total, desc="sweep", unit="job", disable=None) as progress:
+            while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+                self._show(progress)
+            self._show(progress)
+
+    def interrupt(self, number: int, frame: object) -> None:
+        """The launcher kills the jobs once it comes to know of it: let them save first.
+
+        Ctrl-C reaches all processes, other signals this one alone, or all of them too. So the jobs
+        get another one: the second of a kind would not let them save. A second one does not wait.
+        """
+        kinds = heeded()  # by the jobs, too
+        for each in kinds:
+            signal.signal(each, signal.default_int_handler)
+        (self.roster / STOPPED).touch()  # no further job begins
+        other = next((each for each in reversed(kinds) if each != number), number)
+        if number != signal.SIGINT and not self._is_elsewhere:
+            for entry in self.roster.glob("*.json"):
+                pid = read_json(entry).get("pid")
+                if _read_job(entry, None).state == "running" and isinstance(pid, int):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, other)
+        deadline = time.monotonic() + _SECONDS_TO_SAVE
+        while time.monotonic() < deadline and any(j.state == "running" for j in self._jobs()):
+            time.sleep(0.05)
+        message = "the sweep was stopped from the keyboard"
+        if number != signal.SIGINT:
+            message = "the sweep was stopped by a signal"
+        raise InterruptedRun(message, number)
+
+    def with_place(self, words: list[str]) -> str:
+        """Return the command line ``words`` for this sweep's folder, for a shell.
+
+        Hydra reads overrides that follow each other alone, so its own stands beside those there.
+        """
+        place = override("hydra.sweep.dir", os.path.relpath(self.folder))
+        last = max((i for i, word in enumerate(words) if word in self._overrides), default=-1)
+        words = [shlex.quote(word) for word in words]
+        words.insert(last + 1 if last >= 0 else len(words), place)
+        is_old = re.compile(r"'?\+*hydra\.sweep\.dir=")
+        return " ".join(word for word in words if word is place or not is_old.match(word))
+
+    def end(self) -> list[Job]:
+        """Stop looking; returns all jobs that have begun."""
+        self._over.set()
+        self.join()
+        return self._jobs()
+
+    def _jobs(self) -> list[Job]:
+        jobs = []
+        for path in sorted(self.roster.glob("*.json"), key=lambda path: int(path.stem)):
+            job = self._finished.get(path) or _read_job(path, self._objective)
+            if job.state == "done":
+                self._finished[path] = job
+            jobs.append(job)
+        return jobs
+
+    def _show(self, progress: tqdm[Any]) -> None:
+        jobs = self._jobs()
+        done = [job for job in jobs if job.state == "done"]
+        failed = sum(job.has_failed for job in jobs)
+        numbers: dict[str, Any] = {"running": len(jobs) - len(done) - failed, "failed": failed}
+        values = [job.value for job in done if job.value is not None]
+        if values:
+            numbers[f"best {self._objective}"] = f"{min(values):.3g}"
+        has_changed = progress.n != len(done) + failed
+        progress.n = len(done) + failed
+        progress.set_postfix(numbers)
+        if progress.disable and has_changed:
+            words = ", ".join(f"{name} {value}" for name, value in numbers.items())
+            print(f"sweep: {len(done)} of {self.total or '?'} jobs done, {words}", flush=True)
+
+
+def conclude() -> list[Job]:
+    """At the end, however it came: folders are free, and a sweep has a table over its jobs.
+
+    Returns these jobs, and says how to go on with them; none where there was no sweep.
+    """
+    release_all()
+    watch, Watch.current = Watch.current, None
+    if watch is None:
+        return []
+    del os.environ[ROSTER]
+    print(flush=True)
+    jobs, folder = watch.end(), os.path.relpath(watch.folder)
+    # All trials of a study belong together, those of another day too.
+    entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
+    begun = dict.fromkeys(_folder_of(path) for path in sorted(entries))
+    runs = [os.path.relpath(job) for job in begun if job.is_dir()]  # one may have removed some
+    program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+    hydras = watch.folder / "multirun.yaml"
+    if hydras.is_file():
+        write_atomic(hydras, without_home(hydras.read_text("utf-8")).encode())
+    if runs:
+        from ncsn_cli.commands.compare import compare
+
+        compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
+    if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
+        print(f"\nwhat is done stays done; for the rest: {program} {watch.with_place(words)}")
+    return jobs
+
+
+def _folder_of(entry: Path) -> Path:
+    """The folder of the job that has signed in by the file ``entry``."""
+    return Path(os.path.normpath(entry.parent / str(read_json(entry).get("folder", "."))))
+
+
+def _read_job(path: Path, objective: str | None) -> Job:
+    folder = _folder_of(path)
+    state = str(read_json(folder / "status.json").get("state", "running"))
+    numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
+    value = numbers.get(objective or "")
+    return Job(folder, state, value if isinstance(value, int | float) else None)
