@@ -2,15 +2,6 @@
 
 import pytest
 
-from ..forked import Server
-
-
-@pytest.fixture(scope="session")
-def forked():
-    server = Server()
-    yield server
-    server.close()
-
 
 @pytest.fixture
 def trials(request, record_property):

@@ -1,6 +1,6 @@
 """Calls that change files below a folder, within a command: written down, failed or killed.
 
-``inject`` is for the ``before`` of ``tests.forked``: it puts itself between the program and
+``inject`` is for the ``before`` of ``helpers.forked``: it puts itself between the program and
 ``os`` and ``open``. What C libraries write by themselves passes it by; ours write none.
 """
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put into a command; for the ``before`` of ``tests.forked``."""
+"""Numbers that are not finite, put into a command; for the ``before`` of ``helpers.forked``."""
 
 import functools
 import math

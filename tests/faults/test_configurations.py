@@ -23,9 +23,7 @@ from ncsn_cli.datasets import checkerboard, mixture
 from ncsn_cli.evaluation import floors, log_density, network
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.records import flatten
-
-from ..forked import read
-from ..test_cli import run
+from tests.helpers.commands import read, run
 
 # What each value of the configurations is, by the last part of its key: one wrong for all.
 KINDS = {

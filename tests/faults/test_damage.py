@@ -8,8 +8,7 @@ import pytest
 
 from ncsn_cli.core.errors import BadCheckpointError
 from ncsn_cli.runs.checkpoints import load_checkpoint
-
-from .states import digest_of_run, newest_checkpoint
+from tests.helpers.commands import digest_of_run, newest_checkpoint
 
 JOB = [
     "trainer.steps=6", "trainer.batch_size=16", "trainer.checkpoint_every=2",

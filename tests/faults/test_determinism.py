@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .states import digest_of_run
-from .test_interruption import digest_of_samples
+from tests.helpers.commands import digest_of_run, digest_of_samples
 
 BIN = Path(sys.executable).parent
 TRAIN = [

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from ncsn_cli.runs.checkpoints import load_checkpoint
-
-from ..forked import read
-from .states import newest_checkpoint
-from .tracing import REFUSED, TRACE, events
+from tests.faults.tracing import REFUSED, TRACE, events
+from tests.helpers.commands import newest_checkpoint, read
 
 JOB = [
     "trainer.steps=4", "trainer.batch_size=16", "trainer.checkpoint_every=2",

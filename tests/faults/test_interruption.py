@@ -7,14 +7,11 @@ import shutil
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from ncsn_cli.runs.checkpoints import load_checkpoint
 from ncsn_cli.runs.folder import RunFolder
-
-from ..forked import read
-from .states import digest_of_run, newest_checkpoint
+from tests.helpers.commands import digest_of_run, digest_of_samples, newest_checkpoint, read
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 SECONDS_TO_STOP = 5.0
@@ -28,13 +25,6 @@ SAMPLE = [
     "sampler=annealed_langevin", "sampler.steps_per_level=300", "num_samples=1500",
     "trajectories=3", "metric=[]", "plot=[]", "device=cpu",
 ]  # fmt: skip
-
-
-def digest_of_samples(run):
-    """The arrays and numbers of a run of ncsn-sample, but for wall-clock times."""
-    with np.load(run / "samples.npz") as arrays:
-        bits = {name: arrays[name].tobytes() for name in arrays}
-    return bits, {**read(run / "metrics.json"), "seconds": None}
 
 
 @pytest.fixture(scope="module", params=["train", "sample"])
@@ -133,7 +123,7 @@ def end_by(number):
 
 
 def test_a_signal_at_the_very_end_is_told(forked, tmp_path):
-    before = ["tests.faults.test_interruption", "end_by", int(signal.SIGTERM)]
+    before = [__name__, "end_by", int(signal.SIGTERM)]
     result = forked.call("train", [*TRAIN, "hydra.run.dir=a/../run"], tmp_path, before=before)
     assert result.returncode == 143, result.stderr
     assert read(tmp_path / "run" / "status.json")["state"] == "interrupted"

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from ncsn_cli.runs.checkpoints import load_checkpoint
-
-from ..forked import read
-from .states import digest_of_run, newest_checkpoint
+from tests.helpers.commands import digest_of_run, newest_checkpoint, read
 
 COMMAND = Path(sys.executable).parent / "ncsn-train"
 JOB = [

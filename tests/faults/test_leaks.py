@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from ..forked import read
+from tests.helpers.commands import read
 
 CANARY = "canary5f2c9e"
 TRAIN = [
@@ -15,7 +15,7 @@ SAMPLE = ["num_samples=20", "metric=[moments]", "plot=[samples]", "++sampler.ste
 
 
 def move_in(environment):
-    """For the ``before`` of ``tests.forked``."""
+    """For the ``before`` of ``helpers.forked``."""
     os.environ.update(environment)
 
 
@@ -27,7 +27,7 @@ def test_no_file_holds_the_home_folder_or_an_environment_variable(forked, tmp_pa
     environment = {"HOME": str(home), "TOKEN": f"token{CANARY}"}
 
     def call(command, *arguments):
-        before = ["tests.faults.test_leaks", "move_in", environment]
+        before = [__name__, "move_in", environment]
         return forked.call(command, arguments, folder, before=before)
 
     for code, command, *arguments in [

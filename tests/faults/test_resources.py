@@ -15,9 +15,7 @@ import yaml
 from PIL import Image
 
 from ncsn_cli.runs.checkpoints import load_checkpoint
-
-from ..forked import read
-from .states import newest_checkpoint
+from tests.helpers.commands import newest_checkpoint, read
 
 JOB = [
     "trainer.steps=40", "trainer.batch_size=16", "trainer.eval_every=20", "trainer.log_every=5",
@@ -101,7 +99,7 @@ def limit_file_size(size):
 def test_a_limit_on_files_leaves_whole_files(forked, tmp_path, needed, trials, record_property):
     number, done = trials("C5", 32, 2), 0
     for i, size in enumerate(np.geomspace(4_096, needed[1], number).astype(int).tolist()):
-        before = ["tests.faults.test_resources", "limit_file_size", size]
+        before = [__name__, "limit_file_size", size]
         result = forked.call("train", [*JOB, f"hydra.run.dir=run{i}"], tmp_path, before=before)
         done += is_done_or_refused(result, tmp_path / f"run{i}")
     record_property("saw", f"{number - done} limits too low")
@@ -131,7 +129,7 @@ def _unwritable(kind, folder):
         return folder / ("x" * 300), None
     if kind == "not to be written":
         folder.chmod(0o555)
-        return folder / "run", ["tests.faults.test_resources", "become_ordinary", None]
+        return folder / "run", [__name__, "become_ordinary", None]
     return folder / "run", None
 
 

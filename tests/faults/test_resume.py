@@ -7,10 +7,9 @@ import shutil
 import pytest
 
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
-
-from ..conftest import two_modes_2d
-from ..test_training import advance, assert_same, start
-from .states import digest_of_run, newest_checkpoint
+from tests.helpers.commands import digest_of_run, newest_checkpoint
+from tests.helpers.problems import two_modes_2d
+from tests.helpers.training import advance, assert_same, start
 
 STEPS = 200
 CASES = {

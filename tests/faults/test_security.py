@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands.cli import config_dir
 from ncsn_cli.models import MLP
 from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
-
-from . import hostile
+from tests.faults import hostile
 
 PACKAGE = Path(__file__).parents[2] / "ncsn_cli"
 TINY = [

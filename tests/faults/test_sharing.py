@@ -14,9 +14,7 @@ import pytest
 
 from ncsn_cli.core.errors import BusyFolderError
 from ncsn_cli.runs.folder import hold, release
-
-from ..forked import Server, read
-from .states import digest_of_run
+from tests.helpers.commands import Server, digest_of_run, read
 
 BIN = Path(sys.executable).parent
 JOB = [

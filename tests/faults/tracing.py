@@ -23,7 +23,7 @@ REFUSED = 77
 def save_under_strace(settings):
     """Save a checkpoint where an older one is, strace attached; ends this process.
 
-    For ``before`` of ``tests.forked``. ``beside``: the older one has another name. ``kill``: a
+    For ``before`` of ``helpers.forked``. ``beside``: the older one has another name. ``kill``: a
     call and its number, at which SIGKILL comes; without it the calls are written to ``report``.
     """
     folder = Path(settings["folder"])

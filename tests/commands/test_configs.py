@@ -1,0 +1,115 @@
+"""Every option composes, builds, and lists exactly the parameters of what it builds."""
+
+import collections
+import functools
+import inspect
+import itertools
+import shlex
+
+import pytest
+from hydra.utils import get_class, get_method, instantiate
+from omegaconf import OmegaConf
+
+from ncsn_cli.commands import moved
+from ncsn_cli.commands.config import GROUPS, SampleSettings, TrainSettings, run_keys
+from tests.helpers.commands import CONFIGS, composed
+
+RUNTIME = {"dim", "params", "scene", "self"}
+OPTIONS = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.glob("*/**/*.yaml")
+    if path.parent.name not in ("experiment", "hparams_search", "hydra", "paths")
+)
+EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
+
+
+@functools.cache  # composing takes longer than what is tested
+def option(path):
+    group, _, name = path.partition("/")
+    several = group in ("metric", "plot", "animation")
+    config = composed("train", f"{group}=[{name}]" if several else f"{group}={name}")
+    return config[group][name] if several else config[group]
+
+
+def parameters(target):
+    try:
+        function = get_class(target)
+        function = function.__init__ if target.startswith("ncsn_cli.models") else function
+    except ValueError:
+        function = get_method(target)
+    return set(inspect.signature(function).parameters) - RUNTIME
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_an_option_lists_every_parameter(path):
+    settings = option(path)
+    keys = {key for key in settings if not key.startswith("_")}
+    if settings["_target_"].startswith("ncsn_cli."):
+        assert keys == parameters(settings["_target_"])
+    else:
+        assert keys <= parameters(settings["_target_"])
+
+
+@pytest.mark.parametrize("path", [path for path in OPTIONS if not path.startswith("optimizer/")])
+def test_an_option_builds(path):
+    runtime = {"dim": 2} if path.startswith("model/") else {}
+    instantiate(option(path), _convert_="all", **runtime)
+
+
+def test_an_option_that_moved_answers_under_its_old_name_with_the_new_words(capsys):
+    by_group = {}
+    for old in moved.OPTIONS:
+        by_group.setdefault(old.split("/")[0], []).append(old)
+        assert not (CONFIGS / f"{old}.yaml").exists()
+    for olds in itertools.zip_longest(*by_group.values()):  # one of each group, to compose less
+        olds = [old for old in olds if old is not None]
+        moved.say_new_name.cache_clear()
+        answer = composed("train", *(old.replace("/", "=") for old in olds))
+        said = capsys.readouterr().err.splitlines()
+        new = [f"{old.split('/')[0]}={moved.OPTIONS[old]}" for old in olds]
+        assert answer == composed("train", *new)
+        shown = {line.partition(" is now ")[0]: line.partition(" is now ")[2] for line in said}
+        assert set(shown) == {old.replace("/", "=") for old in olds}
+        meaning = [word for line in shown.values() for word in line.split(", which is ")[-1:]]
+        assert answer == composed("train", *shlex.split(" ".join(meaning)))
+
+
+def test_the_groups_list_what_a_user_chooses():
+    listed = collections.Counter(path.parent.name for path in CONFIGS.glob("*/*.yaml"))
+    counts = [listed[group] for group in ("sampler", "schedule", "model", "optimizer")]
+    assert counts == [8, 5, 6, 3]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_serves_both_commands_and_names_its_source(name):
+    text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# Source: ")
+    for command in ("train", "sample"):
+        config = composed(command, f"experiment={name}")
+        for group in ("dataset", "schedule", "sampler", "init"):
+            instantiate(config[group], _convert_="all")
+
+
+def test_an_experiment_sets_no_values_of_a_group_other_than_the_trainer():
+    # They would leak into another option that the user picks.
+    for name in EXPERIMENTS:
+        body = OmegaConf.load(CONFIGS / "experiment" / f"{name}.yaml")
+        assert set(body) <= {"defaults", "trainer", *run_keys(SampleSettings)}
+
+
+def test_values_of_an_experiment_give_way_to_the_command_line():
+    config = composed("sample", "experiment=ncsn_2d")
+    assert config["num_samples"] == 5000
+    assert config["sampler"]["step_size"] == 0.0005
+    config = composed("sample", "experiment=ncsn_2d", "num_samples=7", "sampler=langevin")
+    assert config["num_samples"] == 7
+    assert config["sampler"]["step_size"] == 0.01
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_both_commands_list_every_group(command):
+    defaults = OmegaConf.load(CONFIGS / f"{command}.yaml").defaults
+    listed = {key for entry in defaults if entry != "_self_" for key in entry}
+    assert set(GROUPS) <= listed
+    keys = run_keys(TrainSettings if command == "train" else SampleSettings)
+    assert set(keys) <= set(composed(command))

@@ -1,0 +1,156 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from ncsn_cli.datasets import Denoised, GaussianMixture
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.metrics import MMD, ModeWeights, SlicedWasserstein, Wasserstein
+from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
+from tests.helpers.problems import correlated_2d, stream, two_modes_1d
+from tests.helpers.statistics import assert_mean
+
+METRIC = SlicedWasserstein(num_directions=3)
+
+
+def ask(folder, metric=METRIC, truth=None, sigma=0.5, num=20):
+    return noise_floor(metric, truth or two_modes_1d(), sigma, num, folder)
+
+
+def test_a_floor_is_found_once(tmp_path):
+    assert ask(tmp_path) == ask(tmp_path) == ask(None)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_kept_floor_is_read(tmp_path):
+    ask(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace('"floor": ', '"floor": 1'))
+    changed = json.loads(path.read_text())["floor"]
+    # The training set is no part of the law.
+    assert ask(tmp_path)["floor"] == ask(tmp_path, truth=two_modes_1d(num_samples=7))["floor"]
+    assert ask(tmp_path)["floor"] == changed
+
+
+class Narrower(GaussianMixture):
+    """A law that its settings do not show."""
+
+    def sample(self, num, *, sigma=0.0, generator):
+        return super().sample(num, sigma=0.9 * sigma, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metric": SlicedWasserstein(num_directions=4)},
+        {"metric": MMD(max_points=20, bandwidth=None)},
+        {"sigma": 0.4},
+        {"num": 21},
+        {"truth": GaussianMixture([0.1, 0.9], [-3.0, 4.0], 1.0)},
+        {"truth": Narrower([0.1, 0.9], [-3.0, 3.0], 1.0)},
+    ],
+)
+def test_each_input_has_its_own_floor(change, tmp_path):
+    ask(tmp_path)
+    ask(tmp_path, **change)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_that_give_the_same_draws_have_their_own_floor(tmp_path):
+    # 20 draws of which none changes its mode: only the distance tells the laws apart.
+    for weight in (0.1, 0.1001):
+        truth = GaussianMixture([weight, 1 - weight], [-3.0, 3.0], 1.0)
+        ask(tmp_path, metric=ModeWeights(), truth=truth)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_global_stream_is_left_alone(tmp_path):
+    before = torch.get_rng_state()
+    ask(tmp_path)
+    assert bool((torch.get_rng_state() == before).all())
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"floor": 1}'])
+def test_a_damaged_file_is_written_anew(damage, tmp_path):
+    found = ask(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(damage)
+    assert ask(tmp_path) == found
+    assert json.loads(path.read_text())["floor"] == found["floor"]
+
+
+def test_a_floor_that_cannot_be_kept_is_found_all_the_same(tmp_path, caplog):
+    blocked = tmp_path / "floors"
+    blocked.write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert ask(blocked) == ask(tmp_path / "elsewhere")
+    assert str(blocked) in caplog.text
+
+
+def test_the_exact_floors_of_the_design():
+    # W1: independent quadrature; mode weights of song_ermon_2d, 10 000 samples.
+    for num, mean in ((1024, 0.07625), (5000, 0.03455), (10_000, 0.02443), (100_000, 0.00773)):
+        found = Wasserstein(max_points=1).exact_floor(two_modes_1d(), 0.0, num)
+        assert found == pytest.approx(mean, abs=6e-6)
+    song_ermon = GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], 1.0)
+    assert ModeWeights().exact_floor(song_ermon, 0.0, 10_000) == pytest.approx(0.00319, abs=5e-6)
+
+
+@pytest.mark.parametrize("num", [1, 7, 400])
+@pytest.mark.parametrize("q", [1e-9, 0.03, 0.5, 0.98])
+def test_binomial_deviations_are_those_of_the_sum_over_all_counts(num, q):
+    counts = np.arange(num + 1)
+    law = binom.pmf(counts, num, q)
+    found = mean_absolute_deviation(num, np.array([q]))[0]
+    assert found == pytest.approx(law @ np.abs(counts - num * q), rel=1e-9)
+    found = mean_absolute_difference(num, np.array([q]))[0]
+    assert found == pytest.approx(law @ np.abs(counts[:, None] - counts) @ law, rel=1e-5)
+
+
+def test_binomial_deviations_of_ten_thousand():
+    q = np.array([0.2])
+    assert mean_absolute_difference(10_000, q)[0] / 1e4 == pytest.approx(0.0045134, abs=5e-8)
+    assert mean_absolute_deviation(10_000, q)[0] / 1e4 == pytest.approx(0.0031914, abs=5e-8)
+
+
+EXACT_FLOORS = [
+    (Wasserstein(max_points=1), two_modes_1d(), 0.5),
+    (Wasserstein(max_points=1), Denoised(two_modes_1d()), 1.0),
+    (Wasserstein(max_points=1), GaussianMixture([0.3, 0.7], [-1.0, 1.0], 0.0), 0.0),
+    (ModeWeights(), two_modes_1d(), 2.0),
+    (SlicedWasserstein(num_directions=5), two_modes_1d(), 0.5),
+    (SlicedWasserstein(num_directions=5), correlated_2d(), 0.5),
+]
+
+
+@pytest.mark.parametrize(("metric", "truth", "sigma"), EXACT_FLOORS)
+def test_an_exact_floor_is_the_mean_over_sets_of_draws(metric, truth, sigma):
+    # 400 sets: 5 standard errors of their mean (p = 6e-7).
+    g, distance = stream(5), metric.distance(truth, sigma, 50)
+    values = [distance(truth.sample(50, sigma=sigma, generator=g), g) for _ in range(400)]
+    assert_mean(values, metric.exact_floor(truth, sigma, 50))
+
+
+def test_the_band_holds_99_percent_of_other_draws():
+    # Of a distance that is uniform on [0, 1] the band's length is the share that it holds: .99 on
+    # average, with a standard deviation of .007 over floors of 200 sets (numpy's default quantiles
+    # would hold .98). 100 floors: five standard errors are .0035.
+    rng = np.random.default_rng(0)
+
+    class Uniform(ModeWeights):
+        is_cheap = False
+
+        def distance(self, truth, sigma, num):
+            return lambda samples, generator: rng.random()
+
+    bands = [ask(None, metric=Uniform(), num=1)["floor_quantiles"] for _ in range(100)]
+    assert np.mean([high - low for low, high in bands]) == pytest.approx(0.99, abs=0.0035)
+
+
+def test_a_floor_without_a_formula_says_its_error_and_an_exact_one_has_none():
+    assert "floor_standard_error" not in ask(None, metric=ModeWeights())
+    found = ask(None, metric=MMD(max_points=20, bandwidth=None))
+    assert 0 < found["floor_standard_error"] < found["floor"] / 10

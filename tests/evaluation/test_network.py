@@ -1,0 +1,187 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.network import _draws_per_level, _fisher_informations, evaluate_training
+from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
+from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
+from ncsn_cli.metrics import Moments, Wasserstein
+from ncsn_cli.mistakes import SigmaReplaced
+from ncsn_cli.schedules import Geometric, Karras
+from tests.helpers.problems import correlated_2d, stream, two_modes_1d
+
+CPU = torch.device("cpu")
+
+
+def test_no_ratio_where_exact_draws_have_no_distance():
+    point = GaussianMixture(weights=[1.0], means=[1.0], stds=0.0)
+    metrics = {"wasserstein": Wasserstein(max_points=1)}
+    entry = evaluate_samples(torch.zeros(5, 1), point, 0.0, metrics, noise_floor, 0)["wasserstein"]
+    assert entry["value"] == pytest.approx(1)
+    assert entry["ratio"] is None
+
+
+def test_distances_along_the_way_find_the_level_that_is_wrong():
+    # Exact draws at every level, but moved by 2 at the second.
+    dataset, sigmas = two_modes_1d(), (4.0, 2.0, 1.0)
+    states = {s: dataset.sample(400, sigma=s, generator=stream(int(s))) for s in sigmas}
+    states[2.0] = states[2.0] + 2
+    metrics = {"wasserstein": Wasserstein(max_points=1), "moments": Moments()}
+    found = evaluate_trajectory(states, dataset, metrics, noise_floor, seed=0)
+    assert found["sigmas"] == list(sigmas)
+    assert found["std"]["true"] == pytest.approx([math.sqrt(4.24 + s**2) for s in sigmas])
+    # The kurtosis of these laws is below 3 plus a rare mode's: three times a Gaussian's error.
+    assert found["std"]["value"] == pytest.approx(
+        found["std"]["true"], rel=3 * 5 / math.sqrt(2 * 400)
+    )
+    for name, metric in metrics.items():
+        entry = found[name]
+        # The samples' own mean errs by std/sqrt(400).
+        error = 5 * math.sqrt(4.24 + 4) / 20
+        assert entry["value"][1] == pytest.approx(2, abs=error)
+        for i in (0, 2):
+            distance = metric.distance(dataset, sigmas[i], 400)  # of these two no draws are needed
+            assert entry["value"][i] == distance(states[sigmas[i]], stream())
+            assert entry["floor"][i] == noise_floor(metric, dataset, sigmas[i], 400)["floor"]
+            assert entry["ratio"][i] == entry["value"][i] / entry["floor"][i]
+
+
+def test_one_chain_has_no_standard_deviation():
+    dataset, states = two_modes_1d(), {2.0: torch.ones(1, 1), 1.0: torch.zeros(1, 1)}
+    found = evaluate_trajectory(states, dataset, {"moments": Moments()}, noise_floor, seed=0)
+    assert found["std"]["value"] == [None, None]
+    assert found["moments"]["value"][1] == pytest.approx(
+        math.sqrt(2.4**2 + 4.24 + 1)  # a Gaussian of mean 2.4 and variance 5.24 from a point at 0
+    )
+    two = {sigma: torch.cat([x, x + 2]) for sigma, x in states.items()}
+    found = evaluate_trajectory(two, dataset, {}, noise_floor, seed=0)
+    assert found["std"]["value"] == pytest.approx([math.sqrt(2)] * 2)  # unbiased: 2 = (1 + 1)/1
+
+
+LEVELS = {"levels": "all", "weight_power": 2.0}
+EVALUATED_LOSSES = [
+    Denoising(**LEVELS, noise="fresh"),
+    Denoising(levels="continuous", weight_power=2.0, noise="fresh"),
+    Explicit(**LEVELS),
+    ImplicitRegularized(**LEVELS, regularization=0.1),
+    Sliced(**LEVELS, directions="rademacher", variance_reduced=True),
+]
+
+
+@pytest.mark.parametrize("loss", EVALUATED_LOSSES, ids=lambda loss: type(loss).__name__)
+def test_the_evaluation_of_a_score_that_is_off_by_a_constant(loss):
+    # ||s - s*||^2 is |c|^2 everywhere, so each number but the loss is exact at any draws.
+    dataset, c = correlated_2d(), torch.tensor([0.3, -0.4])
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    found = evaluate_training(
+        lambda x, sigma: dataset.score(x, sigma) + c, dataset, sigmas, loss, 0, CPU
+    )
+    # E sigma^2 over the levels, or over log sigma, which is uniform from log .5 to 0.
+    mean_square = (1 - 0.25) / (2 * math.log(2)) if loss.levels == "continuous" else 1.25 / 2
+    excess = mean_square * 0.25 / 2
+    assert found["fisher_divergence_per_level"] == pytest.approx([0.25, 0.25], rel=1e-5)
+    assert found["excess_loss"] == pytest.approx(excess, rel=1e-5)
+    information = [dataset.fisher_information(s) for s in sigmas.tolist()]
+    # E<s, s*>/E||s||^2, as E s* = 0; errors of E||s*||^2 and E s* with 100 000 draws.
+    scales = [i / (i + 0.25) for i in information]
+    assert found["best_scale_per_level"] == pytest.approx(scales, abs=0.01)
+    if isinstance(loss, Explicit):
+        assert found["loss"] == pytest.approx(excess, rel=1e-5)
+    # A term's variance is of order 1: five standard errors at 200 000 draws.
+    error = 5 * 2 / math.sqrt(200_000)
+    assert found["loss"] - found.get("penalty", 0.0) == pytest.approx(
+        found["loss_floor"] + excess, abs=error
+    )
+    assert ("penalty" in found) == isinstance(loss, ImplicitRegularized)
+
+
+def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():
+    dataset = GaussianMixture(weights=[1.0], means=[[0.0, 0.0, 0.0]], stds=1.0)
+    sizes = []
+
+    def score(x, sigma):
+        sizes.append(len(x))
+        return dataset.score(x, sigma)
+
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    evaluate_training(score, dataset, sigmas, EVALUATED_LOSSES[0], 0, CPU)
+    assert sum(sizes) == 2 * 100_000
+    assert max(sizes) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "power", "floor"),
+    [
+        (Karras(10.0, 0.1, 20, rho=7.0).sigmas, 2.0, 0.2833),
+        (Karras(10.0, 0.1, 2, rho=7.0).sigmas, 1.0, 0.9429),
+    ],
+)
+def test_the_loss_of_continuous_levels_is_an_integral_over_log_sigma(sigmas, power, floor):
+    # Values found independently; loss and excess of a score that is off by a tenth.
+    truth = two_modes_1d()
+    loss = Denoising(levels="continuous", weight_power=power, noise="fresh")
+    found = evaluate_training(lambda x, s: 1.1 * truth.score(x, s), truth, sigmas, loss, 0, CPU)
+    assert found["loss_floor"] == pytest.approx(floor, abs=5e-5)
+    assert "loss_floor_standard_error" not in found
+    t = np.linspace(0, 1, 401)
+    levels = 10.0 * 0.01**t
+    information = np.array([truth.fisher_information(s) for s in levels.tolist()])
+    excess = np.trapezoid(levels**power / 2 * 0.01 * information, t)
+    error = found["excess_loss_standard_error"]
+    assert abs(found["excess_loss"] - excess) <= 5 * error + 1e-5
+    assert error < 0.05 * excess
+    error = math.hypot(error, found["loss_standard_error"])
+    assert abs(found["loss"] - found["loss_floor"] - found["excess_loss"]) <= 5 * error
+
+
+def test_standard_errors_are_those_of_repeated_evaluations():
+    # Of 40 evaluations with other draws the standard deviation errs by a ninth: five of those.
+    truth, sigmas = two_modes_1d(), torch.tensor([2.0, 0.5], dtype=torch.float64)
+    loss = Denoising(levels="all", weight_power=2.0, noise="fresh")
+    found = [
+        evaluate_training(
+            lambda x, s: 1.1 * truth.score(x, s) + 0.3, truth, sigmas, loss, seed, CPU
+        )
+        for seed in range(40)
+    ]
+    for name in ("loss", "excess_loss", "score_error"):
+        values = np.array([each[name] for each in found])
+        error = np.mean([each[f"{name}_standard_error"] for each in found])
+        assert values.std(ddof=1) == pytest.approx(error, rel=5 / math.sqrt(2 * 39))
+
+
+def test_a_mistake_is_measured_against_the_truth():
+    # Its own score and Fisher information would give it no error and a floor of -12.97.
+    mistake = SigmaReplaced([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], 1.0)
+    truth = GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], 1.0)
+    sigmas = Geometric(10.0, 0.1, 20).sigmas
+    loss = Denoising(levels="all", weight_power=2.0, noise="fresh")
+    found = evaluate_training(mistake.score, mistake, sigmas, loss, 0, CPU)
+    assert found["loss_floor"] == pytest.approx(0.5404, abs=5e-5)
+    # Near one mode s* = -y/(1 + sigma^2) and s = -y/sigma^2: at sigma = .1 100 times as long.
+    assert found["score_error_per_level"][-1] == pytest.approx(100**2, rel=0.01)
+    x = truth.sample(100, generator=stream()).double()
+    torch.testing.assert_close(mistake.truth.score(x, 0.5), truth.score(x, 0.5))
+
+
+@pytest.mark.parametrize("truth", [two_modes_1d(), correlated_2d()], ids=["1d", "2d"])
+def test_informations_at_many_levels_lie_on_a_curve_through_a_hundred(truth):
+    levels = np.geomspace(20, 0.01, 301).tolist()
+    found = _fisher_informations(truth, levels)
+    for sigma, (value, error) in list(zip(levels, found, strict=True))[::30]:
+        assert sigma**2 * value == pytest.approx(
+            sigma**2 * truth.fisher_information(sigma), abs=2e-5
+        )
+        assert error == 0
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "num_components", "num"),
+    [(1, 2, 100_000), (10, 2, 50_000), (100, 25, 10_000), (2311, 2, 500), (10, 1024, 9765)],
+)
+def test_the_more_levels_and_components_the_fewer_draws_on_each(num_levels, num_components, num):
+    assert _draws_per_level(num_levels, num_components) == num

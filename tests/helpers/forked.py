@@ -1,0 +1,80 @@
+"""Runs commands in forks of one process that has imported torch already.
+
+``helpers.commands.Server`` starts it. A line of JSON in is one call, a line out its result. The
+command's frame, Hydra and the job are the real ones, only the interpreter's start is shared.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+
+
+def _child(request, streams):
+    os.chdir(request["folder"])
+    for number, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream.fileno(), number)
+    sys.argv = [f"ncsn-{request['command']}", *request["arguments"]]
+    from ncsn_cli.commands import cli
+
+    code = 0
+    try:
+        if request["before"] is not None:
+            module, function, argument = request["before"]
+            getattr(importlib.import_module(module), function)(argument)
+        getattr(cli, request["command"])()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(child, signals):
+    """The child's wait status, after the signals that it lived to get."""
+    start = time.monotonic()
+    for seconds, number in sorted(signals):
+        while time.monotonic() - start < seconds:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        os.kill(child, number)  # a child that has ended is a zombie until it is waited for
+    return os.waitpid(child, 0)[1]
+
+
+def _serve():
+    import tempfile
+
+    import torch
+    import torch._dynamo  # which a job that compiles would import, in 2 s
+
+    import ncsn_cli.commands.sample
+    import ncsn_cli.commands.train  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+            start = time.monotonic()
+            child = os.fork()
+            if child == 0:
+                _child(request, (out, error))
+            status = _wait(child, request["signals"])
+            out.seek(0)
+            error.seek(0)
+            answer = {
+                "seconds": time.monotonic() - start,
+                "returncode": os.waitstatus_to_exitcode(status),
+                "stdout": out.read(),
+                "stderr": error.read(),
+            }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,283 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import derivative_along, score_and_jacobian
+from ncsn_cli.evaluation.network import excess_loss
+from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
+from ncsn_cli.models import MLP, EnergyMLP
+from ncsn_cli.schedules import Geometric, Single
+from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
+from tests.helpers.statistics import LIMIT, assert_mean, kolmogorov_distance
+
+
+def denoising(levels="all", noise="fresh", weight_power=2.0):
+    return Denoising(levels=levels, noise=noise, weight_power=weight_power)
+
+
+def floor(loss, dataset, sigmas):
+    return np.mean(
+        [loss.floor(s, dataset.dim, dataset.fisher_information(s)) for s in sigmas.tolist()]
+    )
+
+
+def batches(loss, score, dataset, sigmas, num=60, size=2000, device="cpu"):
+    """Independent values of the loss."""
+    g = stream(4, device)
+    sigmas = sigmas.float().to(device)
+    with torch.no_grad():
+        return [
+            float(
+                loss(
+                    score,
+                    dataset.sample(size, generator=g),
+                    sigmas,
+                    generator=g,
+                    true_score=dataset.score,
+                )
+            )
+            for _ in range(num)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "schedule", "value"),
+    [
+        (two_modes_1d(), Geometric(2.0, 0.5, 16), 0.290216),
+        (two_modes_1d(), Geometric(2.0, 0.5, 6), 0.291409),
+        (two_modes_2d(), Geometric(20.0, 0.1, 100), 0.453413),
+    ],
+)
+def test_floor_has_its_known_value(dataset, schedule, value):
+    assert floor(denoising(), dataset, schedule.sigmas) == pytest.approx(value, abs=2e-6)
+
+
+LOSSES = {
+    "denoising": lambda levels, power: Denoising(levels, power, "fresh"),
+    "explicit": Explicit,
+    "implicit": Implicit,
+    "sliced": lambda levels, power: Sliced(levels, power, "gaussian", False),
+    "sliced, reduced": lambda levels, power: Sliced(levels, power, "rademacher", True),
+}
+
+
+@pytest.mark.parametrize("weight_power", [2.0, 0.0])
+@pytest.mark.parametrize("levels", ["all", "random"])
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_true_score_meets_the_floor(name, dataset, levels, weight_power, device):
+    loss, sigmas = LOSSES[name](levels, weight_power), Geometric(2.0, 0.5, 5).sigmas
+    values = batches(loss, dataset.score, dataset, sigmas, device=device)
+    assert_mean(values, floor(loss, dataset, sigmas))
+
+
+@pytest.mark.parametrize("name", ["explicit", "implicit", "sliced", "sliced, reduced"])
+def test_the_true_score_meets_the_floor_of_the_data_itself(name):
+    dataset, sigmas = correlated_2d(), Single(sigma=0.0).sigmas
+    loss = LOSSES[name]("all", 2.0)
+    values = batches(loss, dataset.score, dataset, sigmas)
+    assert_mean(values, floor(loss, dataset, sigmas))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["scale", "shift", "rotation"])
+def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
+    # s_t = s* + t d(x): slopes at t = -.2 and .2, on the same draws, are t E||d||^2 on average.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float()
+    loss = LOSSES[name]("all", 2.0)
+
+    def distortion(x, sigma):
+        true = dataset.score(x, sigma)
+        quarter = torch.stack([-true[:, 1], true[:, 0]], dim=-1)
+        return {"scale": true, "shift": torch.ones_like(x), "rotation": quarter}[kind]
+
+    def slopes(at):
+        g, found = stream(7), []
+        for _ in range(40):
+            t = torch.tensor(at, requires_grad=True)
+
+            def score(x, sigma, t=t):
+                return dataset.score(x, sigma) + t * distortion(x, sigma)
+
+            x = dataset.sample(2000, generator=g)
+            value = loss(score, x, sigmas, generator=g, true_score=dataset.score)
+            found.append(float(torch.autograd.grad(value, t)[0]))
+        return torch.tensor(found)
+
+    for at in (-0.2, 0.2):
+        found = slopes(at)
+        assert float(found.mean()) * at > 5 * abs(at) * float(found.std()) / math.sqrt(40)
+
+
+def faulty(kind, terms):
+    """A loss whose ``_terms`` is a mistake that implementations made."""
+    return type(f"Faulty{kind.__name__}", (kind,), {"_terms": terms})
+
+
+def wrong_sign(loss, score, perturbed):
+    x, sigma, z, *_ = perturbed
+    return (sigma[:, None] * score(x, sigma) - z).square().sum(-1) / 2
+
+
+def target_over_sigma_squared(loss, score, perturbed):
+    x, sigma, z, *_ = perturbed
+    return sigma**2 * (score(x, sigma) + z / sigma[:, None] ** 2).square().sum(-1) / 2
+
+
+def without_the_half(loss, score, perturbed):
+    x, sigma, *_ = perturbed
+    s, jacobian = score_and_jacobian(score, x, sigma)
+    diagonal = jacobian.diagonal(dim1=1, dim2=2)
+    return sigma**2 * (s.square().sum(-1) + diagonal.sum(-1))
+
+
+def trace_over_dimension(loss, score, perturbed):
+    x, sigma, *_ = perturbed
+    s, jacobian = score_and_jacobian(score, x, sigma)
+    diagonal = jacobian.diagonal(dim1=1, dim2=2)
+    return sigma**2 * (s.square().sum(-1) / 2 + diagonal.mean(-1))
+
+
+def unit_norm_direction(loss, score, perturbed):
+    x, sigma, _, v, _ = perturbed
+    v = v / v.norm(dim=-1, keepdim=True)
+    s, along = derivative_along(v, score, x, sigma)
+    return sigma**2 * (s.square().sum(-1) / 2 + (v * along).sum(-1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        faulty(Denoising, wrong_sign)("all", 2.0, "fresh"),
+        faulty(Denoising, target_over_sigma_squared)("all", 2.0, "fresh"),
+        faulty(Implicit, without_the_half)("all", 2.0),
+        faulty(Implicit, trace_over_dimension)("all", 2.0),
+        faulty(Sliced, unit_norm_direction)("all", 2.0, "gaussian", True),
+    ],
+    ids=lambda loss: type(loss)._terms.__name__,
+)
+def test_a_known_mistake_misses_the_floor(loss):
+    # The test above would see each of them: the value at the truth is far from the floor.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 5).sigmas
+    values = torch.tensor(batches(loss, dataset.score, dataset, sigmas), dtype=torch.float64)
+    error = float(values.std() / math.sqrt(len(values)))
+    assert abs(float(values.mean()) - floor(loss, dataset, sigmas)) > 20 * error
+
+
+def test_continuous_levels_are_log_uniform():
+    loss, seen = denoising("continuous"), []
+    x = torch.zeros(72_544, 1)
+    sigmas = torch.tensor([2.0, 1.0, 0.5])
+    loss(lambda x, s: seen.append(s) or x, x, sigmas, generator=stream(8))
+    assert kolmogorov_distance(seen[0].log(), lambda t: (t - math.log(0.5)) / math.log(4)) < LIMIT
+
+
+def test_the_regularised_minimum_is_not_the_score():
+    # On two_modes_1d with .1, by quadrature: -.3833 at the exact score, -.4022 at .82 times it.
+    dataset = two_modes_1d()
+    loss = ImplicitRegularized("all", 2.0, 0.1)
+    for scale, expected in ((1.0, -0.3833), (0.82, -0.4022)):
+        values = batches(loss, lambda x, s, c=scale: c * dataset.score(x, s), dataset,
+                         Single(sigma=0.0).sigmas, num=100)  # fmt: skip
+        values = torch.tensor(values)
+        assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 10 + 5e-5
+    # Along c s* the loss is c^2 (I/2 + .1 E[s'^2]) - c I: smallest at c = I/(I + .2 E[s'^2]).
+    penalty = (-0.3833 + 0.489386) / 0.1
+    best = 0.978773 / (0.978773 + 0.2 * penalty)
+    slopes, g = [], stream(12)
+    for _ in range(100):
+        c = torch.tensor(best, requires_grad=True)
+        value = loss(lambda x, s, c=c: c * dataset.score(x, s), dataset.sample(2000, generator=g),
+                     torch.zeros(1), generator=g)  # fmt: skip
+        slopes.append(float(torch.autograd.grad(value, c)[0]))
+    assert_mean(slopes, 0.0)
+    assert best == pytest.approx(0.82, abs=0.005)
+    assert loss.without_penalty.floor(0.0, 1, 0.978773) == pytest.approx(-0.489386, abs=1e-6)
+    plain = batches(loss.without_penalty, dataset.score, dataset, Single(sigma=0.0).sigmas)
+    assert_mean(plain, -0.489386)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_reach_the_weights(name):
+    # Central differences of the loss in one weight, in float64 on the same draws.
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas
+    for network in (
+        MLP(2, hidden=[8], activation="tanh", conditional=True).double(),
+        EnergyMLP(2, 1.5, 4, [8], "tanh").double(),
+    ):
+        weight = next(p for p in network.parameters() if p.ndim == 2)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.2 * torch.randn(parameter.shape, generator=stream(9)).double()
+        x = dataset.sample(50, generator=stream(10)).double()
+
+        def value(network=network, x=x):
+            return LOSSES[name]("all", 2.0)(
+                network, x, sigmas, generator=stream(11), true_score=dataset.score
+            )
+
+        (gradient,) = torch.autograd.grad(value(), weight)
+        with torch.no_grad():
+            weight[0, 0] += 1e-5
+            ahead = value()
+            weight[0, 0] -= 2e-5
+            slope = (ahead - value()) / 2e-5
+        assert float(gradient[0, 0]) == pytest.approx(float(slope), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dataset):
+    loss, sigmas = LOSSES[name]("all", 2.0), Geometric(2.0, 0.5, 5).sigmas
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
+    excess = excess_loss(network, dataset, sigmas, loss, 400_000, stream(5))  # error below 0.5 %
+    values = np.array(batches(loss, network, dataset, sigmas, num=200))
+    error = 6 * values.std() / math.sqrt(len(values)) + 0.005 * excess
+    assert abs(values.mean() - floor(loss, dataset, sigmas) - excess) < error
+
+
+def test_fixed_noise_is_drawn_once_for_each_point_and_level():
+    dataset, sigmas = two_modes_1d(num_samples=50), Geometric(2.0, 0.5, 3).sigmas.float()
+    data = dataset.training_set()
+    assert denoising().fixed_noise(data, sigmas, stream()) is None
+    for levels in ("all", "random"):
+        loss = denoising(levels, noise="fixed")
+        noise = loss.fixed_noise(data, sigmas, stream(6))
+        assert noise.shape == (50, 3, 1)
+        values = {
+            float(loss(dataset.score, data, sigmas, generator=stream(k), noise=noise))
+            for k in range(3)
+        }
+        assert len(values) == (1 if levels == "all" else 3)
+
+
+def test_noise_at_each_level_is_the_one_given():
+    # With s = 0 the loss is E||z||^2/2 for weight_power = 2: any mix-up of rows would show.
+    loss, sigmas = denoising(noise="fixed"), torch.tensor([2.0, 1.0])
+    z = torch.arange(6.0).reshape(3, 2, 1)
+    value = loss(lambda x, s: 0 * x, torch.zeros(3, 1), sigmas, generator=stream(), noise=z)
+    assert float(value) == pytest.approx(float(z.square().mean() / 2))
+    seen = []
+    loss(
+        lambda x, s: seen.append((x, s)) or x,
+        torch.zeros(3, 1),
+        sigmas,
+        generator=stream(),
+        noise=z,
+    )
+    x_noisy, sigma = seen[0]
+    torch.testing.assert_close(x_noisy[:, 0], sigma * z.flatten())
+
+
+def test_sigma_zero_is_refused():
+    with pytest.raises(ConfigError, match="above 0"):
+        denoising().check(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ConfigError, match="above 0"):
+        Implicit("continuous", 2.0).check(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ConfigError, match=r"loss\.noise"):
+        denoising("continuous", noise="fixed").check(torch.tensor([1.0, 0.5]))
