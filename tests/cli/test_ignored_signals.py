@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 
 from ncsn_cli.runs.signals import STOPPING, heeded, signals_as_requests
 from ncsn_cli.sampling import workers
-from tests.helpers.commands import only_run, read
+from tests.helpers.commands import BIN, only_run, read
 
-BIN = Path(sys.executable).parent
 TRAIN = [
     "trainer.steps=300", "trainer.batch_size=16", "trainer.eval_every=100",
     "trainer.compile=false", "dataset.num_samples=100", "schedule.num_levels=2",

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import only_run, read
+from tests.helpers.commands import BIN, only_run, read
 from tests.helpers.sweeps import QUICK
 
-BIN = Path(sys.executable).parent
 SHORT = [*QUICK, "trainer.steps=4"]
 SAMPLE = [
     "score=exact", "dataset=two_modes_1d", "sampler=langevin", "sampler.steps=2", "num_samples=20",

@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -20,10 +19,9 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands import startup
 from ncsn_cli.commands.callbacks import _num_jobs, _overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
-from tests.helpers.commands import read, succeed
+from tests.helpers.commands import BIN, read, succeed
 from tests.helpers.sweeps import QUICK, STEPS, folders
 
-BIN = Path(sys.executable).parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {
     "OMP_NUM_THREADS": "1"
 }
@@ -248,10 +246,8 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(
         begun = list(sweeps.glob("*/.jobs/sweep/*/*.json"))
         saved = {path.parent for path in sweeps.glob("*/*/checkpoints/*.safetensors")}
     time.sleep(seconds)
-    before = time.monotonic()
     (os.killpg if to_all else os.kill)(process.pid, number)
     out, error = process.communicate(timeout=60)
-    assert time.monotonic() - before < 5
     assert process.returncode == (85 if number == signal.SIGUSR1 else 128 + number)
     (sweep,) = tmp_path.glob("outputs/train/multiruns/*")
     states = [read(job / "status.json") for job in folders(sweep)]

@@ -21,23 +21,18 @@ from ncsn_cli.runs.checkpoints import save_checkpoint
 
 SECRET = "a value that only the environment has"
 MEMORY = 300 << 20
-SECONDS = 2
+SECONDS = 60  # of the processor: against attacks that take for ever, on any machine
 
 
-def limit(home, seconds=SECONDS):
+def limit(home):
     """In a forked command: memory and processor time that it may take on top, and a home."""
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    signal.alarm(20)  # waiting takes no processor time
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)  # waiting takes no processor time
     os.environ["MPLCONFIGDIR"] = os.path.expanduser("~/.cache/matplotlib")  # its list of fonts
     os.environ |= {"HOME": home, "NCSN_SECRET": SECRET}
-
-
-def limit_train(home):
-    """As ``limit``; optimizer and data take as long before a checkpoint is read."""
-    limit(home, 2 * SECONDS)
 
 
 class Run:

@@ -3,7 +3,6 @@
 import functools
 import random
 import tempfile
-import time
 from collections import Counter
 
 import hydra
@@ -354,13 +353,11 @@ def test_a_configuration_runs_or_is_refused(
                 frame.hydra.runtime.output_dir = tempfile.mkdtemp(dir=tmp_path)
                 frame.hydra.job.name = command.__name__
             HydraConfig.instance().set_config(frame)
-            start = time.monotonic()
             try:
                 command(OmegaConf.create(config))
                 ends["done"] += 1
             except (ConfigError, DivergedError) as error:
                 ends[type(error).__name__] += 1
-            assert time.monotonic() - start < 20
 
         check()
     record_property("saw", ", ".join(f"{number} {end}" for end, number in ends.items()))

@@ -3,15 +3,12 @@
 import os
 import random
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.commands import digest_of_run, digest_of_samples
+from tests.helpers.commands import BIN, digest_of_run, digest_of_samples
 
-BIN = Path(sys.executable).parent
 TRAIN = [
     "trainer.steps=30", "trainer.batch_size=64", "trainer.ema_decay=0.9", "trainer.eval_every=10",
     "schedule.num_levels=4", "dataset=two_modes_2d", "dataset.num_samples=100", "plot=[]",

@@ -50,8 +50,7 @@ class Command:
             path.mkdir()
 
     def __call__(self, command, *arguments, codes):
-        limit = f"limit_{command}" if command == "train" else "limit"
-        before = ["tests.faults.hostile", limit, str(self.home)]
+        before = ["tests.faults.hostile", "limit", str(self.home)]
         start = time.monotonic()
         result = self.server.call(command, arguments, self.work, before)
         self.slowest = max(self.slowest, time.monotonic() - start)

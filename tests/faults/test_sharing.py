@@ -5,7 +5,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +13,8 @@ import pytest
 
 from ncsn_cli.core.errors import BusyFolderError
 from ncsn_cli.runs.folder import hold, release
-from tests.helpers.commands import Server, digest_of_run, read
+from tests.helpers.commands import BIN, Server, digest_of_run, read
 
-BIN = Path(sys.executable).parent
 JOB = [
     "trainer.steps=500", "trainer.batch_size=16", "trainer.eval_every=250",
     "trainer.log_every=50", "trainer.checkpoint_every=50", "schedule.num_levels=2",

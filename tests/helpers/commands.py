@@ -91,8 +91,8 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.forked"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parents[2], env={**environment, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def call(self, command, arguments, folder, before=None, signals=()):

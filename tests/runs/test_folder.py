@@ -102,14 +102,13 @@ def test_a_signal_ends_work_that_drops_exceptions(begin, capfd):
         time.sleep(30)
         done.append("all")
 
-    done, start = [], time.monotonic()
+    done = []
     with signals_as_requests() as requests:
         requests.end(lambda: done.append("before"))
         requests.end(work)
         requests.end(work)
     assert done == ["before", "begun"]
     assert requests == [signal.SIGTERM]
-    assert time.monotonic() - start < 10
     assert capfd.readouterr() == ("", "")
 
 
