@@ -7,14 +7,14 @@ SHELL := /bin/bash
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
-install: .venv/installed  ## Create .venv with this package and all it needs
+install: .venv/installed  ## Create .venv with this package and everything it needs
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install  ## Train a network, sample 10 000 points from it, show where the pictures are
+demo: install  ## Train a network, sample 10 000 points from it, and list the pictures
 	$(BIN)/ncsn-train experiment=mdsm_1d
 	$(BIN)/ncsn-sample checkpoint="$$(ls -d outputs/train/runs/* | tail -n 1)"
 	@echo; echo "Pictures, and reports to open in a browser:"
@@ -30,7 +30,7 @@ test-slow: install  ## Run the tests that take longer
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal tests/faults --all-trials
 
-bench: install  ## Measure speed, and what the default network and every sampler reach (hours)
+bench: install  ## Measure speed, and the quality of the default network and every sampler (hours)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/quality.py presets
 	$(BIN)/python benchmarks/quality.py small_mode
@@ -38,7 +38,7 @@ bench: install  ## Measure speed, and what the default network and every sampler
 	$(BIN)/python benchmarks/samplers.py flow
 	$(BIN)/python benchmarks/presets.py
 
-gallery: install  ## Make the pictures of README and docs/ anew (minutes)
+gallery: install  ## Draw the pictures of README and docs/ again (minutes)
 	$(BIN)/python docs/gallery.py
 
 lint: install  ## Check style and types

@@ -1,4 +1,4 @@
-"""``python -m ncsn_cli train|sample|compare ...``: the commands, wherever the package is."""
+"""``python -m ncsn_cli train|sample|compare ...``: the commands, wherever the package lies."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _COMMANDS = {"train": cli.train, "sample": cli.sample, "compare": cli.compare}
 
 
 def main() -> None:
-    """Run the command that the first argument names on those that follow."""
+    """Run the command that the first argument names, with the arguments after it."""
     forgive()
     parser = argparse.ArgumentParser(
         prog="python -m ncsn_cli",
         usage="%(prog)s {train,sample,compare} ...",
-        description="ncsn-train, ncsn-sample or ncsn-compare; --help after its name says more.",
+        description="Run ncsn-train, ncsn-sample or ncsn-compare; add --help to see its options.",
     )
-    parser.add_argument("command", choices=_COMMANDS, help="which of them")
+    parser.add_argument("command", choices=_COMMANDS, help="the command to run")
     parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")
     command = parser.parse_args(sys.argv[1:2]).command
-    sys.argv[:2] = [f"{parser.prog} {command}"]  # so that commands shown are of this form
+    sys.argv[:2] = [f"{parser.prog} {command}"]  # commands in messages then have this form
     _COMMANDS[command]()
 
 

@@ -1,4 +1,4 @@
-"""Where chains start."""
+"""Distributions of the points where chains start."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Data", "Normal", "Prior", "Uniform"]
 
 
 class Init(ABC):
-    """Where chains start."""
+    """The distribution of the points where chains start."""
 
     @abstractmethod
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
-        """Initial points (num, D), float32, on the generator's device."""
+        """Return initial points (num, D), float32, on the generator's device."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,7 +32,7 @@ class Normal(Init):
 
     Args:
         std: > 0, data units.
-        mean: Of every coordinate, data units.
+        mean: The mean of every coordinate, data units.
     """
 
     std: PositiveFloat
@@ -41,7 +41,7 @@ class Normal(Init):
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
-        """Initial points (num, D), float32, on the generator's device."""
+        """Return initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
         return self.mean + self.std * z
 
@@ -67,7 +67,7 @@ class Uniform(Init):
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
-        """Initial points (num, D), float32, on the generator's device."""
+        """Return initial points (num, D), float32, on the generator's device."""
         u = torch.rand(num, truth.dim, generator=generator, device=generator.device)
         return self.low + (self.high - self.low) * u
 
@@ -76,14 +76,14 @@ class Uniform(Init):
 class Prior(Init):
     """The Gaussian N(E[x], Cov[x] + sigma_max^2 I) with the moments of p_sigma_max itself.
 
-    A zero-mean prior, as usual for the variance-exploding process, biases the mode weights
+    A zero-mean prior, which is usual for the variance-exploding process, biases the mode weights
     unless sigma_max is far larger than the data.
     """
 
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
-        """Initial points (num, D), float32, on the generator's device."""
+        """Return initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
         covariance = truth.perturbed_covariance(sigma_max)
         variances, rotation = torch.linalg.eigh(covariance)
@@ -104,6 +104,6 @@ class Data(Init):
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
-        """Initial points (num, D), float32, on the generator's device."""
+        """Return initial points (num, D), float32, on the generator's device."""
         sigma = sigma_max if self.sigma is None else self.sigma
         return truth.sample(num, sigma=sigma, generator=generator)

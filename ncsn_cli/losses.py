@@ -1,4 +1,4 @@
-"""Score-matching losses: smallest at the true score, where their value, the floor, is known."""
+"""Score-matching losses. Each is smallest at the true score; its value there is the floor."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ncsn_cli.core.settings import STRICT
 
 __all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
 
-_FEWEST_NODES, _NODES_PER_E, _MOST_NODES = 16, 6, 128  # of the integral over log sigma
+_FEWEST_NODES, _NODES_PER_E, _MOST_NODES = 16, 6, 128  # of the quadrature over log sigma
 
 
 class Draws(NamedTuple):
-    """What is random in a loss on B points.
+    """The random numbers in a loss on B points.
 
     Args:
-        place: Of each point's sigma: a row of the levels (B,), or t in [0, 1) (B,); empty where
-            every level is used.
+        place: The place of each point's sigma: a row of the levels (B,), or t in [0, 1) (B,).
+            Empty where every level is used.
         z: The noise (B, D), or (B, L, D) where every level is used.
         v: A direction (P, D) for each perturbed point; empty where none is needed.
     """
@@ -38,7 +38,10 @@ class Draws(NamedTuple):
 
 
 class Perturbed(NamedTuple):
-    """Points x = data + sigma z (P, D), their sigma (P,) and z (P, D), and what a term needs."""
+    """Points x = data + sigma z (P, D), with sigma (P,), z (P, D), and the inputs of some losses.
+
+    These inputs are the directions v (P, D) and the true score.
+    """
 
     x: Tensor
     sigma: Tensor
@@ -52,11 +55,12 @@ class Loss(ABC):
     """A functional of the score whose excess over its floor is the weighted Fisher divergence.
 
     At one level: loss(s) - loss(grad log p_sigma) = lambda(sigma)/2 E||s - grad log p_sigma||^2.
-    The base class chooses levels and perturbs the data; a subclass writes the term of a point.
+    The base class chooses levels and perturbs the data; a subclass computes each point's term.
 
     Args:
-        levels: ``all`` uses every level for every point; ``random`` one level a point, uniform;
-            ``continuous`` one sigma a point, sigma_max (sigma_min/sigma_max)^t with t ~ U[0, 1].
+        levels: ``all`` uses every level for every point; ``random`` one level per point, uniform;
+            ``continuous`` one sigma per point, sigma_max (sigma_min/sigma_max)^t with
+            t ~ U[0, 1].
         weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
     """
 
@@ -73,9 +77,9 @@ class Loss(ABC):
         noise: Tensor | None = None,
         true_score: Score | None = None,
     ) -> Tensor:
-        """The loss, (), on data ``x`` (B, D) at the levels ``sigmas`` (L,), descending.
+        """Return the loss, (), on data ``x`` (B, D) at the levels ``sigmas`` (L,), descending.
 
-        ``noise`` (B, L, D) are the draws to use at each point and level; None draws fresh ones.
+        ``noise`` (B, L, D) holds the draws to use at each point and level; None draws fresh noise.
         ``true_score`` is grad log p_sigma, for the losses that match it.
         """
         draws = self.draw(x, sigmas, generator, noise)
@@ -84,7 +88,10 @@ class Loss(ABC):
     def draw(
         self, x: Tensor, sigmas: Tensor, generator: torch.Generator, noise: Tensor | None = None
     ) -> Draws:
-        """All that the loss on ``x`` (B, D) at ``sigmas`` (L,) draws; ``noise`` as there."""
+        """Draw all random numbers of the loss on ``x`` (B, D) at ``sigmas`` (L,).
+
+        ``noise`` is as in ``__call__``.
+        """
         batch, dim = x.shape
         if self.levels == "all":
             place = x.new_empty(0)
@@ -103,7 +110,7 @@ class Loss(ABC):
     def given(
         self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
     ) -> Tensor:
-        """The loss, a function of the ``draws`` alone beside what ``__call__`` takes."""
+        """Return the loss for given ``draws``; nothing else in it is random."""
         return self.terms(draws, score, x, sigmas, true_score).mean()
 
     def terms(
@@ -125,10 +132,11 @@ class Loss(ABC):
         return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score))
 
     def quadrature(self, sigmas: Tensor) -> tuple[list[float], list[float]]:
-        """Return levels and weights: this loss is the weighted sum of the losses at one level.
+        """Return levels and weights: this loss is the weighted sum of its values at single levels.
 
-        The ``sigmas`` (L,), descending, evenly; for ``levels=continuous`` the nodes of Gauss's
-        rule for the integral over t: an error below 1e-6 on all datasets that were tried.
+        The levels are ``sigmas`` (L,), descending, with equal weights. For ``levels=continuous``
+        they are the nodes of Gauss's rule for the integral over t, whose error is below 1e-6 on
+        all datasets that were tried.
         """
         if self.levels != "continuous":
             return sigmas.tolist(), [1 / len(sigmas)] * len(sigmas)
@@ -138,19 +146,22 @@ class Loss(ABC):
         return (float(sigmas[0]) * ratio ** ((1 + nodes) / 2)).tolist(), (weights / 2).tolist()
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """A direction (P, D) for each perturbed point, whose noise ``z`` is; none by default."""
+        """Draw a direction (P, D) for each perturbed point, whose noise is ``z``.
+
+        By default there are no directions, and an empty tensor is returned.
+        """
         return z.new_empty(0)
 
     @abstractmethod
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """The weighted term (P,) of each perturbed point."""
+        """Return the weighted term (P,) of each perturbed point."""
 
     def points(self, batch: int, num_levels: int) -> int:
-        """P, the perturbed points of ``batch`` points."""
+        """Return P, the number of perturbed points for ``batch`` data points."""
         return batch * num_levels if self.levels == "all" else batch
 
     def weight(self, sigma: float) -> float:
-        """lambda(sigma) = sigma^weight_power, and 1 at 0."""
+        """Return lambda(sigma) = sigma^weight_power, or 1 at sigma = 0."""
         return sigma**self.weight_power if sigma > 0 else 1.0
 
     def _weights(self, sigma: Tensor) -> Tensor:
@@ -158,7 +169,7 @@ class Loss(ABC):
 
     @abstractmethod
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """The loss of the true score at one level, from D and I(p_sigma)."""
+        """Return the loss of the true score at one level, from D and I(p_sigma)."""
 
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` at levels where the loss is not defined."""
@@ -166,12 +177,15 @@ class Loss(ABC):
             raise ConfigError("schedule: loss.levels=continuous needs every sigma above 0")
 
     def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Noise (N, L, D) drawn once for the training set ``x`` (N, D); None: fresh every step."""
+        """Return noise (N, L, D) drawn once for the training set ``x`` (N, D).
+
+        Return None if every step draws fresh noise.
+        """
         return None
 
     @property
     def without_penalty(self) -> Loss:
-        """The loss whose floor is known."""
+        """This loss without its penalty, if it has one: the loss whose floor is known."""
         return self
 
 
@@ -181,8 +195,8 @@ class Denoising(Loss):
 
         1/L sum_i lambda(sigma_i)/2 E || s(x + sigma_i z, sigma_i) + z/sigma_i ||^2,   z ~ N(0, I)
 
-    summed over dimensions. Its floor is lambda/2 (D/sigma^2 - I(p_sigma)): it is not 0, however
-    good the network.
+    summed over dimensions. Its floor is lambda/2 (D/sigma^2 - I(p_sigma)), which is not 0: no
+    network, however good, reaches 0.
 
     Source: Vincent (2011), doi:10.1162/NECO_a_00142, eq. 9; Song & Ermon (2019),
     arXiv:1907.05600, eq. 5 and 6 (weight_power = 2).
@@ -190,7 +204,8 @@ class Denoising(Loss):
     Args:
         levels: See ``Loss``.
         weight_power: See ``Loss``.
-        noise: ``fresh`` draws z at every step; ``fixed`` once for each training point and level.
+        noise: ``fresh`` draws z at every step; ``fixed`` draws z once for each training point and
+            level.
     """
 
     noise: Literal["fresh", "fixed"]
@@ -201,18 +216,21 @@ class Denoising(Loss):
         return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """lambda/2 (D/sigma^2 - I(p_sigma))."""
+        """Return lambda/2 (D/sigma^2 - I(p_sigma))."""
         return self.weight(sigma) / 2 * (dim / sigma**2 - fisher_information)
 
     def check(self, sigmas: Tensor) -> None:
-        """Raise ``ConfigError`` at sigma = 0: there is no noise to remove."""
+        """Raise ``ConfigError`` at sigma = 0, where there is no noise to remove.
+
+        Raise it also for fixed noise at continuous levels.
+        """
         if bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss=denoising needs every sigma above 0")
         if self.noise == "fixed" and self.levels == "continuous":
             raise ConfigError("loss.noise: fixed needs loss.levels=all or random")
 
     def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Noise (N, L, D) drawn once, if ``noise`` is ``fixed``."""
+        """Return noise (N, L, D) drawn once if ``noise`` is ``fixed``, otherwise None."""
         if self.noise == "fresh":
             return None
         return _normal((len(x), len(sigmas), x.shape[-1]), x, generator)
@@ -232,13 +250,13 @@ class Explicit(Loss):
         return self._weights(sigma) * error.square().sum(-1) / 2
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """0."""
+        """Return 0."""
         return 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
 class Implicit(Loss):
-    """Implicit score matching: lambda E[||s||^2/2 + tr(grad s)], the trace exact, any D.
+    """Implicit score matching: lambda E[||s||^2/2 + tr(grad s)], with the exact trace for any D.
 
     Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
     """
@@ -250,11 +268,11 @@ class Implicit(Loss):
         return self._weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
 
     def _divergence(self, diagonal: Tensor) -> Tensor:
-        """The trace (P,) from the diagonal (P, D) of the Jacobian."""
+        """Return the trace (P,) from the diagonal (P, D) of the Jacobian."""
         return diagonal.sum(-1)
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """-lambda/2 I(p_sigma)."""
+        """Return -lambda/2 I(p_sigma)."""
         return -self.weight(sigma) / 2 * fisher_information
 
 
@@ -264,8 +282,8 @@ class ImplicitRegularized(Implicit):
 
         lambda E[||s||^2/2 + tr(grad s) + regularization sum_i (d_i s_i)^2]
 
-    The penalty is the sum of squares, not the square of the trace. Its minimiser is not the
-    score; floor and excess are those of the part without penalty.
+    The penalty is the sum of squares, not the square of the trace. The minimiser of this loss is
+    not the score. Floor and excess are those of the part without penalty.
 
     Source: Kingma & LeCun (2010), "Regularized estimation of image statistics by score matching".
 
@@ -288,7 +306,7 @@ class ImplicitRegularized(Implicit):
 
 @dataclass(frozen=True, config=STRICT)
 class Sliced(Loss):
-    """Sliced score matching: the trace from one random direction v a point, E[v v^T] = I.
+    """Sliced score matching: the trace from one random direction v per point, E[v v^T] = I.
 
         lambda E[||s||^2/2 + v^T (grad s) v],   or with (v^T s)^2/2 for the first term
 
@@ -299,8 +317,8 @@ class Sliced(Loss):
     Args:
         levels: See ``Loss``.
         weight_power: See ``Loss``.
-        directions: ``gaussian`` v ~ N(0, I), or ``rademacher``, +1 or -1 in each coordinate.
-        variance_reduced: Whether the first term is its exact mean ||s||^2/2.
+        directions: ``gaussian``: v ~ N(0, I); ``rademacher``: +1 or -1 in each coordinate.
+        variance_reduced: Whether the first term is replaced by its exact mean ||s||^2/2.
     """
 
     directions: Literal["gaussian", "rademacher"]
@@ -317,7 +335,7 @@ class Sliced(Loss):
         return v if self.directions == "gaussian" else torch.where(v < 0, -1.0, 1.0)
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """-lambda/2 I(p_sigma)."""
+        """Return -lambda/2 I(p_sigma)."""
         return -self.weight(sigma) / 2 * fisher_information
 
 

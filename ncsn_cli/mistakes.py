@@ -1,7 +1,7 @@
-"""Mistakes that real implementations made, each a class that differs by its mistake alone.
+"""Mistakes that real implementations made, each in a class that differs only by its mistake.
 
 ``experiment=bug_...`` runs them; the README says where each was seen and which number exposes it.
-Not to be used for anything else.
+Do not use them for anything else.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
 class NoiseNotAnnealed(AnnealedLangevin):
     """x + tau_i score + sqrt(2 tau_L) z: the drift grows with the level, the noise does not.
 
-    The first levels are then a descent almost without temperature, and all chains end in the mode
-    with the highest density.
+    At the first levels, chains then climb the density almost without noise. All of them end in
+    the mode with the highest density.
     """
 
     step_size: PositiveFloat
@@ -60,26 +60,26 @@ class LinearSteps(AnnealedLangevin):
     """tau_i = step_size sigma_i/sigma_min, without the square: early levels hardly move."""
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, tau_i, T) for every level."""
+        """Return (sigma_i, tau_i, T) for every level."""
         levels = super().levels(sigmas)
         return [level._replace(tau=level.tau * levels[-1].sigma / level.sigma) for level in levels]
 
 
 @dataclass(frozen=True, config=STRICT)
 class LevelsReversed(AnnealedLangevin):
-    """From sigma_min up to sigma_max: chains end as wide as the widest level."""
+    """Levels go from sigma_min up to sigma_max, so chains end as wide as the widest level."""
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, tau_i, T) for every level, ascending."""
+        """Return (sigma_i, tau_i, T) for every level, ascending."""
         return super().levels(sigmas)[::-1]
 
 
 class SigmaReplaced(GaussianMixture):
-    """Its score takes sigma for the modes' whole width, instead of adding variances."""
+    """A mixture whose score takes sigma as the modes' whole width, instead of adding variances."""
 
     @property
     def truth(self) -> GaussianMixture:
-        """The mixture with its own score."""
+        """The same mixture with its correct score."""
         return GaussianMixture(
             self._weights.tolist(),
             self._means.tolist(),
@@ -89,14 +89,14 @@ class SigmaReplaced(GaussianMixture):
         )
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Grad log of sum_k w_k N(x; mu_k, sigma^2 I), (B, D)."""
+        """Return grad log of sum_k w_k N(x; mu_k, sigma^2 I), (B, D)."""
         points = GaussianMixture(self.weights.tolist(), self.modes.tolist(), stds=0.0)
         return points.score(x, sigma)
 
 
 @dataclass(frozen=True, config=STRICT)
 class SignFlipped(Denoising):
-    """||s - z/sigma||^2 instead of ||s + z/sigma||^2: it learns -grad log p_sigma."""
+    """||s - z/sigma||^2 instead of ||s + z/sigma||^2: the network learns -grad log p_sigma."""
 
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         return super()._terms(score, perturbed._replace(z=-perturbed.z))
@@ -104,7 +104,7 @@ class SignFlipped(Denoising):
 
 @dataclass(frozen=True, config=STRICT)
 class TraceOverDim(Implicit):
-    """||s||^2/2 + tr(grad s)/D: it learns the score over D."""
+    """||s||^2/2 + tr(grad s)/D: the network learns the score divided by D."""
 
     def _divergence(self, diagonal: Tensor) -> Tensor:
         return super()._divergence(diagonal) / diagonal.shape[-1]

@@ -1,4 +1,4 @@
-"""Noise levels sigma_1 > ... > sigma_L, always descending, in data units; and how to choose them.
+"""Noise levels sigma_1 > ... > sigma_L, always descending, in data units, and how to choose them.
 
 Techniques 1 and 2 are those of Song & Ermon (2020), arXiv:2006.09011, section 3.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POINTS_FOR_TECHNIQUE_1 = 10_000
 
-_LEAST_OVERLAP = 0.1  # of neighbouring levels: with less, hardly a chain is at home in the next
+_LEAST_OVERLAP = 0.1  # of neighbouring levels: with less, few chains are typical of the next
 
 
 class Schedule(ABC):
@@ -62,12 +62,12 @@ class _Ladder(Schedule):
             raise ValueError("num_levels must be at least 2; schedule=single has one level")
         middle = float(self._space(torch.tensor([0.5], dtype=torch.float64)))
         if not self.sigma_min * (1 - 1e-6) <= middle <= self.sigma_max * (1 + 1e-6):
-            raise ValueError(f"levels between come out as {middle:g}: take less extreme values")
+            raise ValueError(f"the middle level would be {middle:g}: take less extreme values")
         return self
 
     @abstractmethod
     def _space(self, fractions: Tensor) -> Tensor:
-        """Levels (L,) at ``fractions`` (L,) of the way, 0 at sigma_max and 1 at sigma_min."""
+        """Return levels (L,) at ``fractions`` (L,): 0 is at sigma_max and 1 at sigma_min."""
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -79,7 +79,7 @@ class _Ladder(Schedule):
 
 @dataclass(frozen=True, config=STRICT)
 class Geometric(_Ladder):
-    """sigma_i = sigma_max (sigma_min/sigma_max)^t, t = (i-1)/(L-1): one ratio between levels.
+    """sigma_i = sigma_max (sigma_min/sigma_max)^t, t = (i-1)/(L-1): equal ratios.
 
     Source: Song & Ermon (2019), arXiv:1907.05600, section 4.1.
 
@@ -151,16 +151,17 @@ class FromData:
     """The geometric levels that Techniques 1 and 2 find for a training set.
 
     sigma_max is the largest distance between two training points; the ratio of neighbouring
-    levels is ``level_ratio``, rounded down so that the levels end at ``sigma_min``.
+    levels is ``level_ratio``, reduced so that the levels end at ``sigma_min``.
 
     Args:
-        sigma_min: The last, smallest level, > 0, data units; small against the data's detail.
+        sigma_min: The last, smallest level, > 0, data units; choose it small compared with the
+            data's detail.
     """
 
     sigma_min: PositiveFloat
 
     def fit(self, data: Tensor) -> Geometric:
-        """The levels for the points ``data`` (N, D).
+        """Return the levels for the points ``data`` (N, D).
 
         Raises:
             ConfigError: If no two points are farther apart than ``sigma_min``.
@@ -181,7 +182,7 @@ class FromData:
         num_levels = num_levels_between(sigma_max, self.sigma_min, ratio)
         log.info(
             "schedule=from_data: sigma_max = %.4g, the largest distance between %d points;"
-            " sigma_min = %g; %d levels in a ratio of at most %.3f (%s)",
+            " sigma_min = %g; %d levels with a ratio of at most %.3f (%s)",
             sigma_max, min(len(data), POINTS_FOR_TECHNIQUE_1), self.sigma_min, num_levels, ratio,
             describe_ratios(dim),
         )  # fmt: skip
@@ -189,26 +190,26 @@ class FromData:
 
 
 def technique_1(data: Tensor) -> float:
-    """The sigma_max to choose: the largest distance between two of the points ``data`` (N, D).
+    """Return the sigma_max of Technique 1: the largest distance between two points of ``data``.
 
-    Of more than 10 000 points the first 10 000 are taken.
+    ``data`` is (N, D); only the first 10 000 points are used.
     """
     points = data[:POINTS_FOR_TECHNIQUE_1].double()
     points = points - points.mean(0)
     radii = points.norm(dim=1)
     lower = (points - points[radii.argmax()]).norm(dim=1).max()
-    # Both ends of a distance of ``lower`` or more lie so far from the centre.
+    # Two points at a distance of ``lower`` or more both lie at least this far from the centre.
     points = points[radii >= (lower - radii.max()) * (1 - 1e-9)]
     return max(float(torch.cdist(part, points).max()) for part in points.split(1000))
 
 
 def technique_2(ratio: float, dim: int) -> float:
-    """C = Phi(sqrt(2D)(gamma-1) + 3 gamma) - Phi(sqrt(2D)(gamma-1) - 3 gamma), to be near 1/2.
+    """Return C = Phi(sqrt(2D)(gamma-1) + 3 gamma) - Phi(sqrt(2D)(gamma-1) - 3 gamma).
 
-    The probability that the norm of a draw from N(0, sigma_i^2 I) lies within three standard
-    deviations of those from N(0, sigma_{i-1}^2 I), gamma = ``ratio`` = sigma_{i-1}/sigma_i > 1,
-    in the Gaussian approximation of the norm that holds for large D = ``dim``. For D <= 4 it is
-    never below .99.
+    Technique 2 asks that C be near 1/2. C is the probability that the norm of a draw from
+    N(0, sigma_i^2 I) lies within three standard deviations of the norms of draws from
+    N(0, sigma_{i-1}^2 I), where gamma = ``ratio`` = sigma_{i-1}/sigma_i > 1. It uses the Gaussian
+    approximation of the norm, which holds for large D = ``dim``. For D <= 4, C is never below .99.
     """
     shift = math.sqrt(2 * dim) * (ratio - 1)
     low, high = ((shift + side * ratio) / math.sqrt(2) for side in (-3, 3))
@@ -216,10 +217,10 @@ def technique_2(ratio: float, dim: int) -> float:
 
 
 def overlap(ratio: float, dim: int) -> float:
-    """The integral of min(N(x; 0, I), N(x; 0, ratio^2 I)) over R^dim, ``ratio`` > 1.
+    """Return the integral of min(N(x; 0, I), N(x; 0, gamma^2 I)) over R^D, gamma = ``ratio`` > 1.
 
-    The densities cross where ||x||^2 = r^2 = 2 D ln(gamma)/(1 - gamma^-2): inside, the wider one
-    is the smaller, outside the narrower one.
+    The densities cross where ||x||^2 = r^2 = 2 D ln(gamma)/(1 - gamma^-2). Inside, the density of
+    the wider Gaussian is smaller; outside, that of the narrower one.
     """
     crossing = 2 * dim * math.log(ratio) / (1 - ratio**-2)
     half, inner, outer = (
@@ -231,8 +232,9 @@ def overlap(ratio: float, dim: int) -> float:
 def level_ratio(dim: int) -> float:
     """Return the largest ratio gamma of neighbouring levels that is advised for D = ``dim``.
 
-    That is Technique 2's where the Gaussians of two such levels overlap by a tenth or more, from
-    D = 148 on; below, where it hardly overlaps or does not exist, the one that overlaps by half.
+    From D = 148 on it is Technique 2's ratio: there the Gaussians of two such levels overlap by a
+    tenth or more. For smaller D they hardly overlap, or Technique 2 has no solution. The ratio is
+    then the one at which they overlap by half.
     """
     ratio = technique_2_ratio(dim)
     is_useful = ratio is not None and overlap(ratio, dim) >= _LEAST_OVERLAP
@@ -240,9 +242,9 @@ def level_ratio(dim: int) -> float:
 
 
 def technique_2_ratio(dim: int) -> float | None:
-    """Return the gamma at which ``technique_2`` is 1/2; None for D <= 4, where it never is.
+    """Return the gamma at which ``technique_2`` is 1/2; None for D <= 4, where there is none.
 
-    19.5, 3.04, 1.21 for D = 5, 10, 150: an ``overlap`` of .0001, .018, .1002.
+    For D = 5, 10, 150 it is 19.5, 3.04, 1.21, where ``overlap`` is .0001, .018, .1002.
     """
     return None if dim <= 4 else _where_half(technique_2, dim)
 
@@ -253,7 +255,7 @@ def half_overlap_ratio(dim: int) -> float:
 
 
 def _where_half(rule: Callable[[float, int], float], dim: int) -> float:
-    """Return where a ``rule`` that falls with the ratio is 1/2, by bisection."""
+    """Return the ratio at which ``rule``, which falls with the ratio, is 1/2, by bisection."""
     low, high = 1 + 1e-9, 100.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -262,12 +264,12 @@ def _where_half(rule: Callable[[float, int], float], dim: int) -> float:
 
 
 def describe_ratios(dim: int) -> str:
-    """Return both ratios that could be advised for D = ``dim``, in words."""
+    """Return a text with both ratios that could be advised for D = ``dim``."""
     ratio, half = technique_2_ratio(dim), half_overlap_ratio(dim)
     probability = "none" if ratio is None else f"{ratio:.3f}, of overlap {overlap(ratio, dim):.2g}"
     return f"overlap 1/2: {half:.3f}; probability 1/2: {probability}"
 
 
 def num_levels_between(sigma_max: float, sigma_min: float, ratio: float) -> int:
-    """The smallest L for which L geometric levels have a ratio of at most ``ratio``."""
+    """Return the smallest L for which L geometric levels have a ratio of at most ``ratio``."""
     return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(ratio))

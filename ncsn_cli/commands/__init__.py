@@ -1,1 +1,1 @@
-"""The commands, where alone Hydra, OmegaConf and argparse live."""
+"""The commands: the only part of the package that uses Hydra, OmegaConf and argparse."""

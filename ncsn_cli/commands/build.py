@@ -1,4 +1,4 @@
-"""Objects from groups of the configuration, the user's own or a checkpoint's."""
+"""Build objects from groups of the configuration, the user's own or a checkpoint's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _MODULES = [
 
 
 def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN401
-    """The object of a group that the user chose; its errors name the key."""
+    """Build and return the object of the group ``key`` that the user chose.
+
+    ``runtime`` are further arguments of its constructor. Errors name the key.
+    """
     settings = config.get(key)
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
@@ -48,7 +51,7 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
-            raise cause from None  # of torch, as when there is no memory for so wide a network
+            raise cause from None  # torch's own, such as too little memory for a wide network
         is_torchs = key == "optimizer" and "keyword" not in str(cause)
         reason = what_torch_refuses(settings, cause) if is_torchs else reason_of(key, cause)
         raise ConfigError(reason) from error
@@ -59,14 +62,14 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
 
 
 def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
-    """Return one line for an ``optimizer``'s error, with the key of the setting that it names."""
+    """Return torch's ``error`` as one line that begins with the key of the setting it names."""
     reason = one_line(str(error))
     named = [key for key in optimizer if re.search(rf"\b{key}\b", reason, re.IGNORECASE)]
     return f"optimizer{'.' if named else ''}{''.join(named[:1])}: {reason}"
 
 
 def instantiate_list(config: Config, key: str) -> dict[str, Any]:
-    """The objects of a group of which several may be chosen, by name."""
+    """Build and return, by name, the objects of a group from which several may be chosen."""
     chosen = config.get(key) or {}
     if not isinstance(chosen, dict):
         raise ConfigError(
@@ -74,23 +77,27 @@ def instantiate_list(config: Config, key: str) -> dict[str, Any]:
             f" list - override /{key}: [NAME,...]; --help lists them"
         )
     entries = {f"{key}.{name}": value for name, value in chosen.items() if value is not None}
-    for path in entries:  # files are named so
+    for path in entries:  # the names become file names
         if not re.fullmatch(r"\w[\w.+=,-]{0,99}", path.removeprefix(f"{key}.")):
             raise ConfigError(
-                f"{path}: a name has letters, digits and _ . + = , - only, at most 100"
+                f"{path}: a name may hold letters, digits and _ . + = , - only, at most 100"
+                " characters"
             )
     return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
 
 
 def _check_types(key: str, settings: Config) -> None:
-    """Torch's optimizers take nan and texts, or refuse them without their key."""
+    """Raise a ConfigError that names the key if a setting of an optimizer has a wrong type.
+
+    Torch's optimizers accept nan and texts, or refuse them without naming the key.
+    """
     try:
         parameters = inspect.signature(hydra.utils.get_class(settings["_target_"])).parameters
     except (ImportError, ValueError, TypeError):
-        return  # refused with a reason when it is made
+        return  # ``instantiate`` refuses this target, with a reason
 
     def is_like(value: object, default: object) -> bool:
-        if isinstance(default, tuple):  # of numbers, or None for a number that torch chooses
+        if isinstance(default, tuple):  # numbers, or None where torch chooses
             parts = zip(value if isinstance(value, list) else [], default, strict=False)
             return isinstance(value, list) and all(
                 is_like(v, 1.0) or (v is None and d is None) for v, d in parts
@@ -102,9 +109,7 @@ def _check_types(key: str, settings: Config) -> None:
     for name, value in settings.items():
         default = parameters[name].default if name in parameters else None
         if isinstance(default, tuple | bool | float | int) and not is_like(value, default):
-            like = (
-                f"one like {default}" if isinstance(default, tuple | bool) else "a finite number"
-            )
+            like = f"like {default}" if isinstance(default, tuple | bool) else "a finite number"
             raise ConfigError(f"{key}.{name}: it should be {like}, got {shortened(value)}")
 
 
@@ -115,10 +120,11 @@ def build_from_checkpoint(
     named: str | None = None,
     **runtime: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    """The object of a group read from a checkpoint: plain values into a known constructor.
+    """Build and return the object of the group ``key`` that a checkpoint describes.
 
-    ``named`` is the class that the user named for it on the command line, which may then be of
-    the user's own, as those of the modules ``plugins``. Errors name the key.
+    The plain values of ``settings`` and ``runtime`` are passed to a known constructor (see
+    ``known_class``), or to the class ``named``, if the user named this class on the command line.
+    Errors name the key.
     """
     values = {**settings, **runtime}
     target = values.pop("_target_", None)
@@ -131,13 +137,13 @@ def build_from_checkpoint(
 
 
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
-    """What a checkpoint's ``_target_`` names, if it is a public name of this package's modules.
+    """Return what a checkpoint's ``_target_`` names, if a checkpoint may name it.
 
-    Or a public class of one of the modules ``plugins``, which the user names, defined in or below
-    it.
+    A checkpoint may name a public name of this package's modules. It may also name a public class
+    that is defined in or below one of the modules ``plugins``, which the user names.
 
     Raises:
-        ConfigError: If it is anything else.
+        ConfigError: If ``target`` is anything else.
     """
     module, _, name = str(target).rpartition(".")
     if module in plugins and not name.startswith("_"):
@@ -154,16 +160,19 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
 
 
 def known_points(dataset: Dataset, seed: int) -> Tensor:
-    """Points (N, D) from which scales are taken: the training set, or draws if it is endless."""
+    """Return points (N, D) to take scales from: the training set, or draws if it is endless."""
     data = dataset.training_set()
     if data is not None:
         return data
-    log.info("the dataset is endless: 10000 draws stand for it where its scale is needed")
+    log.info("the dataset is endless: 10000 draws are used wherever its scale is needed")
     return dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
 
 
 def fit_schedule(config: Config, schedule: Schedule | FromData, data: Tensor) -> Schedule:
-    """The schedule, with levels; what ``data`` (N, D) decides is written into ``config``."""
+    """Return the schedule, fitted to ``data`` (N, D) if it depends on data.
+
+    The settings of a fitted schedule are written into ``config``.
+    """
     if isinstance(schedule, Schedule):
         return schedule
     try:

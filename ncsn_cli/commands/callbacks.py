@@ -1,4 +1,4 @@
-"""What Hydra calls: folders are taken, records written, a sweep is watched."""
+"""Hydra's callbacks: they lock folders, write records and watch a sweep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ncsn_cli.runs.signals import heeded
 
 
 def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
-    """Let errors end the command: Hydra itself would only warn of them."""
+    """Wrap ``callback`` so that its errors end the command; Hydra itself would only warn."""
 
     @wraps(callback)
     def call(*arguments: object, **keywords: object) -> None:
@@ -42,11 +42,11 @@ def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
 
 
 class Callbacks(Callback):
-    """Hydra's callback, in the process that starts a sweep and in those that run its jobs."""
+    """Hydra's callbacks, in the process that starts a sweep and in those that run its jobs."""
 
     @_refuse
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Take the run's folder before anything is written."""
+        """Lock the run's folder before anything is written, and refuse one that holds a run."""
         folder = Path(config.hydra.run.dir)
         _check(config, folder)
         hold(folder)
@@ -54,7 +54,7 @@ class Callbacks(Callback):
 
     @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Take the sweep's folder, open the roster, and show how far the jobs are."""
+        """Lock the sweep's folder, make the roster, and start to show the jobs' progress."""
         _name_as_before(config)
         watch, overrides = Watch(config), _overrides(config)
         _check(config, watch.folder)
@@ -74,7 +74,10 @@ class Callbacks(Callback):
 
     @_refuse
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Record the overrides, and sign in; in a process beside others, be quiet."""
+        """Record the configuration and the overrides, and add the job to the sweep's roster.
+
+        Silence a process that shares the terminal with other jobs.
+        """
         roster = os.environ.get(ROSTER)
         if roster is not None and Path(roster, STOPPED).exists():
             raise KeyboardInterrupt
@@ -101,21 +104,25 @@ class Callbacks(Callback):
 
 
 def _check(config: DictConfig, folder: Path) -> None:
-    """Refuse what would lead out of the folder that is to be written, or to another one."""
-    if not re.fullmatch(r"(?a:\w[\w.-]{0,99})", config.hydra.job.name):  # as Hydra reads it
-        raise ConfigError("hydra.job.name: a name has A to z, digits and _ . - only, at most 100")
+    """Raise if a run would write outside ``folder``, or into another folder."""
+    if not re.fullmatch(r"(?a:\w[\w.-]{0,99})", config.hydra.job.name):  # Hydra reads no other
+        raise ConfigError(
+            "hydra.job.name: a name may hold A to z, digits and _ . - only, at most 100 characters"
+        )
     if config.hydra.job.chdir:
         raise ConfigError(
-            "hydra.job.chdir: every path is read from the folder that the command is started in;"
-            " leave this out (hydra.run.dir=FOLDER is where a run writes)"
+            "hydra.job.chdir: paths are relative to the folder in which the command is started;"
+            " leave this out (hydra.run.dir=FOLDER says where a run writes)"
         )
     if "${" in os.path.abspath(folder):
-        raise ConfigError(f"{folder}: Hydra takes ${{ in this path for a value; choose another")
+        raise ConfigError(
+            f"{folder}: Hydra reads ${{ in this path as a reference; choose another path"
+        )
     refuse_links(folder)
 
 
 def _name_as_before(config: DictConfig) -> None:
-    """Let a study that was begun under its old name go on under it, in ``config``."""
+    """Set a study's old name in ``config`` if the study was started under that name."""
     sweeper, jobs = config.hydra.sweeper, Path(config.hydra.sweep.dir, ".jobs")
     task = OmegaConf.to_container(config.hydra.overrides.task)
     if sweeper.get("study_name") == study_name(cast("list[str]", task)):
@@ -125,15 +132,15 @@ def _name_as_before(config: DictConfig) -> None:
 
 
 def _continue_study(sweeper: DictConfig) -> None:
-    """Of an Optuna study begun before, let ``sweeper`` make only the trials that are missing.
+    """Modify ``sweeper`` so that a resumed Optuna study makes only the missing trials.
 
-    A trial that was stopped is made again with its own values, so that its job goes on.
+    A trial that was stopped is queued again with its own values, so that its job resumes.
     """
     import optuna
 
     try:
         study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
-    except (KeyError, ValueError):  # there is none, or it is not kept
+    except (KeyError, ValueError):  # there is no such study, or it is not stored
         return
     states = [trial.state for trial in study.trials]
     for trial in study.trials:
@@ -142,34 +149,37 @@ def _continue_study(sweeper: DictConfig) -> None:
             study.enqueue_trial(trial.params)
     sweeper.n_trials = max(0, sweeper.n_trials - states.count(optuna.trial.TrialState.COMPLETE))
     if sweeper.sampler.get("seed") is not None:
-        sweeper.sampler.seed += len(states)  # or it would draw the first values again
+        sweeper.sampler.seed += len(states)  # otherwise it draws the first values again
 
 
 def _params(config: DictConfig) -> dict[str, str]:
-    """Return what the sweep's configuration sweeps over, values by key."""
+    """Return the values, by key, that the sweep's configuration sweeps over."""
     return {str(key): str(v) for key, v in (config.hydra.sweeper.get("params") or {}).items()}
 
 
 def _overrides(config: DictConfig) -> dict[str, Override]:
-    """Return what the sweep's configuration and then its command line override, by key."""
+    """Return the overrides, by key, of the sweep's configuration, then of its command line."""
     words = [f"{key}={values}" for key, values in _params(config).items()]
     parsed = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
     return {each.get_key_element(): each for each in parsed}
 
 
 def _num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
-    """How many jobs the sweep will have, if that can be seen from its overrides."""
+    """Return how many jobs the sweep will have, or None if its overrides do not tell."""
     if "n_trials" in config.hydra.sweeper:
         return int(config.hydra.sweeper.n_trials)
     swept = [each for each in overrides.values() if each.is_discrete_sweep()]
     try:
         return math.prod(len(list(each.sweep_string_iterator())) for each in swept)
-    except HydraException:  # as for glob(), which needs to know where the options are
+    except HydraException:  # such as glob(), which needs to know where the options are
         return None
 
 
 def _be_quiet() -> None:
-    """Progress bars of several processes would garble the terminal; their logs are in files."""
+    """Log to files only, and drop standard error.
+
+    Progress bars of several processes would garble the terminal.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         if not isinstance(handler, logging.FileHandler):

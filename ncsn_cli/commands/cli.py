@@ -1,7 +1,7 @@
-"""The frame of the console scripts: Hydra's start, errors in three lines, exit codes.
+"""The console scripts: they start Hydra, report errors in three lines and set exit codes.
 
-Nothing here imports torch before a job runs, so ``--help``, ``--cfg job`` and refused overrides
-answer fast.
+Nothing here imports torch before a job runs, so that ``--help``, ``--cfg job`` and refused
+overrides answer fast.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def _study_name(overrides: ListConfig) -> str:
     return study_name(cast("list[str]", OmegaConf.to_container(overrides)))
 
 
-# Here, so that processes which run jobs of a sweep know them, too.
+# Registered on import, so that processes that run jobs of a sweep know them, too.
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
 
-# Hydra copies its store, a singleton that it only reads from, 127 times for --help: 1 s.
+# Hydra only reads from its store, yet copies it 127 times for --help, which takes 1 s.
 ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
 
 
 def config_dir() -> Path:
-    """The package's own configs: inside it in a wheel, beside it in a checkout."""
+    """Return the folder of configs: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(
         folder
@@ -60,17 +60,17 @@ def config_dir() -> Path:
 
 
 def train() -> None:
-    """``ncsn-train``."""
+    """Run ``ncsn-train``."""
     _run("train")
 
 
 def sample() -> None:
-    """``ncsn-sample``."""
+    """Run ``ncsn-sample``."""
     _run("sample")
 
 
 def compare() -> None:
-    """``ncsn-compare``."""
+    """Run ``ncsn-compare``."""
     importlib.import_module("ncsn_cli.commands.streams").forgive()
     try:
         importlib.import_module("ncsn_cli.commands.compare").compare(sys.argv[1:])
@@ -92,7 +92,7 @@ def _run(name: str) -> None:
     def job(cfg: DictConfig) -> float | None:
         state.job_started = True
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            if signal.getsignal(number) is signal.SIG_DFL:  # else a scheduler's, or ignored
+            if signal.getsignal(number) is signal.SIG_DFL:  # otherwise a scheduler's, or ignored
                 signal.signal(number, _interrupt)
         before = last_written(status_file())
         _keep_home_out_of_logs()
@@ -102,10 +102,12 @@ def _run(name: str) -> None:
             record_failure(name, error, before)
             raise
 
+    # Run one job, or all jobs of a sweep.
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error = _error_of(start)
+    # Report the sweep, if there was one, then end with the exit code.
     try:
-        sweep = sys.modules.get("ncsn_cli.commands.sweep")  # --help and the like do without it
+        sweep = sys.modules.get("ncsn_cli.commands.sweep")  # not imported for --help, for example
         jobs: list[Job] = [] if sweep is None else sweep.conclude()
     except (Exception, KeyboardInterrupt) as raised:
         jobs, error = [], error or raised
@@ -121,12 +123,12 @@ def _run(name: str) -> None:
 
 
 def _error_of(start: Callable[[], object]) -> BaseException | None:
-    """Return what ends a command, None if that is its work."""
+    """Call ``start`` and return the exception that ended it, or None if it finished."""
     from ncsn_cli.core.errors import RefusedStart
 
     try:
         _refuse_rerun()
-        sys.path.append(os.getcwd())  # a user's own classes
+        sys.path.append(os.getcwd())  # for a user's own classes
         start()
     except RefusedStart as refused:
         return refused.__cause__
@@ -136,9 +138,12 @@ def _error_of(start: Callable[[], object]) -> BaseException | None:
 
 
 def _task(name: str) -> Callable[[DictConfig], float | None]:
-    """The command's function. Importing torch makes much, and nothing to collect, now or later."""
+    """Return the command's function.
+
+    Import its module with the garbage collector off: the many objects made are permanent.
+    """
     module = f"ncsn_cli.commands.{name}"
-    if module not in sys.modules:  # once: an earlier job of a sweep leaves what is to be collected
+    if module not in sys.modules:  # only once: an earlier job of a sweep leaves garbage to collect
         gc.disable()
         try:
             importlib.import_module(module)
@@ -149,17 +154,21 @@ def _task(name: str) -> Callable[[DictConfig], float | None]:
 
 
 def _refuse_rerun() -> None:
-    """Hydra's flag unpickles a file, which can run anything; argparse knows it by its start."""
+    """Raise if ``--experimental-rerun`` or an abbreviation that argparse accepts is given.
+
+    With this flag Hydra unpickles a file, which can run any code.
+    """
     if any(word.startswith("--e") for word in sys.argv[1:]):
         from ncsn_cli.core.errors import ConfigError
 
         raise ConfigError(
-            "--experimental-rerun: it runs what a pickle says; run.json has the command"
+            "--experimental-rerun: this flag can run any code in a pickle; run.json has the"
+            " command"
         )
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """These signals end a job as Ctrl-C does, so that its folder says so."""
+    """Raise InterruptedRun, which ends a job as Ctrl-C does, so that its folder says so."""
     from ncsn_cli.core.errors import InterruptedRun
 
     raise InterruptedRun("stopped by a signal", number)
@@ -173,7 +182,7 @@ class _HomelessFormatter(logging.Formatter):
 
 
 def _keep_home_out_of_logs() -> None:
-    logging.raiseExceptions = False  # a full disk is not to be told once a line
+    logging.raiseExceptions = False  # otherwise a full disk is reported at every line
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and handler.formatter is not None:
             style = handler.formatter

@@ -32,24 +32,24 @@ from ncsn_cli.runs.records import flatten, read_yaml, without_home
 Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
-_MOST_LINES = 12  # that a picture tells apart
-_IGNORED = (
+_MOST_LINES = 12  # more cannot be told apart in a picture
+_IGNORED = (  # keys that do not tell runs apart
     "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run's folder says.
+    """The contents of one run's folder.
 
     Args:
         folder: The folder.
         state: ``done``, or why there is no result.
         error: The reason, one line.
-        overrides: What its command line said.
-        named: The keys in it, and in that of its checkpoint's run.
+        overrides: The overrides of its command line.
+        named: The keys of these overrides, and of those of its checkpoint's run.
         config: The effective configuration, nested keys joined by dots.
-        settings: The configuration as it was asked for, each group's option under its name.
+        settings: The configuration that was asked for, each group's option under the group's name.
         metrics: The numbers of ``metrics.json``, nested keys joined by dots.
     """
 
@@ -64,13 +64,15 @@ class _Run:
 
 
 def compare(arguments: list[str], command: str | None = None) -> None:
-    """Read the runs that the command line names, print their table, write CSV and pictures.
+    """Read the runs that the command line names, print their table, write CSV, plots and report.
 
-    ``command`` is what the report says made them, as that of a sweep; None: this command.
+    ``command`` is the command line that the report shows, such as that of a sweep; None: this
+    command's own.
     """
     options = _parser().parse_args(arguments)
     runs = [_read(folder) for folder in _find(options.folders)]
     done = [run for run in runs if run.state == "done"]
+    # Choose the columns and the rows.
     metrics = _choose_metrics(done, options.metric)
     keys = _columns(done)
     sort = _title(options.sort) if options.sort else next(iter(metrics), None)
@@ -85,6 +87,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     groups = _ordered(_group(done, by), by, sort)
     table, splits = _rows(groups, by, metrics), _error_split(done)
     missing = [run for run in runs if run.state != "done"]
+    # Write the files.
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", _csv(runs, keys))
     missing_pictures = _draw(folder, _pictures(done, by, metrics))
@@ -97,12 +100,13 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     page = html_report(
         folder,
         title=command or f"ncsn-compare {' '.join(options.folders)}",
-        facts="Mean ± standard deviation over runs that differ in the seed alone; * the best.",
+        facts="Mean ± standard deviation over runs that differ in the seed only; * is the best.",
         command=command or f"ncsn-compare {for_shell(arguments)}",
         tables={title: rows for title, rows in tables.items() if len(rows) > 1},
         missing=missing_pictures,
     )
     write_atomic(folder / "report.html", page)
+    # Print the tables and the runs without a result.
     print("\n\n".join(map(_aligned, [table, *splits])) if done else "no finished run")
     if missing:
         print(f"\n{len(missing)} of {len(runs)} runs have no result:")
@@ -116,8 +120,9 @@ def compare(arguments: list[str], command: str | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncsn-compare",
-        description="One table over runs of ncsn-train and ncsn-sample: what differs, then the"
-        " metrics; mean and standard deviation where only the seed differs, * the best.",
+        description="One table of runs of ncsn-train and ncsn-sample: the settings that differ,"
+        " then the metrics; mean and standard deviation where only the seed differs, * marks the"
+        " best.",
     )
     parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")
     parser.add_argument(
@@ -128,14 +133,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="a number of metrics.json, as perturbed.wasserstein.ratio; may be repeated",
+        help="a number of metrics.json, such as perturbed.wasserstein.ratio; may be repeated",
     )
     parser.add_argument("--sort", metavar="KEY", help="a metric, or a key that differs")
     parser.add_argument(
         "--group-by",
         action="append",
         metavar="KEY",
-        help="a row for each value of this key, the others averaged over; may be repeated",
+        help="one row per value of this key, averaged over the other keys; may be repeated",
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="where to write; default outputs/compare/runs/TIME"
@@ -144,11 +149,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _find(names: Iterable[str]) -> list[Path]:
-    """The folders of runs in, or below, those named."""
+    """Return the folders of the runs in, or below, the folders ``names``."""
     found: dict[Path, None] = {}
     for name in names:
         path = Path(name)
-        if not os.path.isdir(path):  # that of pathlib raises for a name that is too long
+        if not os.path.isdir(path):  # pathlib's raises for a name that is too long
             raise MissingInputError(f"{path}: there is no such folder")
         below = [path] if _is_run(path) else [p.parent for p in path.rglob(".hydra")]
         if not below:
@@ -162,7 +167,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
-    """Sweep folders are numbers: 2 before 10."""
+    """Return a sort key that puts the folder ``2`` of a sweep before ``10``."""
     return str(path.parent), int(path.name) if path.name.isdigit() else -1, path.name
 
 
@@ -183,7 +188,8 @@ def _read(folder: Path) -> _Run:
         for key, value in flatten(metrics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    # As asked for, so without what data and sizes decided; but the rest is a checkpoint's.
+    # Compare what was asked for, without what data and sizes decided. Groups that were left to a
+    # checkpoint are in the effective configuration only.
     whole = {
         key: value
         for key, value in asked.items()
@@ -198,7 +204,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Value]:
-    """Return ``values``, nested keys joined by dots and lists as text, to be compared."""
+    """Return ``values`` in a form to compare: nested keys joined by dots, lists as text."""
     return {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in flatten(values).items()
@@ -206,7 +212,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Value]:
 
 
 def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str, Value]:
-    """Return ``values`` with each group's option under its name, or its class if unknown."""
+    """Return ``values`` with each group's option (or class, if unknown) under its name."""
     settings: dict[str, Value] = {k: v for k, v in options.items() if k == "experiment"}
     for key, value in values.items():
         group = _title(key)
@@ -218,9 +224,10 @@ def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str
 
 
 def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], set[str]]:
-    """Return a run's options, by group, and the keys that were named for it, if Hydra wrote them.
+    """Return a run's options, by group, and the keys that its command line named.
 
-    What was left to the ``checkpoint`` is as in the run that wrote it.
+    Both are empty if Hydra's records are missing. Options that were left to the ``checkpoint``
+    are those of the run that wrote the checkpoint.
     """
     try:
         hydra = flatten(read_yaml(folder / ".hydra" / "hydra.yaml", {}))
@@ -237,7 +244,7 @@ def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], se
     if isinstance(checkpoint, str):
         cwd = str(hydra.get("hydra.runtime.cwd"))
         place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
-        for trained in (place, place.parent.parent):  # a run's folder, or that of a file of it
+        for trained in (place, place.parent.parent):  # a run's folder, or a file in one
             of_it, named_for_it = _chosen(trained)
             options = {k: v for k, v in of_it.items() if k != "experiment"} | options
             named |= named_for_it
@@ -262,10 +269,11 @@ def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
 
 
 def _columns(runs: list[_Run]) -> list[str]:
-    """Return the keys, without the seed, by which runs are told apart.
+    """Return the keys, without the seed, that tell runs apart.
 
-    Those that a command line named and in which runs differ. Then options, and then values, if
-    runs that agree so far differ in them, as presets and checkpoints may. A path says least.
+    These are the keys that a command line named and in which runs differ. Options, and then
+    values, are added if runs that agree so far differ in them, which presets and checkpoints may
+    cause. The checkpoint's path says least, so it is tried last.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.settings))
     options = {
@@ -330,11 +338,11 @@ def _ordered(groups: dict[Key, list[_Run]], by: list[str], sort: str | None) -> 
 
 
 def _rows(groups: dict[Key, list[_Run]], by: list[str], metrics: list[str]) -> list[list[str]]:
-    """A row a group below their titles; the smallest mean of each metric has a star."""
+    """Return a row of titles and one row per group; a star marks each metric's smallest mean."""
     best = {
         metric: min((_mean(runs, metric) for runs in groups.values()), default=math.inf)
         for metric in metrics
-        if metric != "score_evaluations"  # work, no merit
+        if metric != "score_evaluations"  # measures work, not quality
     }
     rows = [[*(_title(key) for key in by), "runs", *metrics]]
     for group, runs in groups.items():
@@ -349,7 +357,7 @@ def _rows(groups: dict[Key, list[_Run]], by: list[str], metrics: list[str]) -> l
 def _with_links(
     rows: list[list[str]], column: int, groups: Iterable[list[_Run]], folder: Path
 ) -> list[list[str]]:
-    """The table with, for the number of runs, a number each that leads to the run's own report."""
+    """Return ``rows`` with the number of runs replaced by a numbered link to each run's report."""
     table = [rows[0]]
     for row, runs in zip(rows[1:], groups, strict=True):
         numbered = enumerate(runs, start=1)
@@ -359,7 +367,7 @@ def _with_links(
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    """Rows of text in columns, the first underlined."""
+    """Return rows of text in aligned columns, with the first row underlined."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -382,10 +390,11 @@ def _cell(values: list[float], is_best: bool) -> str:
 
 
 def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
-    """Where the error comes from, for runs that differ in ``score`` alone, a table each.
+    """Return tables of error sources, one per set of runs that differ in ``score`` alone.
 
     metric(checkpoint) = [checkpoint - empirical] + [empirical - exact] + [exact - floor] + floor:
-    the network, the finite training set, the sampler with its schedule, and chance.
+    the terms come from the network, the finite training set, the sampler with its schedule, and
+    chance.
     """
     apart = ("score", "checkpoint", "model", *_IGNORED)
     groups: dict[str, dict[str, _Run]] = {}
@@ -420,7 +429,7 @@ def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
 
 
 def _csv(runs: list[_Run], keys: list[str]) -> bytes:
-    """A row a run, failed ones included: folder, state, error, seed, what differs, all metrics."""
+    """Return one row per run, failed or not: folder, state, error, seed, keys, all metrics."""
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -435,9 +444,10 @@ def _csv(runs: list[_Run], keys: list[str]) -> bytes:
 def _pictures(
     runs: list[_Run], by: list[str], metrics: list[str]
 ) -> Iterable[tuple[str, Callable[[], Any]]]:
-    """Each metric against each number that was swept, a map over two, quality against work.
+    """Yield the name of each picture, and a function that draws the picture.
 
-    By name, a function that draws it. Where command lines are known, they say what was swept.
+    Each metric is drawn against each number that was swept, as a map if two were swept, and
+    against the number of score evaluations. Command lines, where known, say what was swept.
     """
     named = {key for run in runs for key in run.named}
     by_sweep = [key for key in by if key in named or not named]
@@ -457,9 +467,9 @@ def _pictures(
 
 
 def _along(runs: list[_Run], place: str, by: list[str], metric: str) -> Any:  # noqa: ANN401
-    """The picture of a metric along ``place``, a line for each setting of the other keys.
+    """Return the picture of a metric along ``place``, a line for each setting of the other keys.
 
-    Of these it shows the first ones, as many as it can tell apart.
+    If there would be too many lines, the last of the other keys are averaged over.
     """
     from ncsn_cli.plots.comparison import metric_against
 
@@ -487,7 +497,7 @@ def _map(runs: list[_Run], swept: list[str], by: list[str], metric: str) -> Any:
 
 
 def _draw(folder: Path, pictures: Iterable[tuple[str, Callable[[], Any]]]) -> dict[str, str]:
-    """Write ``pictures``; return by name why some are missing."""
+    """Write ``pictures``; return, by name, why some are missing."""
     missing: dict[str, str] = {}
     for name, draw in pictures:
         png = None
@@ -497,7 +507,7 @@ def _draw(folder: Path, pictures: Iterable[tuple[str, Callable[[], Any]]]) -> di
             with own_settings():
                 png = to_png(draw())
         if png is not None:
-            file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # names are of the runs' files, too
+            file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # a name may be from a run's files
             write_atomic(inside(folder, f"plots/{file}.png"), png)
     return missing
 
@@ -510,7 +520,7 @@ def _numbers(runs: list[_Run], key: str) -> list[float]:
 def _lines(
     runs: list[_Run], place: str, others: list[str], metric: str
 ) -> dict[str, list[tuple[float, list[float]]]]:
-    """For each setting of ``others`` the metric's values along ``place``, from left to right."""
+    """Return, for each setting of ``others``, the metric's values along ``place``, ascending."""
     lines: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         x = run.settings.get(place, run.metrics.get(place))

@@ -1,4 +1,4 @@
-"""The configuration of a command: run-level keys, and what is recorded of it."""
+"""The configuration of a command: its run-level keys, and the part that is recorded."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TrainSettings:
 
     Args:
         seed: Seed of the initial weights, the noise and the order of the data.
-        device: ``auto`` (cuda where there is one, the jobs of a sweep in turn where there are
-            several, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
-        objective: The number of ``metrics.json`` that a search makes small, nested keys joined by
+        device: ``auto`` (cuda if there is one, otherwise cpu; the jobs of a sweep use several
+            GPUs in turn), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        objective: The number of ``metrics.json`` that a search minimises, nested keys joined by
             dots.
     """
 
@@ -52,15 +52,15 @@ class SampleSettings(TrainSettings):
         checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
         score: ``checkpoint`` is the learned score, ``exact`` the dataset's own, ``empirical`` that
             of its training set smoothed by sigma, which a network that memorises would learn.
-        num_samples: Chains run, one sample each.
-        trajectories: Chains whose path is kept.
-        trajectory_metrics: Whether to measure the distance to p_sigma level by level, too.
+        num_samples: Number of chains; each gives one sample.
+        trajectories: Number of chains whose path is kept.
+        trajectory_metrics: Whether to measure the distance to p_sigma at each level, too.
         log_density: Whether to write the log-density that the score implies, on a grid.
-        compile: Whether Langevin steps are compiled, some to a call: 10 seconds or more to begin
-            with, then quicker; ``auto``: where ``compiled_langevin.settle`` finds that it pays.
-            What is recorded is false where compiling failed.
-        resume: Folder of the stopped run to go on with; null: start afresh.
-        plugins: Modules of the user's own whose classes a checkpoint may name.
+        compile: Whether Langevin steps are compiled, several per call. Compiling takes 10 seconds
+            or more at the start; the steps are then faster. ``auto``: compile where
+            ``sampling.compiled.settle`` finds that it pays. False is recorded if compiling failed.
+        resume: Folder of the stopped run to resume; null: start afresh.
+        plugins: The user's own modules whose classes a checkpoint may name.
     """
 
     checkpoint: str | None
@@ -75,10 +75,10 @@ class SampleSettings(TrainSettings):
 
 
 def read_config(cfg: DictConfig) -> Config:
-    """The composed configuration as plain data, every top-level key known to a command.
+    """Return the composed configuration as plain data; raise if a top-level key is unknown.
 
-    It is what the run's files will say, so it holds nothing of the environment, and numbers that
-    a checkpoint can hold.
+    The run's files will show it, so it may hold no environment variables, and only values that a
+    checkpoint can hold. Errors name the key.
     """
     unresolved = cast("Config", OmegaConf.to_container(cfg))
     for key, value in flatten(without_paths(unresolved)).items():
@@ -120,12 +120,12 @@ def shortened(value: object) -> str:
 
 
 def run_keys(kind: type[TrainSettings]) -> list[str]:
-    """The run-level keys that ``kind`` holds."""
+    """Return the run-level keys that ``kind`` holds."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
 def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
-    """The validated run-level keys."""
+    """Return the run-level keys, validated, as a ``kind``."""
     try:
         values: Config = {key: config.get(key) for key in run_keys(kind)}
         return kind(**values)
@@ -134,7 +134,7 @@ def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
 
 
 def reason_of(key: str, error: BaseException) -> str:
-    """One line for an error of a constructor called with the settings under ``key``."""
+    """Return one line for an error of a constructor called with the settings under ``key``."""
     if isinstance(error, ConfigError):
         return f"{key}.{error}"
     if not isinstance(error, ValidationError):
@@ -162,5 +162,5 @@ def reason_of(key: str, error: BaseException) -> str:
 
 
 def without_paths(config: Config) -> Config:
-    """The configuration that a run records: what it computes, not where it writes."""
+    """Return the configuration that a run records: what it computes, not where it writes."""
     return {key: _without_home(value) for key, value in config.items() if key != "paths"}

@@ -1,4 +1,4 @@
-"""What went wrong, in at most three lines for the user, and the exit code.
+"""Turn an error into at most three lines for the user, and an exit code.
 
 Nothing here imports torch.
 """
@@ -29,7 +29,7 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 def exit_with(
     name: str, error: BaseException, job_started: bool, show_traceback: bool
 ) -> NoReturn:
-    """Say in at most three lines what went wrong."""
+    """Print in at most three lines what went wrong, and exit with the error's code."""
     if show_traceback:
         traceback.print_exception(error)
     from ncsn_cli.core.errors import one_line
@@ -41,19 +41,20 @@ def exit_with(
 
 
 def status_file() -> Path:
-    """Return where the job that runs keeps its state."""
+    """Return the path of the running job's ``status.json``."""
     return Path(HydraConfig.get().runtime.output_dir) / "status.json"
 
 
 def last_written(path: Path) -> int | None:
-    """When a file was written, in ns; None if there is none."""
+    """Return when a file was last written, in ns; None if there is no file."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def record_failure(name: str, error: BaseException, before: int | None) -> None:
-    """The traceback into the job's log file, its reason into ``status.json``.
+    """Write the traceback into the job's log file, and the reason into ``status.json``.
 
-    A run says so itself once it has begun; ``before`` is when that file was written before.
+    Once a run has started, it writes its own ``status.json``. ``before`` is when that file was
+    last written before the job, in ns.
     """
     record = logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
@@ -69,8 +70,8 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
 
         status = read_json(status_file())
         state, untouched = status.get("state"), last_written(status_file()) == before
-        # A finished run is not lost because its folder was named again; a signal before a run
-        # leaves nothing.
+        # A finished run stays finished if its folder is named again. A signal that comes before
+        # the run starts leaves nothing.
         is_begun = state == "running" or (untouched and isinstance(error, Exception))
         if state == "done" or not is_begun:
             return
@@ -88,7 +89,7 @@ _LESS_MEMORY = {
 
 
 def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[str], int]:
-    """What to tell the user of ``ncsn-name``, and the exit code."""
+    """Return the lines to print for the user of ``ncsn-name``, and the exit code."""
     code = getattr(error, "exit_code", None)
     if code is not None:
         return [str(error)], code
@@ -103,10 +104,11 @@ def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[s
         return lines[: 2 if job_started else 3], 2  # Hydra adds a line for a job
     if _is_out_of_memory(error):
         return [f"out of memory; {_LESS_MEMORY[name]}"], 71
-    if isinstance(error, OSError) and (job_started or error.errno is not None):  # else Hydra's
+    # Before the job, an OSError without errno is Hydra's own.
+    if isinstance(error, OSError) and (job_started or error.errno is not None):
         place = error.filename or "the output folder"
         if job_started and error.errno in _FULL_DISK:
-            return [f"{place}: {error.strerror}; what was saved before is whole"], 74
+            return [f"{place}: {error.strerror}; all files saved before this are whole"], 74
         return [f"{place}: {error.strerror}; choose another place ({_place_option(name)})"], 73
     what = " ".join(str(error).split()) or "no message"
     if not job_started:
@@ -119,7 +121,7 @@ def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[s
 
 
 def _place_option(name: str) -> str:
-    """The option that says where this command writes."""
+    """Return the option that says where this command writes."""
     if name == "compare":
         return "--output FOLDER"
     given = [word.lstrip("+").partition("=")[0] for word in sys.argv[1:]]
@@ -133,21 +135,21 @@ _PATHS = {
 
 
 def _how_to_quote(word: str) -> list[str]:
-    """A line on an override that names a path in which Hydra's grammar sees more, else none."""
+    """Return a line on how to quote an override whose path Hydra's grammar misreads, or none."""
     from ncsn_cli.commands.names import override
 
     key, _, path = word.partition("=")
     if not path or not (key.lstrip("+") in _PATHS or os.path.exists(path)):
         return []
     if "," in path and not os.path.exists(path) and {"-m", "--multirun"} & {*sys.argv}:
-        return [f"""quote each for Hydra and all for the shell, as '{key}="A","B"'"""]
+        return [f"""quote each path for Hydra and all of it for the shell: '{key}="A","B"'"""]
     return [f"quote it for Hydra and for the shell: {override(key, path)}"]
 
 
 def _clash(error: BaseException) -> list[str]:
-    """A line on a config in which a list stands where a group's values belong, else none.
+    """Return a line on a config that has a list where a group's values belong, or none.
 
-    The message does not name the key; the frame in which the two could not be merged knows it.
+    Hydra's message does not name the key, but the frame in which the merge failed knows the key.
     """
     match = re.search(r"In '(.*)': .*\nCannot merge DictConfig with ListConfig", str(error))
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -156,14 +158,14 @@ def _clash(error: BaseException) -> list[str]:
     if match is None or not isinstance(node, DictConfig):
         return []
     key = node._get_full_key(None)
-    remedy = "its values are key: value"
+    remedy = "write its values as key: value"
     if key in ("plot", "metric", "animation"):
-        remedy = f"choose its options in the defaults list, as - override /{key}: []"
+        remedy = f"choose its options in the defaults list: - override /{key}: []"
     return [f"{key}: in {match[1]} this is a list; {remedy}"]
 
 
 def _with_overrides(lines: list[str]) -> list[str]:
-    """With what was given, in short, where Hydra does not say which of it is wrong."""
+    """Return ``lines`` and, unless they name one of the overrides, the overrides in short."""
     given = [word for word in sys.argv[1:] if word]
     if any(word.lstrip("+~").partition("=")[0] in " ".join(lines) for word in given):
         return lines
@@ -172,7 +174,7 @@ def _with_overrides(lines: list[str]) -> list[str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """On the CPU torch raises a plain RuntimeError."""
+    """Return whether memory ran out; on the CPU torch raises a plain RuntimeError."""
     return (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
@@ -181,7 +183,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _shorten(name: str, message: str) -> list[str]:
-    """Hydra's explanations to ``ncsn-name``, of many lines, in at most three."""
+    """Return Hydra's explanation, which has many lines, in at most three for ``ncsn-name``."""
     if match := re.search(r"Could not override '(.*)'\.\n(?:To append|Key)", message):
         key = match[1]
         is_theirs = name == "sample" and "." in key
@@ -195,6 +197,6 @@ def _shorten(name: str, message: str) -> list[str]:
         return [f"{match[1]}: there is no such option; {remedy}"]
     match = re.search(r"Ambiguous value for argument '(.*)'", message)
     if match and (quoting := _how_to_quote(match[1])):
-        return [f"{match[1]}: a comma parts values, which -m sweeps over", *quoting]
+        return [f"{match[1]}: a comma separates values, which -m sweeps over", *quoting]
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no message"]
     return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

@@ -1,4 +1,4 @@
-"""The job as Hydra has started it: its folder, its command, its objective."""
+"""The job that Hydra has started: its folder, its command, its objective."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from ncsn_cli.runs.records import flatten
 
 
 def in_sweep() -> bool:
-    """Whether this run is a job of a sweep."""
+    """Return whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def output_folder() -> Path:
-    """The run's folder, which Hydra has made."""
+    """Return the run's folder, which Hydra has made."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
-    """The run's folder as a context; a job of a sweep may find itself in it, begun before."""
+    """Open the run's folder as a context.
+
+    In a sweep the folder may already hold this job, interrupted earlier.
+    """
     hydra_config = HydraConfig.get()
     words = sys.argv[1:]
-    if in_sweep():  # the job alone, without the search that chose it
+    if in_sweep():  # this job alone, without the search that chose it
         words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
         words += [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
         for source in hydra_config.runtime.config_sources:
             if source.provider == "command-line":
-                words = ["--config-dir", source.path, *words]  # one is free to add overrides
+                words = ["--config-dir", source.path, *words]  # in front: overrides follow
     places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=")
     words = [word for word in words if not word.lstrip("+").startswith(places)]
     command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
@@ -46,7 +49,7 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
 
 
 def write_config(folder: RunFolder, config: Config) -> None:
-    """Write ``config.yaml`` again, as something else was done than was asked for."""
+    """Write ``config.yaml`` again, because the run did not do exactly what was asked for."""
     folder.write("config.yaml", _as_yaml(config).encode())
 
 
@@ -55,7 +58,7 @@ def _as_yaml(config: Config) -> str:
 
 
 def objective_of(metrics: Config, name: str | None) -> float | None:
-    """The number that a search makes small."""
+    """Return the number that a search minimises; None without a ``name``."""
     numbers = flatten(metrics)
     if name is not None and not isinstance(numbers.get(name), float | int):
         known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))

@@ -1,4 +1,4 @@
-"""Names that have moved: of options, which still answer, and of classes in older files."""
+"""Names that have changed: of options, which still work, and of classes in older files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPTIONS = {
     "optimizer/adam_random_notes": "preset/random_notes",
     "optimizer/adam_rosa_2d": "adam",
 }
-"""From ``group/old_name`` to the option's new name in that group."""
+"""For each ``group/old_name``, the option's new name in that group."""
 
 CLASSES = {
     f"ncsn_cli.{old}.{name}": f"ncsn_cli.{new}.{name}"
@@ -52,7 +52,7 @@ CLASSES = {
     )
     for name in names
 }  # fmt: skip
-"""From the old to the new place of the classes that configurations and checkpoints name."""
+"""For each old path of a class that configurations and checkpoints name, its new path."""
 
 
 def with_new_names(config: Any) -> Any:  # noqa: ANN401
@@ -67,26 +67,26 @@ def with_new_names(config: Any) -> Any:  # noqa: ANN401
 
 
 def with_old_names(text: str) -> str:
-    """Return ``text`` with the old names of classes, by which older runs know what was asked."""
+    """Return ``text`` with the old names of classes, so that it equals the text of older runs."""
     for old, new in CLASSES.items():
         text = text.replace(f'"{new}"', f'"{old}"')
     return text
 
 
 class MovedOptions(ConfigSource):
-    """Hydra's source of the options that moved: it loads them, and lists none."""
+    """A source of configs for Hydra, which loads the options that moved and lists none of them."""
 
     @staticmethod
     def scheme() -> str:
-        """Return how the search path names this source."""
+        """Return the name of this source in the search path."""
         return "moved"
 
     def available(self) -> bool:
-        """Return that the source is there."""
+        """Return True: this source is always available."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Return that this source adds no group."""
+        """Return False: this source adds no group."""
         return False
 
     def is_config(self, config_path: str) -> bool:
@@ -94,11 +94,11 @@ class MovedOptions(ConfigSource):
         return config_path in OPTIONS
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Return no names, so that ``--help`` and the tab key offer the new ones alone."""
+        """Return no names, so that ``--help`` and the tab key offer new names only."""
         return []
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return a config that stands for the option's new name, and say that name."""
+        """Return a config that loads the option's new name, and print that name."""
         group, new = config_path.split("/")[0], OPTIONS[config_path]
         say_new_name(config_path)
         config = OmegaConf.create({"defaults": [f"/{group}/{new}@_here_", "_self_"]})
@@ -106,9 +106,9 @@ class MovedOptions(ConfigSource):
         return ConfigResult(self.provider, self.full_path(), config, header)
 
 
-@functools.cache  # once a process, however often Hydra composes
+@functools.cache  # once per process, however often Hydra composes
 def say_new_name(old: str) -> None:
-    """Print what to write for the option ``old``, and what it stands for."""
+    """Print the new name of the option ``old``, and the overrides that this name stands for."""
     from ncsn_cli.commands.cli import config_dir
     from ncsn_cli.commands.names import override
 

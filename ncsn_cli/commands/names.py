@@ -1,4 +1,4 @@
-"""Words that Hydra and a shell read: the names of a sweep's folders, overrides to be pasted."""
+"""Words that Hydra and a shell read: names of a sweep's folders, and overrides to paste."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from ncsn_cli.runs.files import read_json
 from ncsn_cli.runs.records import without_home
 
 ROSTER = "NCSN_CLI_SWEEP"
-"""Environment variable: the folder in which the jobs of a sweep sign in."""
+"""Environment variable: the folder in which each job of a sweep registers with a file."""
 
 SWEPT = "swept"
-"""File of that folder: the keys of which the sweep has several values, a line each."""
+"""File in that folder: the keys for which the sweep has several values, one per line."""
 
-_PLACES = {"paths", "hydra", "hparams_search"}  # where a job is and who asked, not what it does
-_LONGEST = 80  # characters before the digest; file systems take 255 bytes
+# Groups that say where a job writes and who asked for the job, not what it computes.
+_PLACES = {"paths", "hydra", "hparams_search"}
+_LONGEST = 80  # characters before the digest; file systems allow 255 bytes
 
 
 def job_folder(sweep: str, overrides: list[str]) -> str:
-    """Return the name of the folder, in that of the ``sweep``, of the job of these ``overrides``.
+    """Return the name, in the folder ``sweep``, of the folder for the job of these ``overrides``.
 
-    A job is known by the overrides that its folder has recorded, whatever the folder's name; one
-    that is done comes first. A new name says what was swept.
+    A job is recognised by the overrides recorded in its folder, whatever the folder's name. If
+    several folders match, one with a finished job comes first. A new name says what was swept.
     """
     name, folder, identity = _name(overrides, _swept_keys()), Path(sweep), _identity(overrides)
-    if (folder / name).exists():  # found below as well, but not so soon
+    if (folder / name).exists():  # the search below is slower
         return name
     files = sorted(folder.glob("*/.hydra/overrides.yaml"))
     known = [file.parent.parent for file in files if _recorded(file) == identity]
@@ -46,16 +47,16 @@ def study_name(overrides: list[str]) -> str:
 
 
 def old_study_name(dirname: str) -> str:
-    """Return the name that a study had before it was a word, of Hydra's ``override_dirname``."""
+    """Return a study's name in the old form, which is made from Hydra's ``override_dirname``."""
     digest = hashlib.sha256(dirname.encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', dirname)[:80]}_{digest}"
 
 
 def _name(overrides: list[str], swept: set[str]) -> str:
-    """Return a name of letters, digits and ``. _ -``, of the overrides of the keys ``swept``.
+    """Return a name of letters, digits and ``. _ -``, made from overrides of the keys ``swept``.
 
-    All are named where no key is swept. The digest tells apart what reads the same, is cut off
-    or constant.
+    If no key is swept, all overrides are named. The digest tells jobs apart whose names would
+    read the same, because overrides were simplified, cut off or left out.
     """
     words = [word for word in overrides if word.partition("=")[0] in swept] or overrides
     parts = [word.lstrip("+~").replace("=", "-", 1) for word in _without_places(words)]
@@ -65,7 +66,7 @@ def _name(overrides: list[str], swept: set[str]) -> str:
 
 
 def _identity(overrides: Iterable[str]) -> list[str]:
-    """Return what tells one job of a sweep from another, in any order of its overrides."""
+    """Return the overrides that tell one job of a sweep from another, sorted."""
     return [without_home(word) for word in _without_places(overrides)]
 
 
@@ -75,14 +76,14 @@ def _without_places(overrides: Iterable[str]) -> list[str]:
 
 
 def _swept_keys() -> set[str]:
-    """Return the keys that this job's sweep has several values of."""
+    """Return the keys for which this job's sweep has several values."""
     file = Path(os.environ.get(ROSTER, os.devnull), SWEPT)
     return set(file.read_text().splitlines()) if file.is_file() else set()
 
 
 @functools.cache
 def _recorded(file: Path) -> list[str] | None:
-    """Return the identity of the job that wrote ``file``, None where it is no list of texts."""
+    """Return the identity of the job that wrote ``file``; None if it is not a list of texts."""
     import yaml
 
     from ncsn_cli.runs.records import read_yaml
@@ -95,7 +96,7 @@ def _recorded(file: Path) -> list[str] | None:
 
 
 def for_shell(words: Iterable[str]) -> str:
-    """Return a command's words for a shell, which is told where the home folder is."""
+    """Return a command's words, quoted for a shell, with the home folder as ``$HOME``."""
     return " ".join(map(_for_shell, words))
 
 
@@ -107,7 +108,7 @@ def _for_shell(word: str) -> str:
 
 
 def override(key: str, value: Any) -> str:  # noqa: ANN401
-    """Return ``key=value`` as a word for a shell that Hydra reads as this value."""
+    """Return ``key=value``, quoted for a shell so that Hydra reads this value."""
     return shlex.quote(f"{key}={_in_hydras_grammar(value)}")
 
 
@@ -120,7 +121,7 @@ def _in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
 
 
 def _quoted(text: str) -> str:
-    """Return a text in quotes where Hydra's grammar would read another value without them."""
+    """Return a text, in quotes if Hydra's grammar would otherwise read another value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
@@ -131,5 +132,5 @@ def _quoted(text: str) -> str:
         is_plain = False
     if is_plain and text and "${" not in text:
         return text
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else OmegaConf would replace it
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # otherwise OmegaConf would replace it
     return QuotedString(escaped, Quote.double).with_quotes()

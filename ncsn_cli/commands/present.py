@@ -20,9 +20,9 @@ from ncsn_cli.runs.records import flatten
 
 
 class Pictures:
-    """What is to be drawn, by name: functions of a ``Scene`` that give None where not applicable.
+    """The pictures to draw, by name: functions of a ``Scene``, which return None if inapplicable.
 
-    ``plots`` give a matplotlib ``Figure``, ``animations`` a ``Film``.
+    Functions in ``plots`` return a matplotlib ``Figure``, functions in ``animations`` a ``Film``.
     """
 
     def __init__(self, config: Config) -> None:
@@ -30,12 +30,12 @@ class Pictures:
         self.animations: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "animation")
 
     def __bool__(self) -> bool:
-        """Whether there is anything to draw."""
+        """Return whether there is anything to draw."""
         return bool(self.plots or self.animations)
 
     @property
     def by_key(self) -> dict[str, Callable[[Scene], Any]]:
-        """All of them, under ``plot.NAME`` and ``animation.NAME``."""
+        """All functions, under ``plot.NAME`` and ``animation.NAME``."""
         plots = {f"plot.{name}": plot for name, plot in self.plots.items()}
         return plots | {f"animation.{name}": film for name, film in self.animations.items()}
 
@@ -49,7 +49,7 @@ def present(
 ) -> None:
     """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
 
-    ``compose`` gives what they show.
+    ``compose`` returns the scene that the pictures show.
     """
     missing = _draw(folder, pictures, compose) if pictures else {}
     job = HydraConfig.get().job
@@ -74,9 +74,10 @@ def present(
 
 
 def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -> dict[str, str]:
-    """Write the pictures; return by name why some are missing.
+    """Write the pictures; return, by name, why some are missing.
 
-    Those that do not apply are named for D > 2, and where the user chose them for this command.
+    Pictures that do not apply are named only for D > 2, or if the user chose them for this
+    command.
     """
     from ncsn_cli.plots import NEEDS
     from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
@@ -104,7 +105,7 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
         elif key not in missing:
             is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
             if scene.dim > 2 or is_chosen:
-                function = getattr(draw, "func", draw)  # of a partial, as options make them
+                function = getattr(draw, "func", draw)  # options make partials
                 needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
                 left_out[key] = next(needs, "does not apply")
     if left_out:

@@ -1,4 +1,4 @@
-"""Reports: one HTML file each that needs nothing else, for a phone, the dark, and paper."""
+"""Reports: self-contained HTML files, suitable for a phone, dark mode and paper."""
 
 from __future__ import annotations
 
@@ -95,16 +95,16 @@ def html_report(
     changed: Mapping[str, Any] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The report of what is in ``folder``, with its ``animations/`` and ``plots/``.
+    """Return the report of ``folder``, with the pictures in ``animations/`` and ``plots/``.
 
     Args:
-        folder: A run's folder, or that of a comparison of runs.
+        folder: The folder of a run, or of a comparison of runs.
         title: What was run.
-        facts: Device, seconds and so on, one line.
-        command: The command that repeats it.
-        tables: By title, rows of cells, the first their names.
-        changed: The configuration that differs from the defaults, nested keys joined by dots.
-        missing: Why pictures are missing, by name.
+        facts: Device, seconds and so on, in one line.
+        command: The command that repeats the run or the comparison.
+        tables: Rows of cells, by title; the first row names the columns.
+        changed: The settings that differ from the defaults, nested keys joined by dots.
+        missing: The reasons why pictures are missing, by name.
     """
     files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
     files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
@@ -124,14 +124,14 @@ def html_report(
 
 @contextmanager
 def drawing(name: str, missing: dict[str, str]) -> Iterator[None]:
-    """Say, and put into ``missing``, why the picture ``name`` could not be drawn.
+    """Log and put into ``missing`` why the picture ``name`` could not be drawn.
 
     Raises:
         OSError: If the disk is full.
     """
     try:
         yield
-    except Exception as error:  # no picture is worth a run
+    except Exception as error:  # a picture that fails must not end the run
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         kind = "" if isinstance(error, NcsnError) else f"{type(error).__name__}: "
@@ -146,12 +146,12 @@ def _inline(picture: Path) -> str:
 
 
 def link(text: str, to: Path, folder: Path) -> Markup:
-    """A cell that leads to the file ``to`` from the report in ``folder``."""
+    """Return a cell that links to the file ``to`` from the report in ``folder``."""
     return Markup('<a href="{}">{}</a>').format(quote(os.path.relpath(to, folder)), text)
 
 
 def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """What ``metrics.json`` holds: single numbers, those with a noise floor, those by level."""
+    """Return tables of ``metrics``: single numbers, numbers with a noise floor, and by level."""
     elsewhere = ("clean", "perturbed", "denoised", "trajectory", "mode_commitment")
     single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
     numbers = [
@@ -159,7 +159,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         for name, v in single.items()
         if isinstance(v, int | float) and not name.endswith("standard_error")
     ]
-    title = "Numbers (± the standard error of what draws estimate; others are exact)"
+    title = "Numbers (± the standard error if estimated from draws; others are exact)"
     tables = {title: [["number", "value"], *numbers]}
     for target, against in (
         ("clean", "p"),
@@ -185,7 +185,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def _with_error(name: str, numbers: Mapping[str, Any]) -> str:
-    """Return the number ``name`` with its standard error, where ``numbers`` holds one."""
+    """Return the number ``name``, with its standard error if ``numbers`` holds one."""
     beside = numbers.get(f"{name}_standard_error")
     error = numbers.get(f"{name.removesuffix('value')}standard_error", beside)
     return _show(numbers[name]) + (f" ± {error:.2g}" if isinstance(error, float) else "")

@@ -1,4 +1,4 @@
-"""What tells whether a run may be resumed, or is done already."""
+"""Find out whether a run may be resumed, or is done already."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:
-    """What tells one request from another: the configuration and the checkpoint's content."""
+    """Return a digest of a request, that is of the configuration and the checkpoint's content."""
     text = json.dumps(without_paths(config), sort_keys=True)
     digest = hashlib.sha256(with_old_names(text).encode())
     if checkpoint is not None:
@@ -32,10 +32,10 @@ def digest_of(config: Config, checkpoint: Path | None = None) -> str:
 def refuse_changes(
     before: Config, now: Config, may_change: Callable[[str], bool], key: str, path: Path
 ) -> None:
-    """Refuse to go on with the run at ``path``, as ``key`` asks, with other settings.
+    """Check that the run at ``path`` may be resumed, as ``key`` asks, with the settings ``now``.
 
     Raises:
-        ConfigError: If settings differ that may not; it names them, with what they were.
+        ConfigError: If a setting that must not change has changed. It names the old value.
     """
     then, today = flatten(without_paths(with_new_names(before))), flatten(without_paths(now))
     changed = [key for key in then.keys() | today.keys() if then.get(key) != today.get(key)]
@@ -47,9 +47,10 @@ def refuse_changes(
 def compile_again(
     asked: bool | Literal["auto"], record: Config, key: str
 ) -> bool | Literal["auto"]:
-    """Return what ``key`` asks for, but false where compiling failed before ``record`` was kept.
+    """Return ``asked``, the value of ``key``, but false if ``record`` says that compiling failed.
 
-    Steps that were plain stay so, to the same bits, also where they could be compiled.
+    Steps that were not compiled stay so, even where they could be compiled now, so that results
+    are bit-identical.
     """
     if asked is False or record.get("compiling_failed") is not True:
         return asked
@@ -58,10 +59,10 @@ def compile_again(
 
 
 def done_before(request: str) -> Config:
-    """The metrics of this job if a sweep that is run again has it already, else empty.
+    """Return the metrics of this job if a sweep that is run again has done it, otherwise {}.
 
     Raises:
-        OutputExistsError: If the folder holds what was done at another request.
+        OutputExistsError: If the folder holds a run that was done for another request.
     """
     folder = output_folder()
     metrics = read_json(folder / "metrics.json")

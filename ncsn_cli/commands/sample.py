@@ -56,9 +56,9 @@ from ncsn_cli.schedules import FromData, Schedule
 log = logging.getLogger(__name__)
 
 _STOPPED = "sampling.safetensors"
-"""Where a run that was stopped keeps its chains."""
+"""File in which a stopped run keeps its chains."""
 
-_WORKERS = torch.get_num_threads()  # now: the second job of a sweep would find 1
+_WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
 _MAY_CHANGE_ON_RESUME = {
     "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
@@ -72,7 +72,11 @@ _WITHOUT_CHECKPOINT: dict[str, Config] = {
 
 
 def sample(cfg: DictConfig) -> float | None:
-    """Everything that can be refused is refused before the run begins; returns the objective."""
+    """Run ``ncsn-sample`` and return the objective.
+
+    Everything that can be refused is refused before the run starts.
+    """
+    # Read the request, and stop here if it is done already.
     config = read_config(cfg)
     run: SampleSettings = settings(SampleSettings, config)
     for module in run.plugins:
@@ -84,10 +88,12 @@ def sample(cfg: DictConfig) -> float | None:
     request = digest_of(config, source)
     if before := done_before(request):
         return objective_of(before, run.objective)
+    # Set up the process.
     device = choose_device(run.device)
     keep_freed_memory()
     keep_compiled_code()
-    torch.set_num_threads(1)  # sums depend on their number; tiles run side by side instead
+    torch.set_num_threads(1)  # sums depend on the number of threads; tiles run in parallel
+    # Build the objects, and refuse what does not fit together.
     dataset: Dataset = _object(config, trained, "dataset", run.plugins)
     schedule = _schedule(config, trained, dataset, run)
     sampler: Sampler = _object(config, trained, "sampler", run.plugins)
@@ -108,20 +114,23 @@ def sample(cfg: DictConfig) -> float | None:
         if dataset.dim > 2:
             raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
+    # Find the chains of a stopped run, and build the score.
     found = _begun_before(run)
-    # Chains run around the data's mean; what an earlier version has begun, in data units.
+    # Chains run around the data's mean; those started by an earlier version run in data units.
     is_moved = found is None or "origin" in found[1][1]
     truth = dataset.truth.centred() if is_moved else dataset.truth
     target = Denoised(truth) if sampler.denoise else truth
     score, log_prob = _score(run, config, trained, tensors, dataset, truth.origin, device)
     if sampler.needs_log_prob and log_prob is None:
         raise ConfigError(
-            "sampler: this one needs a log-density; choose score=exact, or a checkpoint of"
+            "sampler: this sampler needs a log-density; choose score=exact, or a checkpoint of"
             " model=energy_mlp"
         )
-    dataset.score(torch.zeros(1, dataset.dim), last_sigma)  # each refuses where it has no score
+    # Both raise an error where they have no score.
+    dataset.score(torch.zeros(1, dataset.dim), last_sigma)
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last_sigma, device=device))
 
+    # Decide on compiling, and check that the stopped run had the same request.
     kept = {} if found is None else found[1][1]
     earlier, compiles = kept.get("config", {}), compile_again(run.compile, kept, "compile")
     config["compile"] = settle(compiles, score, sampler, plan, run.num_samples, device, earlier)
@@ -132,6 +141,7 @@ def sample(cfg: DictConfig) -> float | None:
         "origin": truth.origin.tolist(),
     }
     begun = None if found is None else _refuse_another(*found, identity)
+    # Prepare the run.
     sigma_max = float(schedule.sigmas[0])
     sampling = Sampling(
         sampler,
@@ -152,12 +162,13 @@ def sample(cfg: DictConfig) -> float | None:
     )
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts: Config = {"device": str(device), "seed": run.seed, "request": request}
+    # Compare the schedule and the sampler with the advice of the literature.
     data = known_points(dataset, run.seed)
-    seen = data if run.score == "checkpoint" else data - truth.origin  # a network sees data units
+    seen = data if run.score == "checkpoint" else data - truth.origin  # networks take data units
     facts["schedule"] = examine(schedule.sigmas, sampler, seen, dataset.smallest_std)
     lost = unresolved(data, schedule.sigmas, plan[-1].tau, dataset.smallest_std)
     if lost and not unresolved(seen, schedule.sigmas, plan[-1].tau, dataset.smallest_std):
-        log.warning("samples.npz: %s; metrics are of the chains before they are rounded", lost)
+        log.warning("samples.npz: %s; metrics are computed from the chains before rounding", lost)
     with open_folder(config, facts) as folder, torch.no_grad():
 
         def save(state: Saved) -> None:
@@ -166,6 +177,7 @@ def sample(cfg: DictConfig) -> float | None:
                 write_config(folder, config)
             _save(folder.path, state, identity)
 
+        # Run the chains, and save the samples.
         log.info(
             "%s: %d levels, sigma %g to %g", type(sampler).__name__, len(plan), plan[0].sigma,
             last_sigma,
@@ -176,6 +188,7 @@ def sample(cfg: DictConfig) -> float | None:
         shown = chains.in_data_units(truth.origin)
         folder.write("samples.npz", to_npz(_arrays(shown)))
         save(sampling.finished())
+        # Measure.
         report: dict[str, Any] = {
             "num_samples": run.num_samples,
             "seconds": seconds,
@@ -188,7 +201,7 @@ def sample(cfg: DictConfig) -> float | None:
         report |= _against_truth(
             chains.samples, truth, target, last_sigma, of_samples, floors, run.seed
         )
-        folder.write("metrics.json", to_json(report))  # what may take longer comes after
+        folder.write("metrics.json", to_json(report))  # before metrics that take longer
         if run.trajectory_metrics:
             report["trajectory"] = evaluate_trajectory(
                 chains.by_level, truth, of_samples, floors, run.seed, target
@@ -203,7 +216,7 @@ def sample(cfg: DictConfig) -> float | None:
         folder.write("metrics.json", to_json(report))
         (folder.path / _STOPPED).unlink(missing_ok=True)
 
-        def compose() -> Scene:  # on their grid truth and score take their time
+        def compose() -> Scene:  # slow: it evaluates truth and score on a grid
             stream = random_stream(run.seed, "exact draws shown")
             exact = target.sample(run.num_samples, sigma=last_sigma, generator=stream)
             return compose_scene(
@@ -239,9 +252,9 @@ def _against_truth(
     floors: FloorOf,
     seed: int,
 ) -> dict[str, Any]:
-    """Every metric of the samples (N, D), against p (``clean``) and against the ``target``.
+    """Return every metric of the samples (N, D) against p (``clean``) and against ``target``.
 
-    That is ``perturbed`` p, or ``denoised`` draws from it.
+    The target is perturbed p (``perturbed``), or denoised draws from perturbed p (``denoised``).
     """
     name = "perturbed" if target is truth else "denoised"
     found = {"clean": evaluate_samples(samples, truth, 0.0, metrics, floors, seed)}
@@ -258,7 +271,7 @@ def _against_truth(
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:
-    """The checkpoint's file, tensors and configuration; None and both empty without one."""
+    """Return the checkpoint's file, tensors and configuration, or None and two empty dicts."""
     if run.checkpoint is None:
         if run.score == "checkpoint":
             raise ConfigError("checkpoint: give the folder of a run of ncsn-train, or score=exact")
@@ -272,21 +285,24 @@ def _save(folder: Path, state: Saved, identity: Config) -> None:
     try:
         save_checkpoint(folder / _STOPPED, tensors, record | identity)
     except ConfigError:
-        log.warning("so many chains are not kept: if it is stopped, this run begins anew")
+        log.warning("too many chains to save: if this run is stopped, it has to start afresh")
 
 
 _IDENTITY = {"config", "checkpoint", "device_type"}
-"""What else the file of stopped chains holds: what they were asked for."""
+"""Other entries in the file of stopped chains: the request that the chains were made for."""
 
 
 def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
-    """The chains to go on from: of the job itself in a sweep run again, else as asked for."""
+    """Return the folder and the state of the chains to resume, or None.
+
+    In a sweep that is run again, the job's own chains come before those that ``resume`` names.
+    """
     folder = output_folder()
     if not (in_sweep() and (folder / _STOPPED).exists()):
         if run.resume is None:
             return None
         folder = Path(os.path.expanduser(run.resume))
-        if not os.path.exists(folder / _STOPPED):  # pathlib's raises for a name too long
+        if not os.path.exists(folder / _STOPPED):  # pathlib's raises for a name that is too long
             if os.path.exists(folder / "metrics.json"):
                 raise ConfigError(f"resume: {folder} has all its samples and metrics already")
             raise MissingInputError(
@@ -295,7 +311,7 @@ def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
     try:
         tensors, record = load_checkpoint(folder / _STOPPED)
         if not record.keys() >= _IDENTITY or not isinstance(record["config"], dict):
-            raise BadCheckpointError(f"{folder / _STOPPED}: these are no stopped chains")
+            raise BadCheckpointError(f"{folder / _STOPPED}: this file holds no stopped chains")
     except BadCheckpointError as error:
         if folder != output_folder():
             raise
@@ -305,7 +321,7 @@ def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
 
 
 def _refuse_another(folder: Path, saved: Saved, identity: Config) -> Saved:
-    """``saved``, the chains in ``folder``, if they were begun at the request ``identity``."""
+    """Return ``saved``, the chains in ``folder``; raise if ``identity`` is another request."""
     _, record = saved
     refuse_changes(
         record["config"], identity["config"],
@@ -318,16 +334,17 @@ def _refuse_another(folder: Path, saved: Saved, identity: Config) -> Saved:
 
 
 def _object(config: Config, trained: Config, key: str, plugins: list[str]) -> Any:  # noqa: ANN401
-    """The group's object, its settings put into ``config``.
+    """Build and return the object of the group ``key``; write its settings into ``config``.
 
-    An option that the user chose replaces the checkpoint's; single values merge into it.
+    An option that the user chose replaces the checkpoint's. Single values are merged into the
+    checkpoint's settings.
     """
     chosen = config.get(key) or {}
     base = trained.get(key) or _WITHOUT_CHECKPOINT.get(key) or {}
     if "_target_" in chosen or not base:
         return instantiate(config, key)
     if not isinstance(base, dict):
-        raise ConfigError(f"{key}: the checkpoint's is no group of settings")
+        raise ConfigError(f"{key}: the checkpoint's value is not a group of settings")
     config[key] = {**base, **chosen}
     return build_from_checkpoint(config[key], key, plugins)
 
@@ -348,9 +365,9 @@ def _score(
     origin: Tensor,
     device: torch.device,
 ) -> tuple[Score, LogProb | None]:
-    """The score that ``run.score`` names, and its log-density where it has one.
+    """Return the score that ``run.score`` names, and its log-density or None.
 
-    In coordinates around ``origin`` (D,), 0 or the data's mean.
+    Both take coordinates around ``origin`` (D,), which is 0 or the data's mean.
     """
     is_moved = bool((origin != 0).any())
     if run.score == "exact":
@@ -365,7 +382,7 @@ def _score(
             )
         around = (data - origin).tolist()
         points = GaussianMixture([1 / len(data)] * len(data), around, stds=0.0)
-        chunk = max(1, 2_000_000 // len(data))  # of chains, for the memory that N asks
+        chunk = max(1, 2_000_000 // len(data))  # chains at a time; limits memory
 
         def in_chunks(function: LogProb, x: Tensor, sigma: Tensor) -> Tensor:
             if bool((sigma == 0).any()):
@@ -387,13 +404,15 @@ def _score(
 def _network(
     config: Config, trained: Config, tensors: dict[str, Tensor], dim: int, plugins: list[str]
 ) -> torch.nn.Module:
-    """The checkpoint's network, with its averaged weights where it has them."""
+    """Return the checkpoint's network, with its averaged weights if there are any."""
     named = (config.get("model") or {"_target_": None}).get("_target_", "")
     if named == "":
-        raise ConfigError("model: its values are the checkpoint's; train another to change them")
+        raise ConfigError(
+            "model: its values come from the checkpoint; train another model to change them"
+        )
     config["model"] = trained.get("model") or {}
     if not isinstance(config["model"], dict):
-        raise ConfigError("model: the checkpoint's is no group of settings")
+        raise ConfigError("model: the checkpoint's value is not a group of settings")
     prefix = "ema.module." if "ema.n_averaged" in tensors else "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -406,7 +425,7 @@ def _network(
 
     shapes = {name: value.shape for name, value in weights.items()}
     is_ours = str(config["model"].get("_target_")).startswith("ncsn_cli.")
-    # The size of one of ours is looked at before memory is taken for it.
+    # Check the size of this package's own networks before taking memory for them.
     for device in ["meta", "cpu"] if is_ours else ["cpu"]:
         with torch.device(device):
             network = build()

@@ -1,4 +1,4 @@
-"""What a job sets up before its work: the device, and the memory allocator."""
+"""Set up a job before its work: the device, and the memory allocator."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means here.
+    """Return the device that ``name`` means on this machine.
 
     Raises:
-        ConfigError: If it is no device, or not there.
+        ConfigError: If ``name`` is not a device, or the device is not available.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
         raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
@@ -39,10 +39,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what is freed, for the next tensor.
+    """Tell glibc's allocator to keep freed memory for the next tensor.
 
-    By default it gives larger pieces back to the system, which clears them before they are used
-    again: at every step for every temporary, several times what the arithmetic takes.
+    By default the allocator gives larger pieces back to the system, which clears them before they
+    are used again. For the temporaries of each step, this takes several times as long as the
+    arithmetic.
     """
     with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Standard output and error that end no run: what cannot be written there is no failure."""
+"""Standard output and error streams on which a failed write does not end a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class _Forgiving(io.TextIOWrapper):
-    """The text of ``stream``, of which no more is written once its reader is gone."""
+    """A text stream that replaces ``stream``, and drops all text once its reader is gone."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
@@ -19,10 +19,10 @@ class _Forgiving(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        self._stream = stream  # without others that hold it, it would close the buffer
+        self._stream = stream  # kept: it would close the buffer if nothing held it
 
     def write(self, text: str) -> int:
-        """Write ``text``, or drop it."""
+        """Write ``text``, or drop it if that fails."""
         try:
             return super().write(text)
         except OSError:
@@ -30,14 +30,14 @@ class _Forgiving(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Write what waits, or drop it."""
+        """Write waiting text, or drop it if that fails."""
         try:
             super().flush()
         except OSError:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Lead the descriptor to nowhere, so that what still waits goes there at the end, too."""
+        """Point the descriptor to the null device, so that waiting text goes there, too."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -48,9 +48,9 @@ class _Forgiving(io.TextIOWrapper):
 def forgive() -> None:
     r"""Replace ``sys.stdout`` and ``sys.stderr`` by streams on which no write fails.
 
-    Characters that the encoding has not are written as ``\xb1``. Where a descriptor is closed, as
-    by ``2>&-``, it is opened to nowhere: the next file would get its number, and with that what
-    libraries write to standard error.
+    Characters that the encoding lacks are written as ``\xb1``. A descriptor that is closed, such
+    as by ``2>&-``, is opened on the null device. Otherwise the next file would get its number,
+    and so the text that libraries write to standard error.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -59,5 +59,5 @@ def forgive() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
-        elif type(stream) is io.TextIOWrapper:  # not that of a notebook or a test, nor ours
+        elif type(stream) is io.TextIOWrapper:  # not a notebook's, a test's or ours
             setattr(sys, name, _Forgiving(stream))

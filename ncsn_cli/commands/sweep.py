@@ -1,7 +1,7 @@
-"""What Hydra calls: a run's folder is held, a sweep is watched, and what came of it is told.
+"""Watch the jobs of a sweep, and report their results at the end.
 
-Jobs may run in other processes or on other machines. Each signs in with a file in a folder that
-all of them see; the ``status.json`` in its own folder says the rest.
+Jobs may run in other processes or on other machines. Each job registers with a file in the
+roster, a folder that all of them see. The ``status.json`` in a job's own folder says the rest.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ncsn_cli.runs.folder import release_all
 from ncsn_cli.runs.records import flatten, without_home
 from ncsn_cli.runs.signals import heeded
 
-STOPPED = "stopped"
+STOPPED = "stopped"  # a file in the roster, after which no further job starts
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.5  # between updates of the display
 
-_SECONDS_TO_SAVE = 3.0
+_SECONDS_TO_SAVE = 3.0  # longest wait for the jobs to save after a signal
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of a job that has begun.
+    """The state of a job that has started.
 
     Args:
         folder: Its folder.
-        state: That of ``status.json``.
+        state: The state in ``status.json``.
         value: Its objective, if it is done and has one.
     """
 
@@ -52,12 +52,12 @@ class Job:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended without a result, by itself."""
+        """Return whether the job ended without a result, and not because it was stopped."""
         return self.state in ("failed", "diverged")
 
 
 class Watch(threading.Thread):
-    """Shows how many jobs are done, have failed, and are running, and the best objective."""
+    """A thread that shows how many jobs are done, failed and running, and the best objective."""
 
     current: Watch | None = None
 
@@ -76,22 +76,24 @@ class Watch(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Update the display twice a second."""
         with tqdm(total=self.total, desc="sweep", unit="job", disable=None) as progress:
             while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
                 self._show(progress)
             self._show(progress)
 
     def interrupt(self, number: int, frame: object) -> None:
-        """The launcher kills the jobs once it comes to know of it: let them save first.
+        """Handle a signal: let the jobs save, then raise InterruptedRun.
 
-        Ctrl-C reaches all processes, other signals this one alone, or all of them too. So the jobs
-        get another one: the second of a kind would not let them save. A second one does not wait.
+        The launcher kills the jobs once it learns of the signal, so they must save before that.
+        Ctrl-C reaches all processes. Other signals reach this process alone, or all processes,
+        too. So the jobs are sent a signal of another kind, because a second signal of the same
+        kind would not let them save. If this process gets a second signal, it does not wait.
         """
-        kinds = heeded()  # by the jobs, too
+        kinds = heeded()  # the jobs handle the same signals
         for each in kinds:
             signal.signal(each, signal.default_int_handler)
-        (self.roster / STOPPED).touch()  # no further job begins
+        (self.roster / STOPPED).touch()  # no further job starts
         other = next((each for each in reversed(kinds) if each != number), number)
         if number != signal.SIGINT and not self._is_elsewhere:
             for entry in self.roster.glob("*.json"):
@@ -108,9 +110,10 @@ class Watch(threading.Thread):
         raise InterruptedRun(message, number)
 
     def with_place(self, words: list[str]) -> str:
-        """Return the command line ``words`` for this sweep's folder, for a shell.
+        """Return the command line ``words`` for a shell, with this sweep's folder as an override.
 
-        Hydra reads overrides that follow each other alone, so its own stands beside those there.
+        Hydra only reads overrides that follow each other, so the new override is put beside the
+        others.
         """
         place = override("hydra.sweep.dir", os.path.relpath(self.folder))
         last = max((i for i, word in enumerate(words) if word in self._overrides), default=-1)
@@ -120,7 +123,7 @@ class Watch(threading.Thread):
         return " ".join(word for word in words if word is place or not is_old.match(word))
 
     def end(self) -> list[Job]:
-        """Stop looking; returns all jobs that have begun."""
+        """Stop watching, and return all jobs that have started."""
         self._over.set()
         self.join()
         return self._jobs()
@@ -151,9 +154,10 @@ class Watch(threading.Thread):
 
 
 def conclude() -> list[Job]:
-    """At the end, however it came: folders are free, and a sweep has a table over its jobs.
+    """Release all folders; if there was a sweep, write the table of its jobs.
 
-    Returns these jobs, and says how to go on with them; none where there was no sweep.
+    Called at the end of a command, however it ended. Returns the jobs of the sweep, and prints
+    the command that resumes it; returns no jobs if there was no sweep.
     """
     release_all()
     watch, Watch.current = Watch.current, None
@@ -162,10 +166,10 @@ def conclude() -> list[Job]:
     del os.environ[ROSTER]
     print(flush=True)
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
-    # All trials of a study belong together, those of another day too.
+    # All trials of a study belong together, including those of another day.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     begun = dict.fromkeys(_folder_of(path) for path in sorted(entries))
-    runs = [os.path.relpath(job) for job in begun if job.is_dir()]  # one may have removed some
+    runs = [os.path.relpath(job) for job in begun if job.is_dir()]  # a user may have removed some
     program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():
@@ -175,12 +179,12 @@ def conclude() -> list[Job]:
 
         compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
     if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
-        print(f"\nwhat is done stays done; for the rest: {program} {watch.with_place(words)}")
+        print(f"\nfinished jobs are kept; for the rest: {program} {watch.with_place(words)}")
     return jobs
 
 
 def _folder_of(entry: Path) -> Path:
-    """The folder of the job that has signed in by the file ``entry``."""
+    """Return the folder of the job that registered with the file ``entry``."""
     return Path(os.path.normpath(entry.parent / str(read_json(entry).get("folder", "."))))
 
 

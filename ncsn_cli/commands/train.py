@@ -73,7 +73,11 @@ _UNSET_SAMPLE_KEYS: Config = {
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Everything that can be refused is refused before the run begins; returns the objective."""
+    """Run ``ncsn-train`` and return the objective.
+
+    Everything that can be refused is refused before the run starts.
+    """
+    # Read the request, and stop here if it is done already.
     config = read_config(cfg)
     run: TrainSettings = settings(TrainSettings, config)
     settings(SampleSettings, {**_UNSET_SAMPLE_KEYS, **config})  # an experiment may set them
@@ -82,11 +86,13 @@ def train(cfg: DictConfig) -> float | None:
     request = digest_of(config)
     if before := done_before(request):
         return objective_of(before, run.objective)
+    # Set up the process.
     device = choose_device(run.device)
     trainer: Trainer = instantiate(config, "trainer")
     torch.set_num_threads(1)
     keep_freed_memory()
     keep_compiled_code()
+    # Build the objects, and refuse what does not fit together.
     dataset: Dataset = instantiate(config, "dataset")
     data = known_points(dataset, run.seed)
     sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
@@ -104,6 +110,7 @@ def train(cfg: DictConfig) -> float | None:
     if instantiate_list(config, "metric"):
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
+    # Find the checkpoint to resume, and decide on threads and compiling.
     begun = _begun_before(trainer.resume)
     kept = {} if begun is None else begun[2]
     compiles = compile_again(trainer.compile, kept, "trainer.compile")
@@ -112,11 +119,12 @@ def train(cfg: DictConfig) -> float | None:
     trainer = settle(trainer, model, optimizer, points, _settings_of(begun))
     config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
     torch.set_num_threads(int(trainer.threads))
+    # Prepare the training, and resume the checkpoint if there is one.
     training = Training(trainer, model, optimizer, loss, dataset, sigmas, run.seed)
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
-    weights = list(model.parameters())  # beside them their average and what the optimizer keeps
+    weights = list(model.parameters())  # also kept: their average and the optimizer's state
     check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
     history = _resume(training, config, snapshots, begun)
 
@@ -126,13 +134,14 @@ def train(cfg: DictConfig) -> float | None:
     with open_folder(config, facts) as folder:
 
         def save() -> None:
-            if config["trainer"]["compile"] != training.trainer.compile:  # that has failed
+            if config["trainer"]["compile"] != training.trainer.compile:  # compiling failed
                 config["trainer"]["compile"] = training.trainer.compile
                 write_config(folder, config)
             _save(folder, training, config, history, snapshots)
             if board is not None:
                 board.write(history)
 
+        # Train.
         start = time.monotonic()
         try:
             fit(training, history, snapshots, save)
@@ -140,6 +149,7 @@ def train(cfg: DictConfig) -> float | None:
             folder.step = training.step
             folder.write("history.csv", _history_csv(history))
         seconds = round(time.monotonic() - start, 3)
+        # Measure.
         metrics = evaluate_training(training.score, dataset, sigmas, loss, run.seed, device)
         metrics["seconds"] = seconds
         folder.write("metrics.json", to_json(metrics))
@@ -155,7 +165,7 @@ def train(cfg: DictConfig) -> float | None:
             "exact" if error is None else f"from draws, ± {error:.1g}",
         )  # fmt: skip
 
-        def compose() -> Scene:  # on their grid truth and score take their time
+        def compose() -> Scene:  # slow: it evaluates truth and score on a grid
             return compose_scene(
                 dataset.truth,
                 sigmas,
@@ -175,7 +185,7 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
-    # Layers draw their initial weights from the global stream; it is left as it was.
+    # Layers draw their initial weights from the global stream, which is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_stream(seed, "initial weights").initial_seed())
         model: nn.Module = instantiate(config, "model", dim=dim)
@@ -185,19 +195,22 @@ def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
 def _try_once(
     model: nn.Module, dataset: Dataset, loss: Loss, sigma: float, device: torch.device
 ) -> None:
-    """Refuse levels where the truth or the network has no score; warn of a biased gradient."""
+    """Raise if the truth or the network has no score at ``sigma``; warn of a biased gradient."""
     dataset.score(torch.zeros(1, dataset.dim), sigma)
     model(torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device))
     differentiates = isinstance(loss, Implicit | Sliced)
     if differentiates and any(isinstance(module, nn.ReLU) for module in model.modules()):
         log.warning(
             "the derivative of a relu network jumps, and the gradient of this loss misses the"
-            " jumps: it is biased; choose another model.activation, as softplus"
+            " jumps, so it is biased; choose another model.activation, such as softplus"
         )
 
 
 def _check_learning_rate(config: Config) -> None:
-    """Torch's optimizers take nan, and answer a text with an error that does not name the key."""
+    """Raise a ConfigError if ``optimizer.lr`` is not a finite number above 0.
+
+    Torch's optimizers accept nan, and refuse a text with an error that does not name the key.
+    """
     lr = (config.get("optimizer") or {}).get("lr", 1.0)
     is_number = isinstance(lr, float | int) and not isinstance(lr, bool)
     if not is_number or not 0 < lr < math.inf:
@@ -205,7 +218,7 @@ def _check_learning_rate(config: Config) -> None:
 
 
 def _try_optimizer(config: Config, model: nn.Module) -> None:
-    """Refuse an optimizer that cannot make a step with a network's gradients, by a copy's step."""
+    """Raise if the optimizer cannot make a step for ``model``; try it on a copy of the weights."""
     chosen = config["optimizer"]
     if chosen.get("differentiable"):
         raise ConfigError("optimizer.differentiable: no gradient is taken of a step; leave it out")
@@ -230,7 +243,7 @@ def _save(
 ) -> None:
     tensors, record = training.state()
     record = {"config": without_paths(config), **record}
-    folder.write("history.csv", _history_csv(history))  # first: resuming drops what is too new
+    folder.write("history.csv", _history_csv(history))  # first: resuming drops newer rows
     if snapshots is not None:
         folder.write("snapshots.npz", to_npz(snapshots.arrays()))
     path = inside(folder.path, str(checkpoint_path(Path(), training.step)))
@@ -238,20 +251,20 @@ def _save(
     folder.step = training.step
     folder.set_status("running")
     files = sorted((folder.path / "checkpoints").glob("step_*.safetensors"))
-    ours = [file for file in files if file.name <= path.name]  # later ones are damaged
+    ours = [file for file in files if file.name <= path.name]  # later files are damaged
     for old in {*files} - {*ours[-training.trainer.keep_last :]}:
         old.unlink(missing_ok=True)
 
 
 _OLD_COLUMNS = [name for name in COLUMNS if name != "clipped_grad_norm"]
-"""Those of runs begun before gradients had two norms: ``grad_norm`` is the one after clipping."""
+"""Columns of older runs, which recorded one norm only: ``grad_norm`` is that after clipping."""
 
 
 def _history_csv(history: list[Row]) -> bytes:
-    """Return the file of these rows.
+    """Return the contents of ``history.csv`` with these rows.
 
-    A run that was begun with ``_OLD_COLUMNS`` goes on with them, as no column changes its meaning
-    within a file: its ``grad_norm`` is the norm after clipping to the end.
+    A run that was started with ``_OLD_COLUMNS`` keeps them, so that no column changes its meaning
+    within a file: all values of its ``grad_norm`` are norms after clipping.
     """
     columns, rows = COLUMNS, history
     if history and history[0]["grad_norm"] is None:
@@ -265,7 +278,7 @@ def _history_csv(history: list[Row]) -> bytes:
 
 
 def _read_history(path: Path) -> list[Row]:
-    """Return the rows of a ``history.csv``; of one with ``_OLD_COLUMNS`` without ``grad_norm``."""
+    """Return the rows of a ``history.csv``; with ``_OLD_COLUMNS``, ``grad_norm`` is None."""
     history = []
     for row in read_rows(path, COLUMNS, _OLD_COLUMNS):
         if "clipped_grad_norm" not in row:
@@ -275,11 +288,15 @@ def _read_history(path: Path) -> list[Row]:
 
 
 _Begun = tuple[Path, dict[str, Tensor], Config]
-"""A checkpoint to go on from: its file, tensors and record."""
+"""A checkpoint to resume: its file, tensors and record."""
 
 
 def _begun_before(resume: str | None) -> _Begun | None:
-    """The checkpoint of the job itself in a sweep run again, else the one asked for."""
+    """Return the checkpoint to resume, or None.
+
+    In a sweep that is run again, the job's own checkpoint comes before the one that ``resume``
+    names.
+    """
     if in_sweep():
         try:
             return load_newest(output_folder())
@@ -291,7 +308,7 @@ def _begun_before(resume: str | None) -> _Begun | None:
 
 
 def _settings_of(begun: _Begun | None) -> Config:
-    """The group ``trainer`` of a run begun before."""
+    """Return the group ``trainer`` of the run to resume, or {}."""
     trainer = {} if begun is None else begun[2]["config"].get("trainer")
     return trainer if isinstance(trainer, dict) else {}
 
@@ -299,7 +316,7 @@ def _settings_of(begun: _Begun | None) -> Config:
 def _resume(
     training: Training, config: Config, snapshots: Snapshots | None, begun: _Begun | None
 ) -> list[Row]:
-    """Put ``training`` where it was left, if it was begun before; returns its history."""
+    """Restore ``training`` and ``snapshots`` from ``begun``, if given; return the history."""
     if begun is None:
         return []
     path, tensors, record = begun
@@ -313,7 +330,9 @@ def _resume(
         training.restore(tensors, record)
     except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise BadCheckpointError(f"{path}: its state is not this training's ({reason})") from error
+        raise BadCheckpointError(
+            f"{path}: its state does not fit this training ({reason})"
+        ) from error
     kept = path.parent.parent / "snapshots.npz"
     if snapshots is not None and os.path.lexists(kept):
         snapshots.restore(kept, training.step)

@@ -1,1 +1,1 @@
-"""The ground floor: what every wing shares."""
+"""The ground floor: modules that every other subpackage shares."""

@@ -1,4 +1,4 @@
-"""Where torch keeps compiled code: a folder that the compiler's command line can hold."""
+"""The folder where torch keeps compiled code; the compiler's command line must hold its path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from ncsn_cli.core.errors import ConfigError
 
 _FOLDER, _HEADERS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
-_AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # a folder's name where every user may write
+_AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # in a folder where every user may write
 
 # Torch writes a command line as text and splits it into words with shlex.
 _UNSPEAKABLE = re.compile(r"[ \t\r\n'\"\\\ud800-\udfff]")
@@ -25,10 +25,11 @@ _WHY_UNSPEAKABLE = "the compiler's command line cannot hold its space, quote or 
 
 
 def keep_compiled_code() -> None:
-    """Name the folder where compiled steps are kept from run to run, unless the user has.
+    """Set the environment's folder for compiled steps, unless the user has set one.
 
-    Torch, which chooses with the first optimizer, takes one for temporary files, in which other
-    users may have put theirs. Its precompiled headers would lie there too, and save no time.
+    Compiled steps stay there from run to run. Torch chooses the folder with the first optimizer;
+    its default lies among temporary files, where other users may have put files of their own.
+    Precompiled headers are switched off: they would lie there too, and save no time.
     """
     os.environ.setdefault(_HEADERS, "0")
     if not os.environ.get(_FOLDER):
@@ -38,10 +39,10 @@ def keep_compiled_code() -> None:
 
 
 def prepare_compiling() -> None:
-    """Make the folder for compiled code.
+    """Make the folder for compiled code, and check that code can be compiled there.
 
     Raises:
-        ConfigError: If nothing can be compiled, which torch would find after half a minute.
+        ConfigError: If nothing can be compiled. Torch would notice only after half a minute.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
@@ -55,7 +56,7 @@ def prepare_compiling() -> None:
     if fault is None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fault = _fault(folder)  # another user may have been quicker
+            fault = _fault(folder)  # another user may have made it first
         except OSError as error:
             fault = str(error.strerror)
     if fault is not None:
@@ -63,9 +64,9 @@ def prepare_compiling() -> None:
 
 
 def _folders() -> list[Path]:
-    """Return where compiled code might be kept, the best first."""
+    """Return the folders where compiled code could be kept, the best first."""
     folders = []
-    with suppress(RuntimeError):  # nothing says where the home folder is
+    with suppress(RuntimeError):  # the home folder is unknown
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folders.append(Path(os.path.abspath(cache), "ncsn_cli"))
     with suppress(OSError):
@@ -74,7 +75,7 @@ def _folders() -> list[Path]:
 
 
 def _fault(folder: Path) -> str | None:
-    """Return why nothing can be compiled in ``folder``, which need not be there yet."""
+    """Return why nothing can be compiled in ``folder``, or None; it need not exist yet."""
     if _UNSPEAKABLE.search(str(folder)):
         return _WHY_UNSPEAKABLE
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -88,11 +89,11 @@ def _fault(folder: Path) -> str | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether nobody else can write into ``folder`` or put another in its place."""
+    """Return whether no other user can write into ``folder`` or replace it."""
     parent = folder.parent.stat().st_mode
     if parent & 0o022 and not parent & stat.S_ISVTX:
         return False
     if not os.path.lexists(folder):
         return True
-    found = folder.lstat()  # of a link all may be written
+    found = folder.lstat()  # a link's mode lets everyone write, so links are refused
     return found.st_uid == os.geteuid() and not found.st_mode & 0o077

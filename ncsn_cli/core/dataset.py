@@ -22,18 +22,19 @@ from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
 
 class Law(ABC):
-    """What samples are measured against: a distribution for every level sigma.
+    """A distribution for every level sigma, against which samples are measured.
 
-    ``Dataset`` is one, and so are its draws after a denoising step. Moments are float64.
+    Every ``Dataset`` is a law. So is the distribution of its draws after a denoising step.
+    Moments are float64.
     """
 
     dim: int
 
     @property
     def origin(self) -> Tensor:
-        """What is to be added to this law's coordinates for data units, (D,), float64.
+        """Offset to add to this law's coordinates to get data units, (D,), float64.
 
-        It is 0, but for what ``Dataset.centred`` returns.
+        It is 0, except for the distribution that ``Dataset.centred`` returns.
         """
         return torch.zeros(self.dim, dtype=torch.float64)
 
@@ -51,7 +52,10 @@ class Law(ABC):
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
     ) -> Tensor:
-        """Return independent draws at level sigma, (num, D), float32, on its device."""
+        """Return independent draws at level sigma, (num, D), float32.
+
+        They are on the generator's device.
+        """
 
     @abstractmethod
     def perturbed_covariance(self, sigma: float) -> Tensor:
@@ -63,7 +67,7 @@ class Law(ABC):
 
     @abstractmethod
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
-        """Return draws from each part of the law, ``num`` in all or a few more."""
+        """Return draws from each part of the law, in total ``num`` or a few more."""
 
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each mode at level sigma."""
@@ -71,7 +75,7 @@ class Law(ABC):
         return moments_by_draws(self.modes, self.strata(NUM_DRAWS, sigma, stream))
 
     def nearest_mode(self, x: Tensor) -> Tensor:
-        """Return the mode whose centre is nearest to each of the points (B, D), (B,)."""
+        """Return, for each of the points (B, D), the mode whose centre is nearest, (B,)."""
         return nearest_centre(x, self.modes)
 
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
@@ -85,7 +89,7 @@ class Law(ABC):
     def projected_cdf(self, direction: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
         """Return nodes (G,) that resolve the law of <v, x>, and P(<v, x> <= node) (G,).
 
-        None where it has no closed form. ``direction`` is v (D,), float64.
+        Return None where this law has no closed form. ``direction`` is v (D,), float64.
         """
         return None
 
@@ -106,17 +110,17 @@ class Dataset(Law):
 
     @property
     def truth(self) -> Dataset:
-        """The distribution that numbers are measured against.
+        """The distribution against which numbers are measured.
 
-        It is the dataset itself, but for one whose ``score`` is a mistake on purpose.
+        It is the dataset itself, except where ``score`` is wrong on purpose.
         """
         return self
 
     def centred(self) -> Dataset:
-        """Return this distribution in coordinates around its mean, which ``origin`` then is.
+        """Return this distribution in coordinates around its mean, with the mean as ``origin``.
 
-        So float32 resolves the data however far from 0 they are. A subclass that cannot move
-        returns itself.
+        In these coordinates float32 resolves the data, however far from 0 they are. A subclass
+        that cannot be moved returns itself.
         """
         return self
 
@@ -132,13 +136,13 @@ class Dataset(Law):
 
     @property
     def num_components(self) -> int:
-        """Terms of the density, for the memory and time that they ask."""
+        """Number of terms of the density, which decides memory and time."""
         return len(self.weights)
 
     @property
     @abstractmethod
     def extent(self) -> tuple[Tensor, Tensor]:
-        """The box that pictures show: lower and upper corner, (D,)."""
+        """The box that pictures show: lower and upper corner, both (D,)."""
 
     @property
     @abstractmethod
@@ -150,7 +154,7 @@ class Dataset(Law):
 
     @abstractmethod
     def has_density(self, sigma: float) -> bool:
-        """Whether p_sigma has one, and so a score."""
+        """Return whether p_sigma has a density, and therefore a score."""
 
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
         """Return ``num`` draws from p_sigma as one part, whose probability is 1."""
@@ -159,20 +163,23 @@ class Dataset(Law):
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
 
     @abstractmethod
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return grad log p_sigma(x), (B, D), units 1/length.
+
+        ``x`` (B, D), ``sigma`` () or (B,).
+        """
 
     @abstractmethod
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """P(mode | x) at level sigma, (B, K)."""
+        """Return P(mode | x) at level sigma, (B, K)."""
 
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma and its standard error.
 
-        From draws, where a subclass has no better way.
+        It is estimated from draws, unless a subclass has a better way.
         """
         stream = random_stream(0, "fisher")
 
@@ -196,7 +203,7 @@ class Dataset(Law):
         return self.covariance + sigma**2 * torch.eye(self.dim).double()
 
     def training_set(self) -> Tensor | None:
-        """The ``num_samples`` points (N, D) of the training set on the CPU; None if endless."""
+        """Return the training set, ``num_samples`` points (N, D) on the CPU; None if endless."""
         if self.num_samples is None:
             return None
         return self.sample(self.num_samples, generator=random_stream(self.seed, "training set"))

@@ -1,4 +1,4 @@
-"""What a command may refuse or break off, and its exit code."""
+"""The errors that end a command, and their exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 class NcsnError(Exception):
-    """An error that a user can mend; ``exit_code`` is the command's."""
+    """An error that a user can fix; the command ends with its ``exit_code``."""
 
     exit_code = 1
 
@@ -24,19 +24,19 @@ class DivergedError(NcsnError):
 
 
 class BadCheckpointError(NcsnError):
-    """A file that is no checkpoint of this package, or a damaged one."""
+    """A file that is damaged, or not a checkpoint of this package."""
 
     exit_code = 65
 
 
 class MissingInputError(NcsnError):
-    """An input file or folder that is not there."""
+    """An input file or folder that does not exist."""
 
     exit_code = 66
 
 
 class FailedJobsError(NcsnError):
-    """Jobs of a sweep failed; each has its own reason."""
+    """Jobs of a sweep failed, each for its own reason."""
 
 
 class OutputExistsError(NcsnError):
@@ -46,13 +46,16 @@ class OutputExistsError(NcsnError):
 
 
 class BusyFolderError(NcsnError):
-    """Another process works in the output folder."""
+    """Another process is working in the output folder."""
 
     exit_code = 75
 
 
 class RefusedStart(BaseException):
-    """Brings an error, its cause, past Hydra, which only warns of a callback's ``Exception``."""
+    """A wrapper that carries an error, its cause, past Hydra.
+
+    Hydra only warns of a callback's ``Exception``, so this class is not an ``Exception``.
+    """
 
 
 class OutsideFolderError(NcsnError):
@@ -62,10 +65,10 @@ class OutsideFolderError(NcsnError):
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run; ``exit_code`` is 128 + its number, or 85 (start me again).
+    """A signal ended the run; ``exit_code`` is 128 + the signal's number, or 85 (start me again).
 
-    85 is for SIGUSR1 and SIGUSR2, by which schedulers announce that they will end a job.
-    Not an ``Exception``, so that a sweep stops too instead of going on with its next job.
+    85 is for SIGUSR1 and SIGUSR2, with which schedulers announce that they will end a job.
+    This class is not an ``Exception``, so that a sweep stops too and does not start its next job.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -76,11 +79,17 @@ class InterruptedRun(KeyboardInterrupt):
         )
 
     def __reduce__(self) -> tuple[type[InterruptedRun], tuple[str, int]]:
-        """How it leaves a job's process; joblib kills all jobs when an error cannot be read."""
+        """Return how to pickle this error, so that it can leave a job's process.
+
+        Joblib kills all jobs when it cannot unpickle an error.
+        """
         return type(self), (str(self), self._signal_number)
 
 
 def one_line(text: str, most: int = 400) -> str:
-    """Text of which a terminal shows one line, whatever it holds, cut to ``most`` characters."""
+    """Collapse white space, replace unprintable characters, and truncate to ``most`` characters.
+
+    A terminal shows the returned text on one line.
+    """
     text = " ".join(text.split()) if len(text) <= most else f"{' '.join(text[:most].split())} ..."
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""Expectations from exact draws of the parts of a law, with their standard errors."""
+"""Expectations and their standard errors, from exact draws of the parts of a law."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
-_TERMS_PER_ROUND, _MOST_TERMS = 5_000_000, 40_000_000  # draws times terms: some seconds
-_TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
-_TARGET = 5e-4  # relative error of an information below which no draws are added
+_TERMS_PER_ROUND, _MOST_TERMS = 5_000_000, 40_000_000  # draws times terms: some seconds at most
+_TERMS_AT_ONCE = 2_000_000  # a float64 array of this size takes 16 MB
+_TARGET = 5e-4  # relative error of a Fisher information at which draws suffice
 
 
 class Draws(NamedTuple):
-    """Draws from each of the parts of a law, two or more.
+    """Draws from the parts of a law, at least two from each part.
 
     Args:
         weights: The probability of each part (S,).
-        part: The part that each draw is from (n,).
+        part: The part that each draw comes from (n,).
         x: The draws (n, D), float64.
     """
 
@@ -41,18 +41,19 @@ def mean_over_draws(
     num_terms: int,
     is_enough: Callable[[Estimate], bool],
 ) -> Estimate:
-    """Return E f(x) from draws of each part k of a law, which has the probability w_k.
+    """Return E f(x), estimated from draws of each part k of a law, which has probability w_k.
 
         E f = sum_k w_k E_k f,   standard error^2 = sum_k w_k^2 Var_k f/n_k
 
-    Rounds of draws are added until ``is_enough``, at most 10^7 draws; fewer where ``function``
-    computes many numbers.
+    Rounds of draws are added until ``is_enough`` is true. The limit is 10^7 draws, or fewer where
+    ``function`` computes many numbers.
 
     Args:
-        draw: ``draw(num)``: new draws at each call, ``num`` of them or a few more.
-        function: ``function(part, x)``: f at draws x (n, D) of the parts (n,), (n, M).
-        num_terms: Numbers that ``function`` computes for a point; they bound memory and time.
-        is_enough: Whether the errors are small enough.
+        draw: ``draw(num)`` returns new draws at each call, ``num`` of them or a few more.
+        function: ``function(part, x)`` returns f (n, M) at draws x (n, D) of the parts (n,).
+        num_terms: Numbers that ``function`` computes per point. The number of draws is limited
+            accordingly, so that memory and time stay bounded.
+        is_enough: Returns whether the errors are small enough.
     """
     chunk = max(1, _TERMS_AT_ONCE // num_terms)
     num = min(_DRAWS_PER_ROUND, max(1000, _TERMS_PER_ROUND // num_terms))
@@ -78,7 +79,7 @@ class FisherInformation(NamedTuple):
 
     Args:
         matrix: (D, D), float64; its trace is I(p_sigma).
-        error: Standard error of the trace; 0 where no draw is behind it.
+        error: Standard error of the trace; 0 where no draws were used.
         matrix_error: Standard error of each entry (D, D).
     """
 
@@ -93,9 +94,10 @@ def fisher_by_draws(
     num_terms: int,
     known: Tensor,
 ) -> FisherInformation:
-    """Return ``known`` (D, D) plus E f(x), f being (n, D, D), as a Fisher information.
+    """Return the Fisher information ``known`` (D, D) plus E f(x), where f is (n, D, D).
 
-    Draws are added until the error of its trace is below 5e-4 of it; see ``mean_over_draws``.
+    Draws are added until the standard error of the trace is at most 5e-4 of the trace; see
+    ``mean_over_draws``.
     """
 
     def with_trace(part: Tensor, x: Tensor) -> Tensor:
@@ -115,29 +117,29 @@ def fisher_by_draws(
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """Return ||x_i - y_j||, (n, m), of points x (n, D) and y (m, D), float64.
 
-    Differences come before squares: |x|^2 - 2 <x, y> + |y|^2, as torch computes many distances
-    otherwise, rounds off what tells close points apart far from 0.
+    Coordinates are subtracted before they are squared. Torch's default for many points is
+    |x|^2 - 2 <x, y> + |y|^2, where rounding hides the distance of close points far from 0.
     """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
-    """Return the row of ``centres`` (K, D) that is nearest to each of the points (B, D), (B,).
+    """Return, for each of the points (B, D), the row of ``centres`` (K, D) that is nearest, (B,).
 
-    On the CPU, in float64.
+    The distances are computed on the CPU, in float64.
     """
     parts = x.cpu().double().split(max(1, _TERMS_AT_ONCE // len(centres)))
     return torch.cat([distances(part, centres).argmin(-1) for part in parts])
 
 
 class ModeMoments(NamedTuple):
-    """Of the points of a law that are nearest to each mode's centre, and the standard errors.
+    """Moments of the points of a law that are nearest to each mode's centre.
 
     Args:
-        shares: Their probability (K,).
-        means: Their mean (K, D); nan where there are none.
-        covariances: Their covariance (K, D, D).
-        errors: The same three: standard errors, 0 where a closed form gives the number.
+        shares: Probability of these points (K,).
+        means: Mean of these points (K, D); nan where there are none.
+        covariances: Covariance of these points (K, D, D).
+        errors: Standard errors of the three; 0 where a closed form gives the number.
     """
 
     shares: Tensor
@@ -147,7 +149,7 @@ class ModeMoments(NamedTuple):
 
 
 def moments_from_sums(modes: Tensor, share: Tensor, first: Tensor, second: Tensor) -> ModeMoments:
-    """Return the moments, without errors, from E[1_k], E[1_k y] and E[1_k y y^T], y = x - centre.
+    """Return the moments, with errors 0, from E[1_k], E[1_k y] and E[1_k y y^T], y = x - centre.
 
     Shapes (K,), (K, D) and (K, D, D); 1_k is 1 where x is nearest to the k-th of ``modes`` (K, D).
     """
@@ -165,15 +167,16 @@ def moments_by_draws(
 ) -> ModeMoments:
     """Return shares and moments of the points nearest to each of ``modes`` (K, D), with errors.
 
-    Where the moments of each part are known, only draws that lie nearer to another mode than to
-    the part's own are counted: they are taken from the one and added to the other. So well
-    separated modes have no error. Errors are of first order (delta method).
+    Where the moments of each part are known, only those draws count that lie nearer to another
+    mode than to their part's own. Such a draw is subtracted from its part's own mode and added to
+    the other, so that well separated modes have no error. Errors are of first order (delta
+    method).
 
     Args:
         modes: Centres, float64.
         draws: Draws from each part of the law.
-        own: The mode that each part belongs to (S,); None: nothing is known of them.
-        known: What the moments of the modes would be if each had all of its own parts.
+        own: The mode that each part belongs to (S,); None if nothing is known about the parts.
+        known: The moments that the modes would have if each had all of its own parts.
     """
     num, dim = modes.shape
     sizes = draws.part.bincount(minlength=len(draws.weights))  # (S,)
@@ -208,7 +211,7 @@ def moments_by_draws(
             * (residual[:, :, None] * residual[:, None] - found.covariances[cell]).flatten(1),
         ],
         dim=1,
-    )  # what each draw adds to the first order, (n, 1 + D + D^2)
+    )  # first-order contribution of each draw, (n, 1 + D + D^2)
     group, place = torch.unique(part * num + cell, return_inverse=True)
     sums, squares = (
         torch.zeros(len(group), terms.shape[1], dtype=torch.float64).index_add_(0, place, values)

@@ -1,4 +1,4 @@
-"""What pictures show."""
+"""The data that pictures show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GRID = {1: 801, 2: 121}
 """Points per axis of the grid that pictures show, for D = 1 and 2."""
 
 ARROWS = slice(3, None, 6)
-"""Of the points on each axis of D = 2, those that get an arrow: A of them in all."""
+"""The grid points along each axis that get an arrow, for D = 2; A is the number of arrows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +22,23 @@ class Scene:
     Args:
         dim: D. For D > 2 all points and fields are projections on the first two principal axes of
             the truth, and densities are those of the projection.
-        axes: The grid's axes, one of length G for D = 1, else two (then G is their product, the
-            second axis the faster).
+        axes: The grid's axes: one of length G for D = 1, otherwise two. With two axes, G is the
+            product of their lengths, and the second axis varies faster.
         modes: Centres of the modes (K, D).
         sigmas: The levels shown (M,), descending.
-        clean_density: p on the grid (G,); None where it does not exist.
+        clean_density: p on the grid (G,); None where p has no density.
         densities: p_sigma on the grid (M, G).
-        denoised_density: For D = 1, of denoised exact draws from the last level, (G,).
+        denoised_density: For D = 1, the density of denoised exact draws from the last level (G,).
         is_denoised: Whether samples and exact draws are denoised.
         true_scores: grad log p_sigma on the grid (M, G, D); for D > 2 at ``places`` (M, A, 2).
-        scores: The learned score there; None where there is none.
-        places: For D > 2 some exact draws of p_sigma (M, A, 2).
-        score_name: What to call it.
-        recovered: The density that the learned score is of, at each level (M, G), for D = 1.
+        scores: The learned score at the same points; None if there is no learned score.
+        places: For D > 2, some exact draws of p_sigma (M, A, 2).
+        score_name: Name of the learned score in the pictures.
+        recovered: For D = 1, the density recovered from the learned score at each level (M, G).
         recovered_kl: KL(p_sigma || recovered) in nats, at each level (M,).
         log_density: Log of the density that the learned score implies at the smallest level (G,).
         distances: See ``evaluation.evaluate_trajectory``.
-        data: Training points (N, D) or, if endless, as many draws; None in sampling.
+        data: Training points (N, D), or draws if the dataset is endless; None in sampling.
         history: Columns of ``history.csv`` by name; None in sampling.
         loss_floor: The loss of the true score.
         snapshots: See ``snapshots.Snapshots.arrays``.
@@ -46,8 +46,9 @@ class Scene:
         exact: As many exact draws from p_sigma_min (N, D).
         paths: Chains over time (frames, chains, D), the first frame their start.
         level_sigmas: The levels that the sampler visited (V,).
-        committed: Share of chains that never change mode after each of them (V,).
-        mode_shares: Share of chains in each mode after each of them (V, K); empty for many modes.
+        committed: Share of chains that never change mode after each of these levels (V,).
+        mode_shares: Share of chains in each mode after each of these levels (V, K); empty for
+            many modes.
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
         path_densities: p_sigma on the grid for each frame (frames, G).

@@ -1,4 +1,4 @@
-"""The score, the one callable that truth and network share, and its derivatives.
+"""The score, one kind of callable for truth and network, and its derivatives.
 
 Shapes: B points, D dimensions.
 """
@@ -14,32 +14,36 @@ from torch import Tensor
 Score = Callable[[Tensor, Tensor], Tensor]
 """``score(x, sigma)``: grad_x log p_sigma(x), units 1/length; x (B, D), sigma () or (B,).
 
-The exact mixture and the network share it, so each sampler, metric and plot takes either.
+The exact mixture and the network share this type, so each sampler, metric and plot takes either.
 """
 
 
 def at_level(score: Score, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """X (B, D) -> ``score(x, sigma)`` for one sigma (), valid until the next evaluation.
+    """Return x (B, D) -> ``score(x, sigma)`` for one sigma ().
 
-    Without gradients it is the score's own method ``at_level(sigma)``, where it has one.
+    An evaluation may overwrite the result of the one before. If gradients are off and the score
+    has a method ``at_level(sigma)`` of its own, the function comes from that method.
     """
     for kind in () if torch.is_grad_enabled() else type(score).__mro__:
         if "at_level" in vars(kind):
             quick: Callable[[Tensor], Tensor] = vars(kind)["at_level"](score, sigma)
             return quick
-        if "forward" in vars(kind):  # a method inherited from beyond knows nothing of this one
+        if "forward" in vars(kind):  # an inherited ``at_level`` ignores this ``forward``
             break
     return lambda x: score(x, sigma)
 
 
 def derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S and (grad s) v, both (B, D), in one forward differentiation; ``v`` and ``x`` (B, D)."""
+    """Return s and (grad s) v, both (B, D), by one forward differentiation.
+
+    ``v`` and ``x`` are (B, D).
+    """
     result: Any = torch.func.jvp(lambda points: score(points, sigma), (x,), (v,))
     return result[0], result[1]
 
 
 def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """S (B, D) and d_j s_i (B, i, j), by forward differentiation along each axis."""
+    """Return s (B, D) and d_j s_i (B, i, j), by forward differentiation along each axis."""
     columns = []
     for axis in range(x.shape[-1]):
         tangent = torch.zeros_like(x)
@@ -50,9 +54,10 @@ def score_and_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, 
 
 
 def detached_jacobian(score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s (B, D) and d_j s_i (B, i, j), where nothing differentiates them again.
+    """Return s (B, D) and d_j s_i (B, i, j), both detached: they cannot be differentiated again.
 
-    By D backward differentiations: of networks they take a third of the time of forward ones.
+    This takes D backward differentiations. For networks they need a third of the time of forward
+    ones.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

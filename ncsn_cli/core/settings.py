@@ -1,4 +1,4 @@
-"""What constructors share: strict rules for their values, and streams of random numbers."""
+"""Strict rules for the values that constructors take, and streams of random numbers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_
 """Pydantic's rules for every constructor; by default it accepts unknown keys, nan and True."""
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
-"""A number of steps or the size of an array: torch counts in 64 bits, and more never ends."""
+"""A number of steps or the size of an array.
+
+The limit keeps sizes within torch's 64 bits; a run of more steps would never end.
+"""
 
 NUM_DRAWS = 200_000
-"""Exact draws behind a number without a closed form, whose error it reports."""
+"""Number of exact draws for a value without a closed form; its standard error is reported."""
 
 Modes = Annotated[int, Field(gt=0, le=10_000)]
-"""A number of modes, each of which is written out."""
+"""A number of modes, limited because each mode is written out."""
 
 
 def random_stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for ``seed`` and ``name``; those of different names are independent."""
+    """Return a generator for ``seed`` and ``name``; different names give independent streams."""
     digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))

@@ -24,21 +24,24 @@ from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 
 
 class Checkerboard(Dataset):
-    r"""Uniform on the K black squares of a board of ``side`` x ``side`` squares around 0, D = 2.
+    r"""The uniform law on the K black squares of a ``side`` x ``side`` board around 0, D = 2.
 
     Perturbed by N(0, sigma^2 I), with squares of width s and centres c_k:
 
         p_sigma(x) = 1/(K s^2) sum_k A(x_1 - c_k1) A(x_2 - c_k2)
         A(d) = Phi((d + s/2)/sigma) - Phi((d - s/2)/sigma)
 
-    Source: the checkerboard on which flows and diffusion models are commonly tested, as in the
-    toy data of Grathwohl et al. (2019), arXiv:1810.01367, which the default is: p = 1/32 on 8
-    squares of width 2. On the squares' edges p jumps: there log p is the limit sigma -> 0, and at
-    sigma = 0 there is no score and the Fisher information is infinite. Evaluated per axis and
-    through logarithms, so it stays finite far from the board; in the dtype of ``x``.
+    Source: the checkerboard that is commonly used to test flows and diffusion models, for example
+    in the toy data of Grathwohl et al. (2019), arXiv:1810.01367. The default is that board:
+    p = 1/32 on 8 squares of width 2.
+
+    On the squares' edges p jumps. There log p is the limit for sigma -> 0. At sigma = 0 there is
+    no score, and the Fisher information is infinite. The density and the score are evaluated in
+    the dtype of ``x``, per axis and through logarithms, so that they stay finite far from the
+    board.
 
     Args:
-        side: Squares along an axis, at least 2. The corner with the smallest x is black.
+        side: Squares along an axis, at least 2. The square with the smallest coordinates is black.
         length: Length of the board, data units.
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
@@ -85,23 +88,23 @@ class Checkerboard(Dataset):
 
     @property
     def extent(self) -> tuple[Tensor, Tensor]:
-        """The box that pictures show, lower and upper corner (D,): the board, an eighth around."""
+        """Corners (D,) of the box that plots show: the board and 1/8 of its length around it."""
         corner = torch.full((2,), 5 / 8 * self._length, dtype=torch.float64)
         return -corner, corner
 
     @property
     def smallest_std(self) -> float:
-        """s/sqrt(12), that of a square along an axis, data units."""
+        """s/sqrt(12), the standard deviation of a square along an axis, data units."""
         return self._width / math.sqrt(12)
 
     def has_density(self, sigma: float) -> bool:
-        """Always; the score at sigma = 0 is what does not exist."""
+        """Return True: at sigma = 0 only the score does not exist."""
         return True
 
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
     ) -> Tensor:
-        """Independent draws from p_sigma, (num, D), float32, on the generator's device.
+        """Return independent draws from p_sigma, (num, D), float32, on the generator's device.
 
         ``sigma`` is () or (num,).
         """
@@ -113,7 +116,7 @@ class Checkerboard(Dataset):
         return x + sigma[..., None] * torch.randn(num, 2, generator=generator, device=device)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)[..., None, None]
         near, far, _ = self._edges(x)
         at_zero = ((1 + near.detach().sign()) / 2).log()  # A = 1 inside, 1/2 on an edge
@@ -122,7 +125,10 @@ class Checkerboard(Dataset):
         return self._on_squares(log_shares).sum(1).logsumexp(-1) - math.log(area)
 
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """P(square k | x) at level sigma, (B, K); at sigma = 0 the nearest square has all."""
+        """Return P(square k | x) at level sigma, (B, K).
+
+        At sigma = 0 the nearest square has probability 1.
+        """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)[..., None, None]
         near, far, _ = self._edges(x)
         outside = self._on_squares(near.clamp(max=0).square()).sum(1)  # distance^2: (B, K)
@@ -131,10 +137,10 @@ class Checkerboard(Dataset):
         return torch.where(sigma[..., 0] == 0, nearest, self._responsibilities(log_shares))
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Grad log p_sigma(x) = sum_k P(k | x) grad log A_k, (B, D), units 1/length.
+        """Return grad log p_sigma(x) = sum_k P(k | x) grad log A_k, (B, D), units 1/length.
 
         ``x`` is (B, D), ``sigma`` () or (B,). With u = (s/2 - |d|)/sigma, v = (-s/2 - |d|)/sigma
-        and m = phi/Phi, the slope of a truncated normal law:
+        and m = phi/Phi, the slope of log A is, as for a truncated normal law,
 
             d log A/d|d| = -(m(u) - q m(v))/((1 - q) sigma),    q = Phi(v)/Phi(u)
 
@@ -151,7 +157,7 @@ class Checkerboard(Dataset):
         return (self._responsibilities(log_shares)[:, None] * pulls).sum(-1)
 
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
-        """Return draws from each square at level sigma, as many from one as from another."""
+        """Return equally many draws from each square at level sigma."""
         each = max(2, math.ceil(num / len(self._black)))
         k = torch.arange(len(self._black)).repeat_interleave(each)
         like: dict[str, Any] = {
@@ -166,7 +172,8 @@ class Checkerboard(Dataset):
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each square's centre.
 
-        From draws, which count what leaks from square to square; exact at sigma = 0.
+        Draws account for the points that leak from one square to another. The result is exact at
+        sigma = 0.
         """
         modes = self.modes
         one = (self._width**2 / 12 + sigma**2) * torch.eye(2, dtype=torch.float64)
@@ -180,12 +187,12 @@ class Checkerboard(Dataset):
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma, units 1/length^2, and its error.
 
-        By the trapezoid rule; relative error below 1e-5. Where sigma is small, p_sigma is flat but
-        for 7 sigma around the squares' edges: nodes lie a third of sigma apart there and nowhere
-        else. Where that takes over 3e7 terms, from draws.
+        The trapezoid rule is used, with a relative error below 1e-5. If sigma is small, p_sigma is
+        flat except within 7 sigma of the squares' edges, so nodes are placed only there, sigma/3
+        apart. If the rule needs more than 3e7 terms, draws are used instead.
 
         Raises:
-            ConfigError: At sigma = 0, where it is infinite.
+            ConfigError: At sigma = 0, where the information is infinite.
         """
         self._require_score(torch.tensor(sigma))
         edges = torch.cat([self._ticks - self._width / 2, self._ticks[-1:] + self._width / 2])
@@ -208,33 +215,37 @@ class Checkerboard(Dataset):
             )
 
     def _edges(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each column and row: s/2 - |d|, -s/2 - |d| and the sign of d, (B, 2, side).
+        """Return s/2 - |d|, -s/2 - |d| and the sign of d for each column and row, (B, 2, side).
 
-        By symmetry A(d) = A(-|d|), whose two terms are small, not near 1, far from the square.
+        By symmetry A(d) = A(-|d|). Far from the square the two terms of A(-|d|) are small, not
+        near 1.
         """
         offset = x[..., None] - self._ticks.to(x)  # d: (B, 2, side)
-        sign = torch.where(offset < 0, -1.0, 1.0).to(x)  # never 0: |d| has a derivative at 0
+        sign = torch.where(offset < 0, -1.0, 1.0).to(x)  # never 0: |d| needs a derivative at 0
         distance = sign * offset
         return self._width / 2 - distance, -self._width / 2 - distance, sign
 
     def _responsibilities(self, log_shares: Tensor) -> Tensor:
-        """P(square k | x), (B, K), from log A of each column and row (B, 2, side)."""
-        # In the sum of both axes a large number on one would round off the other.
+        """Return P(square k | x), (B, K), from log A of each column and row (B, 2, side)."""
+        # Otherwise a large number on one axis would round off the other axis in their sum.
         log_shares = log_shares - log_shares.amax(-1, keepdim=True)
         return self._on_squares(log_shares).sum(1).softmax(-1)
 
     def _on_squares(self, values: Tensor) -> Tensor:
-        """From values of each column and row (B, 2, side) to both of each square (B, 2, K)."""
+        """Return the values of each square's column and row (B, 2, K), from all (B, 2, side)."""
         return values[:, torch.arange(2)[:, None], self._black.T]
 
 
 def _log_shares(near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-    """Log A = log(Phi(near) - Phi(far)), and log(Phi(far)/Phi(near))."""
+    """Return log A = log(Phi(near) - Phi(far)), and log(Phi(far)/Phi(near))."""
     log_near = log_ndtr(near)
     log_ratio = log_ndtr(far) - log_near
     return log_near + (-log_ratio.expm1()).log(), log_ratio
 
 
 def _mills(u: Tensor) -> Tensor:
-    """phi(u)/Phi(u); below 1e-31 for u > 12, where erfcx would overflow in float32."""
+    """Return phi(u)/Phi(u).
+
+    u is clamped to 12, because erfcx would overflow in float32. The ratio is below 1e-31 there.
+    """
     return math.sqrt(2 / math.pi) / torch.special.erfcx(-u.clamp(max=12) / math.sqrt(2))

@@ -1,4 +1,4 @@
-"""The uniform law on a circle, blurred."""
+"""The uniform law on a circle, blurred by Gaussian noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ncsn_cli.core.settings import STRICT, Count
 
 
 class Circle(Dataset):
-    r"""Uniform on the circle |x| = R, convolved with N(0, std^2 I), D = 2.
+    r"""The uniform law on the circle |x| = R, convolved with N(0, std^2 I), D = 2.
 
     Perturbed by N(0, sigma^2 I), with v = std^2 + sigma^2, r = |x| and the modified Bessel
     functions I_0 and I_1:
@@ -25,9 +25,10 @@ class Circle(Dataset):
         p_sigma(x) = exp(-(r^2 + R^2)/(2 v)) I_0(r R/v)/(2 pi v)
         grad log p_sigma(x) = (R I_1(r R/v)/I_0(r R/v) - r)/v x/r
 
-    Data near a curve, as the manifold hypothesis has it. Source: Song & Ermon (2019),
-    arXiv:1907.05600, section 3.1, whose argument this makes exact. Evaluated by the scaled
-    functions exp(-u) I(u), which do not overflow; in the dtype of ``x``.
+    The data lie near a curve, as the manifold hypothesis assumes. Source: Song & Ermon (2019),
+    arXiv:1907.05600, section 3.1; this dataset makes the argument there exact. The density
+    and the score are evaluated in the dtype of ``x``, with the scaled functions exp(-u) I(u),
+    which do not overflow.
 
     Args:
         radius: R, data units.
@@ -62,7 +63,7 @@ class Circle(Dataset):
 
     @property
     def weights(self) -> Tensor:
-        """The circle is one mode: 1, (1,), float64."""
+        """The weight 1 of the only mode, the circle, (1,), float64."""
         return torch.ones(1, dtype=torch.float64)
 
     @property
@@ -72,24 +73,24 @@ class Circle(Dataset):
 
     @property
     def extent(self) -> tuple[Tensor, Tensor]:
-        """The box that pictures show, lower and upper corner (D,): R/2 or 5 std around."""
+        """Corners (D,) of the box that plots show: the circle and max(R/2, 5 std) around it."""
         margin = max(self._radius / 2, 5 * self._std)
         corner = torch.full((2,), self._radius + margin, dtype=torch.float64)
         return -corner, corner
 
     @property
     def smallest_std(self) -> float:
-        """Std, across the circle, data units."""
+        """The standard deviation std across the circle, data units."""
         return self._std
 
     def has_density(self, sigma: float) -> bool:
-        """Whether p_sigma has one: not where std and sigma are both 0."""
+        """Return whether p_sigma has a density: not if std and sigma are both 0."""
         return self._std > 0 or sigma > 0
 
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
     ) -> Tensor:
-        """Independent draws from p_sigma, (num, D), float32, on the generator's device.
+        """Return independent draws from p_sigma, (num, D), float32, on the generator's device.
 
         ``sigma`` is () or (num,).
         """
@@ -101,28 +102,31 @@ class Circle(Dataset):
         return on_circle + variance.sqrt() * z
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
         variance = self._positive_variance(x, sigma)
         r = _norm(x)
-        # -(r^2 + R^2)/(2 v) + r R/v, the latter out of I_0
+        # -(r^2 + R^2)/(2 v) + r R/v; the second term undoes the scaling of i0e
         exponent = -((r - self._radius) ** 2) / (2 * variance)
         bessel = i0e(r * self._radius / variance).log()
         return exponent + bessel - (2 * math.pi * variance).log()
 
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """P(mode | x) = 1, (B, 1)."""
+        """Return P(mode | x) = 1, (B, 1)."""
         return torch.ones_like(x[:, :1])
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return grad log p_sigma(x), (B, D), units 1/length.
+
+        ``x`` is (B, D), ``sigma`` () or (B,).
+        """
         variance = self._positive_variance(x, sigma)
         r = _norm(x)
         u = r * self._radius / variance
-        mean_radius = self._radius * i1e(u) / i0e(u)  # E[y] . x/r, y the point on the circle
+        mean_radius = self._radius * i1e(u) / i0e(u)  # E[y | x] . x/r, y the point on the circle
         return ((mean_radius - r) / (variance * r))[:, None] * x
 
     def mode_moments(self, sigma: float) -> ModeMoments:
-        """Return the moments of all points: there is one mode."""
+        """Return the moments of all points, because there is only one mode."""
         return moments_from_sums(
             self.modes,
             self.weights,
@@ -133,22 +137,22 @@ class Circle(Dataset):
     def fisher(self, sigma: float) -> FisherInformation:
         """Return I/2 times the identity, I = integral of (d log p_sigma/dr)^2 p_sigma 2 pi r dr.
 
-        Units 1/length^2. By Gauss's rule with 200 nodes, to 9 sqrt(v) on either side of R;
-        relative error below 1e-12.
+        Units 1/length^2. Gauss's rule with 200 nodes is used, up to 9 sqrt(v) on either side of R.
+        The relative error is below 1e-12.
         """
         width = 9 * math.sqrt(self._std**2 + sigma**2)
         low, high = max(0.0, self._radius - width), self._radius + width
         nodes, node_weights = np.polynomial.legendre.leggauss(200)
         r = torch.from_numpy((low + high) / 2 + (high - low) / 2 * nodes)  # (200,)
         x = torch.stack([r, torch.zeros_like(r)], dim=-1)  # (200, 2)
-        density = self.log_prob(x, sigma).exp() * 2 * math.pi * r  # of |x|
+        density = self.log_prob(x, sigma).exp() * 2 * math.pi * r  # the density of |x|
         integrand = density * self.score(x, sigma).square().sum(-1)
         information = float(torch.from_numpy(node_weights) @ integrand) * (high - low) / 2
         none = torch.zeros(2, 2, dtype=torch.float64)
         return FisherInformation(information / 2 * torch.eye(2).double(), 0.0, none)
 
     def _variance(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The variance std^2 + sigma^2, () or (B,), like ``x``."""
+        """Return the variance std^2 + sigma^2, () or (B,), with the dtype and device of ``x``."""
         return self._std**2 + torch.as_tensor(sigma, dtype=x.dtype, device=x.device) ** 2
 
     def _positive_variance(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -162,5 +166,5 @@ class Circle(Dataset):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """|x|, (B,); at 0 a little more, so that x/|x| and its derivative exist."""
+    """Return |x|, (B,), but slightly above 0 at x = 0, so that x/|x| and its derivative exist."""
     return (x.square().sum(-1) + 1e-30).sqrt()

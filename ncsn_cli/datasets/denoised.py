@@ -11,18 +11,19 @@ from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.expectation import Draws, ModeMoments, moments_by_draws, moments_from_sums
 from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
-_NODES = 4001  # between which d is inverted
+_NODES = 4001  # grid points that bracket the root when d is inverted
 
 
 class Denoised(Law):
     r"""The law of the posterior mean d(x) = x + sigma^2 grad log p_sigma(x), x ~ p_sigma.
 
-    A perfect sampler with ``denoise`` ends there, which is neither p nor p_sigma: for N(0, s^2)
-    it is N(0, s^4/(s^2 + sigma^2)). Its mean is that of p, and with J = E[score score^T] at sigma
+    The samples of a perfect sampler with ``denoise`` follow this law. It is neither p nor p_sigma:
+    for N(0, s^2) it is N(0, s^4/(s^2 + sigma^2)). It has the mean of p, and with
+    J = E[score score^T] at sigma
 
         Cov[d] = Cov[x] - sigma^2 I + sigma^4 J      (x ~ p)
 
-    In 1D d rises with x, so that P(d(X) <= d(u)) = P(X <= u).
+    In 1D d increases with x, so that P(d(X) <= d(u)) = P(X <= u).
 
     Source: Efron (2011), doi:10.1198/jasa.2011.tm11181 (Tweedie's formula).
 
@@ -35,7 +36,7 @@ class Denoised(Law):
 
     @property
     def origin(self) -> Tensor:
-        """What is to be added to the coordinates for data units, (D,), float64."""
+        """The vector to add to coordinates to get data units, (D,), float64."""
         return self._truth.origin
 
     @property
@@ -56,7 +57,7 @@ class Denoised(Law):
         return self._denoise(x.cpu().double(), float(sigma)).to(x)
 
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
-        """Return what becomes of draws from the dataset's parts."""
+        """Return draws from the dataset's parts after the denoising step."""
         draws = self._truth.strata(num, sigma, generator)
         return draws._replace(x=self._denoise(draws.x, sigma))
 
@@ -68,7 +69,7 @@ class Denoised(Law):
         return self._truth.covariance - narrower + sigma**4 * self._truth.fisher(sigma).matrix
 
     def covariance_error(self, sigma: float) -> Tensor:
-        """Return the standard errors of Cov[d], (D, D), 0 where J has none."""
+        """Return the standard errors of Cov[d], (D, D); 0 where J has no error."""
         if sigma == 0:
             return super().covariance_error(sigma)
         return sigma**4 * self._truth.fisher(sigma).matrix_error
@@ -76,7 +77,7 @@ class Denoised(Law):
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each mode, from draws.
 
-        With one mode they are all points, and in 1D the shares are exact.
+        With one mode, all points belong to it. In 1D the shares are exact.
         """
         if sigma == 0:
             return self._truth.mode_moments(sigma)
@@ -102,8 +103,8 @@ class Denoised(Law):
     def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """Return E[max(x - d(X), 0)], for D = 1; ``x`` of any shape.
 
-        With x = d(u), F and A the dataset's ``cdf`` and ``integrated_cdf`` at sigma and p its
-        density: (x - u) F(u) + A(u) - sigma^2 p(u).
+        With x = d(u) this is (x - u) F(u) + A(u) - sigma^2 p(u), where F, A and p are the
+        dataset's ``cdf``, ``integrated_cdf`` and density at sigma.
         """
         u = self._before(x, sigma)
         area = self._truth.integrated_cdf(u, sigma)
@@ -131,7 +132,7 @@ class Denoised(Law):
 
     def _before(self, x: Tensor, sigma: float) -> Tensor:
         """Return u with d(u) = x, for D = 1; ``x`` of any shape."""
-        from scipy.optimize.elementwise import find_root  # here, as scipy takes long to import
+        from scipy.optimize.elementwise import find_root  # here, because importing scipy is slow
 
         if sigma == 0:
             return x
@@ -148,7 +149,7 @@ class Denoised(Law):
                 - x
             )
 
-        # Beyond the nodes the nearest end serves: F is 0 or 1 there.
+        # Beyond the nodes, take the nearest end: F is 0 or 1 there.
         inside = x.clamp(float(values[0]), float(values[-1]))
         bracket = nodes[above - 1].numpy(), nodes[above].numpy()
         return torch.from_numpy(find_root(excess, bracket, args=(inside.numpy(),)).x)

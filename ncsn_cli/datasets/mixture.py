@@ -22,7 +22,7 @@ from ncsn_cli.core.expectation import (
 from ncsn_cli.core.settings import NUM_DRAWS, STRICT, Count, random_stream
 from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 
-_MOST_NODES = 4000  # on a line, of a distribution function
+_MOST_NODES = 4000  # max nodes of the distribution function along a direction
 
 
 class GaussianMixture(Dataset):
@@ -34,17 +34,17 @@ class GaussianMixture(Dataset):
         grad log p_sigma(x) = -sum_k r_k(x) (Sigma_k + sigma^2 I)^-1 (x - mu_k)
         r_k(x) = w_k N(x; mu_k, Sigma_k + sigma^2 I) / p_sigma(x)
 
-    Source: Song & Ermon (2019), arXiv:1907.05600, section 3.2, in closed form. Evaluated in the
-    eigenbasis of each Sigma_k and through logsumexp and softmax, so it stays finite far from
-    all modes; in the dtype of ``x``.
+    Source: Song & Ermon (2019), arXiv:1907.05600, section 3.2, in closed form. The density
+    and the score are evaluated in the eigenbasis of each Sigma_k and through logsumexp and
+    softmax, in the dtype of ``x``, so that they stay finite far from all modes.
 
-    Components with the same mean are one mode, which has the sum of their weights.
+    Components with the same mean form one mode, whose weight is the sum of their weights.
 
     Args:
         weights: w_k > 0, (K,), summing to 1.
-        means: mu_k, (K, D); a flat list stands for D = 1. Data units.
-        stds: Standard deviations: one for all, one a component (K,), or one a component and
-            axis (K, D). 0 makes a component a point. Data units.
+        means: mu_k, (K, D), or a flat list for D = 1. Data units.
+        stds: Standard deviations: one for all, one per component (K,), or one per component
+            and axis (K, D). 0 makes a component a point. Data units.
         covariances: Sigma_k, (K, D, D), instead of ``stds``. Data units squared.
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
@@ -73,10 +73,10 @@ class GaussianMixture(Dataset):
         if self._means.ndim == 1:
             self._means = self._means[:, None]  # (K, D)
         if self._means.ndim != 2 or self._means.shape[1] == 0:
-            raise ConfigError("means: a list of numbers, or of lists of D numbers, is needed")
+            raise ConfigError("means: must be a list of numbers or a list of lists of D numbers")
         num_components, self.dim = self._means.shape
         if len(weights) != num_components:
-            raise ConfigError(f"weights: {len(weights)} of them, but {num_components} means")
+            raise ConfigError(f"weights: got {len(weights)}, but there are {num_components} means")
         if not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
             raise ConfigError(f"weights: they must sum to 1, got {sum(weights):g}")
         if (stds is None) == (covariances is None):
@@ -86,12 +86,12 @@ class GaussianMixture(Dataset):
             self._variances = self._diagonal(stds)  # eigenvalues of Sigma_k: (K, D)
         else:
             self._variances, self._rotations = self._eigenbasis(covariances)
-        # All Sigma_k are v I: distances suffice, and no tensor is (B, K, D).
+        # If all Sigma_k are v I, distances suffice and no tensor is (B, K, D).
         self._is_isotropic = self._rotations is None and len(self._variances.unique()) == 1
         self._has_points = bool((self._variances == 0).any())
         self._origin = torch.zeros(self.dim, dtype=torch.float64)
         rows = {tuple(mean): k for k, mean in reversed([*enumerate(self._means.tolist())])}
-        firsts = sorted(rows.values())  # components, each the first with its mean: (modes,)
+        firsts = sorted(rows.values())  # the first component of each mode: (modes,)
         self._modes = self._means[firsts]
         place = {k: i for i, k in enumerate(firsts)}
         self._mode_of = torch.tensor([place[rows[tuple(m)]] for m in self._means.tolist()])  # (K,)
@@ -123,12 +123,12 @@ class GaussianMixture(Dataset):
                 raise ConfigError(
                     f"covariances.{k}: not positive semidefinite, smallest eigenvalue {smallest:g}"
                 )
-        # A singular matrix has eigenvalues of rounding's size: they are 0.
+        # A singular matrix has eigenvalues as small as rounding errors: set them to 0.
         rounding = 1e-12 * scales[:, None]
         return torch.where(variances < rounding, 0.0, variances), rotations
 
     def centred(self) -> GaussianMixture:
-        """Return this mixture in coordinates around its mean, which ``origin`` then is."""
+        """Return a copy in coordinates around the mean, which is the ``origin`` of the copy."""
         moved = copy.copy(self)
         moved._origin = self._origin + self.mean
         moved._means, moved._modes = self._means - self.mean, self._modes - self.mean
@@ -137,7 +137,7 @@ class GaussianMixture(Dataset):
 
     @property
     def origin(self) -> Tensor:
-        """What is to be added to the coordinates for data units, (D,), float64."""
+        """The vector to add to coordinates to get data units, (D,), float64."""
         return self._origin
 
     @property
@@ -160,7 +160,7 @@ class GaussianMixture(Dataset):
 
     @property
     def num_components(self) -> int:
-        """K."""
+        """K, the number of components."""
         return len(self._weights)
 
     @property
@@ -170,7 +170,10 @@ class GaussianMixture(Dataset):
 
     @property
     def extent(self) -> tuple[Tensor, Tensor]:
-        """The box that pictures show, lower and upper corner (D,): all means, 5 std around."""
+        """Corners (D,) of the box that plots show.
+
+        The box covers all means with a margin of 5 times the largest std, or 1 if the std is 0.
+        """
         margin = 5 * self._variances.max().sqrt()
         if margin == 0:
             margin = torch.tensor(1.0)
@@ -184,7 +187,7 @@ class GaussianMixture(Dataset):
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
     ) -> Tensor:
-        """Independent draws from p_sigma, (num, D), float32, on the generator's device.
+        """Return independent draws from p_sigma, (num, D), float32, on the generator's device.
 
         ``sigma`` is () or (num,).
         """
@@ -200,7 +203,8 @@ class GaussianMixture(Dataset):
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
         """Return draws from each component at level sigma.
 
-        Half of the ``num`` draws by weight and half evenly, but two at least.
+        Half of the ``num`` draws are shared out by weight and half evenly. Each component has at
+        least two.
         """
         sizes = (num * (self._weights + 1 / self.num_components) / 2).ceil().clamp(min=2)
         k = torch.arange(self.num_components).repeat_interleave(sizes.long())  # (n,)
@@ -213,14 +217,14 @@ class GaussianMixture(Dataset):
         return Draws(self._weights, k, self._means[k] + z)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
         if not self._is_isotropic:
             return self._terms(x, sigma)[0].logsumexp(-1)
         exponents, variance = self._isotropic_exponents(x, sigma)
         return exponents.logsumexp(0) - self.dim / 2 * (2 * math.pi * variance).log()
 
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """P(mode | x) at level sigma, (B, modes), the sum of its components' responsibilities."""
+        """Return P(mode | x) at level sigma, (B, modes), summed over each mode's components."""
         if self._is_isotropic:
             shares = self._isotropic_exponents(x, sigma)[0].softmax(0).mT  # (B, K)
         else:
@@ -231,7 +235,10 @@ class GaussianMixture(Dataset):
         return empty.index_add(1, self._mode_of.to(x.device), shares)
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Grad log p_sigma(x), (B, D), units 1/length; ``x`` (B, D), ``sigma`` () or (B,)."""
+        """Return grad log p_sigma(x), (B, D), units 1/length.
+
+        ``x`` is (B, D), ``sigma`` () or (B,).
+        """
         if not self._is_isotropic:
             return self._mean_pull(*self._terms(x, sigma))
         exponents, variance = self._isotropic_exponents(x, sigma)
@@ -239,14 +246,15 @@ class GaussianMixture(Dataset):
         return ((means - x.mT) / variance).mT
 
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """P(X <= x) = sum_k w_k Phi((x - mu_k)/s_k), s_k^2 = Sigma_k + sigma^2; D = 1."""
+        """Return P(X <= x) = sum_k w_k Phi((x - mu_k)/s_k), s_k^2 = Sigma_k + sigma^2; D = 1."""
         weights, standardised, _ = self._standardise(x, sigma)
         return torch.special.ndtr(standardised) @ weights
 
     def integrated_cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """E[max(x - X, 0)] = sum_k w_k s_k (u Phi(u) + phi(u)), u = (x - mu_k)/s_k; D = 1.
+        """Return E[max(x - X, 0)] = sum_k w_k s_k (u Phi(u) + phi(u)), for D = 1.
 
-        This is the integral of the distribution function from -infinity to x; data units.
+        Here u = (x - mu_k)/s_k, with s_k as in ``cdf``. The result is the integral of the
+        distribution function from -infinity to x, in data units.
         """
         weights, u, stds = self._standardise(x, sigma)
         return (stds * (u * torch.special.ndtr(u) + _density(u))) @ weights
@@ -254,8 +262,9 @@ class GaussianMixture(Dataset):
     def projected_cdf(self, direction: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
         """Return nodes (G,) that resolve the law of <v, x>, and P(<v, x> <= node) (G,).
 
-        It is the mixture of N(<v, mu_k>, v^T (Sigma_k + sigma^2 I) v). Its nodes lie at most a
-        fifth of a standard deviation apart around each component; None for more than 100 of them.
+        The law is the mixture of N(<v, mu_k>, v^T (Sigma_k + sigma^2 I) v). Around each component
+        the nodes lie at most a fifth of a standard deviation apart. With more than 100 components
+        the result is None.
         """
         per_component = _MOST_NODES // self.num_components
         if per_component < 40:
@@ -263,7 +272,7 @@ class GaussianMixture(Dataset):
         means = self._means @ direction  # (K,)
         stds = (self._covariances(sigma) @ direction @ direction).clamp(min=0).sqrt()
         spread = float(means.max() - means.min() + stds.max())
-        stds = stds.clamp(min=max(1e-12 * spread, 1e-300))  # a point: a step of F
+        stds = stds.clamp(min=max(1e-12 * spread, 1e-300))  # a point is a step of F
         edge = 8.5 if per_component > 90 else 4.0
         u = torch.linspace(-edge, edge, per_component, dtype=torch.float64)
         nodes = (means[:, None] + stds[:, None] * u).flatten().sort().values
@@ -272,9 +281,10 @@ class GaussianMixture(Dataset):
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each mode under p_sigma.
 
-        In closed form where all centres lie on a line, as they do for D = 1 and for two modes:
-        the points nearest to one are then those between two parallel planes, on which a Gaussian
-        is a truncated one. Else from draws, which count what leaks from mode to mode, with errors.
+        The moments have a closed form if all centres lie on a line, as they do for D = 1 and for
+        two modes. The points nearest to a centre then lie between two parallel planes, and each
+        Gaussian is truncated there. Otherwise draws account for the points that leak from one mode
+        to another, and the moments have standard errors.
         """
         covariances = self._covariances(sigma)  # (K, D, D)
         line = self._modes - self._modes[0]
@@ -299,17 +309,19 @@ class GaussianMixture(Dataset):
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma, units 1/length^2, and its error.
 
-        By the trapezoid rule for D <= 2: step a third of the narrowest standard deviation, 8 of
-        the widest around all means; relative error below 1e-5. Where that takes over 3e7 terms,
-        and for D > 2, from exact draws, of which only the components' overlap is the mean (so
-        components apart, and a single one, have no error):
+        For D <= 2 the trapezoid rule is used. Its step is a third of the narrowest standard
+        deviation, and its grid reaches 8 of the widest beyond all means. The relative error is
+        below 1e-5. If the rule needs more than 3e7 terms, and for D > 2, exact draws are used
+        instead. Draws estimate only the overlap of the components, so that well separated
+        components, and a single component, have no error:
 
             E[s s^T] = sum_k w_k C_k^-1 - sum_{j<k} E[r_j r_k (g_j - g_k)(g_j - g_k)^T]
 
-        with C_k = Sigma_k + sigma^2 I, g_k = C_k^-1 (mu_k - x). E[r_j r_k h] = w_j E_j[r_k h], the
-        mean over component j: of each pair the one with the larger tr C_j^-1 is drawn.
+        with C_k = Sigma_k + sigma^2 I and g_k = C_k^-1 (mu_k - x). Because
+        E[r_j r_k h] = w_j E_j[r_k h], with E_j the mean over component j, each pair needs draws
+        from only one of its components: the component with the larger tr C_j^-1 is drawn.
 
-        Source: minus the mean Hessian of log p_sigma, integrated by parts.
+        Source: E[s s^T] is minus the mean Hessian of log p_sigma, by integration by parts.
         """
         self._require_density(torch.tensor(sigma))
         if self.dim <= 2 and self.num_components > 1:
@@ -337,13 +349,13 @@ class GaussianMixture(Dataset):
         squares = (self._means[:, :, None] * self._means[:, None]).flatten(1)  # (K, D^2)
 
         def spread(_: Tensor, x: Tensor) -> Tensor:
-            """The same for equal C_k = v I: minus the covariance of mu under r(x), over v^2."""
+            """Return the overlap term for equal C_k = v I: -Cov[mu]/v^2 under r(x), (n, D, D)."""
             shares = self._isotropic_exponents(x, sigma)[0].softmax(0).mT  # (n, K)
             mean, square = shares @ self._means, (shares @ squares).view(-1, self.dim, self.dim)
             return (mean[:, :, None] * mean[:, None] - square) / variances[0, 0] ** 2
 
         def overlap(j: Tensor, x: Tensor) -> Tensor:
-            """-sum_k b_jk r_k (g_j - g_k)(g_j - g_k)^T, (n, D, D), with b_jk + b_kj = 1."""
+            """Return -sum_k b_jk r_k (g_j - g_k)(g_j - g_k)^T, (n, D, D); b_jk + b_kj = 1."""
             log_terms, _ = self._terms(x, sigma)
             pulls = torch.einsum("kij,bkj->bki", inverses, self._means - x[:, None])  # g_k
             difference = pulls[torch.arange(len(j)), j][:, None] - pulls  # (n, K, D)
@@ -362,7 +374,7 @@ class GaussianMixture(Dataset):
         )
 
     def has_density(self, sigma: float) -> bool:
-        """Whether p_sigma has one: not at sigma = 0 where a component is a point."""
+        """Return whether p_sigma has a density: not at sigma = 0 if a component is a point."""
         return sigma > 0 or not self._has_points
 
     def _require_density(self, sigma: Tensor) -> None:
@@ -373,36 +385,39 @@ class GaussianMixture(Dataset):
             )
 
     def _bases(self) -> Tensor:
-        """Eigenvectors of each Sigma_k in columns, (K, D, D)."""
+        """Return the eigenvectors of each Sigma_k in columns, (K, D, D)."""
         if self._rotations is not None:
             return self._rotations
         return torch.eye(self.dim).double().expand(self.num_components, -1, -1)
 
     def _covariances(self, sigma: float) -> Tensor:
-        """Sigma_k + sigma^2 I, (K, D, D)."""
+        """Return Sigma_k + sigma^2 I, (K, D, D)."""
         rotations = self._bases()
         return rotations * (self._variances + sigma**2)[:, None, :] @ rotations.mT
 
     def _moments_between_planes(
         self, direction: Tensor, along: Tensor, covariances: Tensor
     ) -> ModeMoments:
-        """Return ``mode_moments`` for modes at ``along`` (modes,) on a line, (D,) its direction.
+        """Return ``mode_moments`` for modes at ``along`` (modes,) on a line.
 
-        On N(mu, C), with s^2 = v^T C v and g = C v/s, the part of x that a plane sees is
-        z = <v, x - mu>/s, and x = mu + g z + a rest that does not depend on z.
+        ``direction`` is v (D,), the direction of the line. For x ~ N(mu, C), let s^2 = v^T C v,
+        g = C v/s and z = <v, x - mu>/s. The planes bound z alone, and x = mu + g z + a rest that
+        does not depend on z.
         """
+        # The two planes around each mode.
         order = along.argsort()
         middles = (along[order][1:] + along[order][:-1]) / 2
         ends = torch.tensor([math.inf], dtype=torch.float64)
-        low, high = torch.cat([-ends, middles]), torch.cat([middles, ends])  # of modes in order
+        low, high = torch.cat([-ends, middles]), torch.cat([middles, ends])  # modes in order
         back = order.argsort()
         low, high = low[back, None], high[back, None]  # (modes, 1)
+        # Integrals over z between the planes, for each component.
         means = (self._means - self._modes[0]) @ direction  # (K,)
         slopes = covariances @ direction  # C v: (K, D)
         stds = (slopes @ direction).clamp(min=1e-300).sqrt()
         a, b = (low - means) / stds, (high - means) / stds  # (modes, K)
         mass = torch.where(
-            a > 0,  # of the two tails the smaller one, which rounds least
+            a > 0,  # take the smaller tail, which has the smaller rounding error
             torch.special.ndtr(-a) - torch.special.ndtr(-b),
             torch.special.ndtr(b) - torch.special.ndtr(a),
         )
@@ -411,7 +426,8 @@ class GaussianMixture(Dataset):
             mass
             + a.nan_to_num(posinf=0, neginf=0) * (_density(a))
             - b.nan_to_num(posinf=0, neginf=0) * _density(b),
-        )  # of 1, z and z^2: (modes, K)
+        )  # mass, first and second are the integrals of 1, z and z^2: (modes, K)
+        # Moments of x from these integrals.
         w, g = self._weights, slopes / stds[:, None]  # (K,), (K, D)
         y = self._means - self._modes[:, None]  # (modes, K, D)
         outer = g[:, :, None] * g[:, None]  # (K, D, D)
@@ -430,7 +446,10 @@ class GaussianMixture(Dataset):
         )
 
     def _parameters(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Weights (K,), means (K, D), variances (K, D), maybe rotations (K, D, D), like ``x``."""
+        """Return weights (K,), means (K, D), variances (K, D) and any rotations (K, D, D).
+
+        They have the dtype and device of ``x``, and are kept in a cache.
+        """
         key = (x.dtype, x.device)
         if key not in self._cast:
             parameters = [self._weights, self._means, self._variances, self._rotations]
@@ -438,9 +457,9 @@ class GaussianMixture(Dataset):
         return self._cast[key]
 
     def _isotropic_exponents(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Exponents log w_k - ||x - mu_k||^2/(2 v) (K, B); variance v () or (B,).
+        """Return exponents log w_k - ||x - mu_k||^2/(2 v) (K, B), and variance v () or (B,).
 
-        Points stand in columns: there are many of them and few components.
+        Points are columns, because there are many points and few components.
         """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         self._require_density(sigma)
@@ -453,7 +472,10 @@ class GaussianMixture(Dataset):
         return weights.log()[:, None] - square / (2 * variance), variance
 
     def _terms(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        """log(w_k N_k(x)), (B, K), and (Sigma_k + sigma^2 I)^-1 (mu_k - x), rotated, (B, K, D)."""
+        """Return log(w_k N_k(x)), (B, K), and the pull of each component, (B, K, D).
+
+        The pull is (Sigma_k + sigma^2 I)^-1 (mu_k - x), in the eigenbasis of Sigma_k.
+        """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         self._require_density(sigma)
         weights, means, variances, *rotations = self._parameters(x)
@@ -466,23 +488,23 @@ class GaussianMixture(Dataset):
         return weights.log() - ((offset * pulls).sum(-1) + log_normaliser) / 2, pulls
 
     def _mean_pull(self, log_terms: Tensor, pulls: Tensor) -> Tensor:
-        """sum_k r_k (Sigma_k + sigma^2 I)^-1 (mu_k - x), (B, D), from ``_terms``."""
+        """Return sum_k r_k (Sigma_k + sigma^2 I)^-1 (mu_k - x), (B, D), from ``_terms``."""
         pulls = log_terms.softmax(-1)[..., None] * pulls  # (B, K, D)
         if self._rotations is None:
             return pulls.sum(-2)
         return torch.einsum("kij,bkj->bi", self._parameters(pulls)[3], pulls)
 
     def _standardise(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (K,), (x - mu_k)/s_k (..., K) and s_k (K,) for D = 1."""
+        """Return weights (K,), (x - mu_k)/s_k (..., K) and s_k (K,) for D = 1."""
         if self.dim != 1:
             raise ValueError(f"a distribution function needs D = 1, this mixture has {self.dim}")
         weights, means, variances, *_ = self._parameters(x)
-        stds = (variances[:, 0] + sigma**2).sqrt().clamp(min=1e-30)  # a point: a step of F
+        stds = (variances[:, 0] + sigma**2).sqrt().clamp(min=1e-30)  # a point is a step of F
         return weights, (x[..., None] - means[:, 0]) / stds, stds
 
 
 def _rectangular(values: object, name: str) -> Tensor:
-    """Nested lists as a float64 tensor; the rows must be of one length."""
+    """Return nested lists as a float64 tensor; raise ConfigError if rows differ in length."""
     try:
         return torch.tensor(values, dtype=torch.float64)
     except (ValueError, TypeError):
@@ -490,5 +512,5 @@ def _rectangular(values: object, name: str) -> Tensor:
 
 
 def _density(u: Tensor) -> Tensor:
-    """Density of N(0, 1)."""
+    """Return the density of N(0, 1) at u."""
     return torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)

@@ -9,20 +9,20 @@ from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.expectation import FisherInformation
 
 MOST_GRID_TERMS = 3e7
-"""Points times components of the largest grid: a second or two."""
+"""Max points times components of a grid. A grid of this size takes a second or two."""
 
-_TERMS_AT_ONCE = 2_000_000  # 16 MB a number in float64
+_TERMS_AT_ONCE = 2_000_000  # 16 MB per number of a term, in float64
 
 
 def fisher_on_grid(truth: Dataset, sigma: float, axes: list[Tensor]) -> FisherInformation:
     """Return E[s s^T], s = grad log p_sigma, by the trapezoid rule.
 
-    On equal steps the rule converges geometrically for smooth densities.
+    With equal steps the rule converges geometrically for smooth densities.
 
     Args:
         truth: The dataset.
         sigma: The level, data units.
-        axes: Ascending nodes of each axis (n,), float64, outside which p_sigma is negligible.
+        axes: Ascending nodes of each axis (n,), float64. Outside them p_sigma is negligible.
     """
     steps = [torch.nn.functional.pad(axis.diff(), (1, 1)) for axis in axes]
     widths = [step[1:] + step[:-1] for step in steps]  # twice the rule's weights

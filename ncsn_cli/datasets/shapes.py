@@ -22,7 +22,7 @@ def ring(
     num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of the given radius, D = 2."""
+    """Return ``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of ``radius``, D = 2."""
     angles = [2 * math.pi * k / num_modes for k in range(num_modes)]
     means = [[radius * math.cos(angle), radius * math.sin(angle)] for angle in angles]
     return GaussianMixture([1 / num_modes] * num_modes, means, std, None, num_samples, seed)
@@ -36,7 +36,10 @@ def grid(
     num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """``side`` x ``side`` equal Gaussians N(mu_k, std^2 I), ``spacing`` apart around 0, D = 2."""
+    """Return ``side`` x ``side`` equal Gaussians N(mu_k, std^2 I) on a grid around 0, D = 2.
+
+    Neighbours are ``spacing`` apart.
+    """
     ticks = [spacing * (i - (side - 1) / 2) for i in range(side)]
     means = [[x, y] for x in ticks for y in ticks]
     return GaussianMixture([1 / side**2] * side**2, means, std, None, num_samples, seed)
@@ -50,21 +53,21 @@ def moons(
     num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """Two interleaved half circles of equal Gaussians N(mu_k, std^2 I), D = 2.
+    """Return two interleaved half circles of equal Gaussians N(mu_k, std^2 I), D = 2.
 
         mu_k = radius (cos t - 1/2, sin t - 1/4) and its mirror image -mu_k, 0 <= t <= pi
 
     Source: ``make_moons`` of scikit-learn, scaled and centred on the origin. Half of the
-    components lie on each moon, evenly. With the default 64 they are one std apart, so the
-    density along a moon ripples by 2 exp(-2 pi^2 std^2/spacing^2) = 1e-8 and looks continuous;
-    two std apart it would be 1.4 %.
+    components lie on each moon, evenly spaced. The default 64 components are one std apart, so
+    that the density along a moon ripples by 2 exp(-2 pi^2 std^2/spacing^2) = 1e-8 and looks
+    continuous. If they were two std apart, the ripple would be 1.4 %.
 
     Raises:
         ConfigError: If ``num_components`` is odd.
     """
     if num_components % 2:
         raise ConfigError(
-            f"num_components: half of them lie on each moon, so {num_components} should be even"
+            f"num_components: must be even (half lie on each moon), got {num_components}"
         )
     angles = torch.linspace(0, math.pi, num_components // 2, dtype=torch.float64)
     upper = radius * torch.stack([angles.cos() - 0.5, angles.sin() - 0.25], dim=-1)  # (K/2, 2)
@@ -82,15 +85,16 @@ def spiral(
     num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """Equal Gaussians N(mu_k, std^2 I) along one arm of a spiral of Archimedes, D = 2.
+    """Return equal Gaussians N(mu_k, std^2 I) along one arm of a spiral of Archimedes, D = 2.
 
         mu = a t (cos t, sin t), 0 <= t <= 2 pi turns, a = radius/(2 pi turns)
         length from the centre to t: a/2 (t sqrt(1 + t^2) + asinh t)
 
-    The components lie at equal arc length from the centre to ``radius``, so the density is even
-    along the arm (to 2 % after the first quarter turn, where the arm bends as sharply as std).
-    With the default 100 they are one std apart (the arm is 19.6 long), so it ripples by 1e-8
-    and looks continuous; two std apart it would be 1.4 %.
+    The components are evenly spaced in arc length from the centre to ``radius``, so that the
+    density is even along the arm (to 2 % after the first quarter turn, in which the arm bends as
+    sharply as std). The default 100 components are one std apart (the arm is 19.6 long), so that
+    the density ripples by 1e-8 and looks continuous. If they were two std apart, the ripple would
+    be 1.4 %.
     """
     t = np.linspace(0, 2 * math.pi * turns, 100_001)
     length = (t * np.sqrt(1 + t**2) + np.arcsinh(t)) / 2  # in units of a

@@ -1,1 +1,1 @@
-"""Scores and samples held against the truth."""
+"""Compare scores and samples with the truth."""

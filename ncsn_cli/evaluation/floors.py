@@ -1,4 +1,4 @@
-"""Noise floors: how far exact draws are from the truth, by each metric."""
+"""Noise floors: how far exact draws are from the truth, for each metric."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from ncsn_cli.runs.files import read_json, to_json, write_atomic
 log = logging.getLogger(__name__)
 
 SETS = 200
-"""Sets of exact draws behind each noise floor, where they are not cheap."""
+"""Number of sets of exact draws behind a noise floor, unless the distances are cheap."""
 
-_CHEAP_SETS, _MOST_CHEAP_DRAWS = 1000, 20_000  # a few seconds
-_FIRST = 3  # sets by which a floor is known again
+_CHEAP_SETS, _MOST_CHEAP_DRAWS = 1000, 20_000  # together a few seconds
+_FIRST = 3  # sets whose distances identify a floor in the cache
 
 Floor = dict[str, Any]
-"""``floor``, the mean distance of exact draws, and ``floor_quantiles``, .5 and 99.5 %; also
-``floor_standard_error`` where the mean is estimated."""
+"""``floor``, the mean distance of exact draws, and ``floor_quantiles``, at .5 and 99.5 %; also
+``floor_standard_error`` if the mean is estimated."""
 
 
 def noise_floor(
     metric: SampleMetric, truth: Law, sigma: float, num: int, cache: Path | None = None
 ) -> Floor:
-    """Return the law of the distance between ``num`` exact draws and p_sigma.
+    """Return mean and quantiles of the distance between ``num`` exact draws and p_sigma.
 
-    Its mean is exact where the metric has a formula. Else it comes, as the quantiles do, from 200
-    sets of draws, or 1000 where they are cheap. (Weibull's quantiles: on average 99 % of other
-    draws lie between them. Those that interpolate between the sets hold 98 %.) Every call draws
-    the same sets. With a folder ``cache`` the floor is kept there from run to run, under a digest
-    of the first distances: whatever changes the law or the metric, code included, changes these.
+    The mean is exact if the metric has a formula. Otherwise the mean, and always the quantiles,
+    are estimated from 200 sets of draws, or from 1000 sets if the distances are cheap. Every call
+    draws the same sets. The quantiles are Weibull's: on average, 99 % of other draws lie between
+    them. (Quantiles that interpolate between the sets enclose only 98 %.)
+
+    If a folder ``cache`` is given, the floor is stored there and shared between runs. The file's
+    name is a digest that includes the first distances: any change of the law or of the metric,
+    code included, changes these distances.
     """
     distance = metric.distance(truth, sigma, num)
     stream = random_stream(0, "noise floor")
@@ -64,12 +67,12 @@ def noise_floor(
         try:
             write_atomic(path, to_json(what | found))
         except OSError as error:
-            log.warning("%s: this noise floor is not kept for other runs (%s)", path, error)
+            log.warning("%s: cannot store this noise floor for other runs (%s)", path, error)
     return found
 
 
 def _read(path: Path) -> Floor | None:
-    """Return a floor that was kept; None if it is not there or damaged."""
+    """Return the floor stored at ``path``; None if the file is missing or damaged."""
     match read_json(path):
         case {"floor": float(floor), "floor_quantiles": [float(low), float(high)], **rest}:
             error = rest.get("floor_standard_error")

@@ -1,4 +1,4 @@
-"""Where pictures show truth and scores: on a grid, or in projection."""
+"""The points at which pictures show truth and scores: on a grid, or in projection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ncsn_cli.metrics import in_float64, recovered_density
 
 Array = NDArray[np.float64]
 
-_LEVELS = 3  # that there is room for, where D > 1
-_DRAWS, _MOST_NUMBERS = 200_000, 20_000_000  # from which a projected density is made
-_ARROWS = 150
+_LEVELS = 3  # levels for which a picture has room, for D > 1
+_DRAWS, _MOST_NUMBERS = 200_000, 20_000_000  # limits for a projected density
+_ARROWS = 150  # exact draws at which a projected score is shown
 
 
 class Grid:
@@ -39,7 +39,7 @@ class Grid:
         return self._points
 
     def project(self, x: ArrayLike) -> Array:
-        """Return ``x`` (..., D) as it is."""
+        """Return ``x`` (..., D) unchanged, as float64."""
         return np.asarray(x, dtype=np.float64)
 
     def density(self, sigma: float) -> Array:
@@ -50,9 +50,9 @@ class Grid:
 class Projection:
     """The plane on which pictures of D > 2 show points, along two principal axes of the truth.
 
-    They are the two eigenvectors of Cov[x] with the largest eigenvalues. The projection of
-    p_sigma = p * N(0, sigma^2 I) is that of p, convolved with N(0, sigma^2 I_2); here that of p is
-    a histogram of exact draws.
+    The axes are the two eigenvectors of Cov[x] with the largest eigenvalues. The projection of
+    p_sigma = p * N(0, sigma^2 I) is the projection of p convolved with N(0, sigma^2 I_2). Here, a
+    histogram of exact draws stands for the projection of p.
 
     Args:
         dataset: The truth.
@@ -63,7 +63,7 @@ class Projection:
         self._stream = random_stream(0, "exact draws in projection")
         basis = torch.linalg.eigh(dataset.covariance).eigenvectors[:, [-1, -2]]
         largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-        self._basis = (basis * largest.sign()).double().numpy()  # (D, 2); else of either sign
+        self._basis = (basis * largest.sign()).double().numpy()  # (D, 2); fixes the sign
         num = min(_DRAWS, _MOST_NUMBERS // dataset.dim)
         draws = self.project(dataset.sample(num, generator=self._stream))
         x, y = draws.T
@@ -72,7 +72,7 @@ class Projection:
         self._cells = np.array([axis[1] - axis[0] for axis in self.axes])
 
     def points(self, sigma: float) -> Tensor:
-        """Return some exact draws of p_sigma (A, D), float64; within the picture if there are."""
+        """Return A exact draws of p_sigma (A, D), float64; draws inside the picture come first."""
         x = self._dataset.sample(20 * _ARROWS, sigma=sigma, generator=self._stream)
         low, high = ([axis[end] for axis in self.axes] for end in (0, -1))
         places = self.project(x)
@@ -84,17 +84,17 @@ class Projection:
         return np.asarray(x, dtype=np.float64) @ self._basis
 
     def density(self, sigma: float) -> Array:
-        """Return the density of p_sigma in projection, on the grid (G,); a cell blurs it, too."""
-        from scipy.ndimage import gaussian_filter  # takes long to import
+        """Return the projected density of p_sigma on the grid (G,), blurred by a cell or more."""
+        from scipy.ndimage import gaussian_filter  # here: scipy is slow to import
 
         widths = np.maximum(sigma / self._cells, 1)
         return gaussian_filter(self._histogram, widths, mode="constant").ravel()
 
 
 def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
-    """Return the axes that pictures show and all points on them (G, D), for D = 1 and 2.
+    """Return the axes that pictures show and all points of their grid (G, D), for D = 1 and 2.
 
-    The last axis is the fastest.
+    The last axis varies fastest.
     """
     low, high = dataset.extent
     axes = [
@@ -105,7 +105,7 @@ def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
 
 
 def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
-    """Those of ``sigmas`` (L,) that pictures show (M,): all for D = 1, else three."""
+    """Return the levels (M,) of ``sigmas`` (L,) that pictures show: for D > 1, at most three."""
     shown = sigmas.double().cpu()
     if dim > 1 and len(shown) > _LEVELS:
         shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS).round().long()]
@@ -123,11 +123,12 @@ def compose_scene(
     denoised: Law | None = None,
     **arrays: Any,  # noqa: ANN401
 ) -> Scene:
-    """Evaluate the truth, and the ``score`` learned on ``device``, where pictures show them.
+    """Return a ``Scene``: the truth and the learned ``score``, evaluated where pictures show them.
 
-    ``path_sigmas`` (frames,) are the levels of chains over time, ``denoised`` is the law of the
-    exact draws where they are denoised; the other ``arrays`` go into
-    the ``Scene``, points in the dataset's coordinates in data units and, for D > 2, projected.
+    ``score`` runs on ``device``. ``path_sigmas`` (frames,) are the levels of chains over time.
+    ``denoised`` is the law of the exact draws if they are denoised. The other ``arrays`` go into
+    the ``Scene``. Points among them are given in the dataset's coordinates: this function adds the
+    dataset's origin and, for D > 2, projects the points.
     """
     shown = levels_shown(dataset.dim, sigmas)
     levels = shown.tolist()
@@ -137,6 +138,7 @@ def compose_scene(
     def learned(score: Score, x: Tensor, sigma: float) -> Tensor:
         return score(x.float().to(device), torch.tensor(sigma, device=device)).cpu()
 
+    # The densities recovered from the learned score.
     if dataset.dim == 1 and score is not None:
         precise = in_float64(score)  # one copy for all levels
         found = [recovered_density(precise, dataset, sigma) for sigma in levels]
@@ -144,6 +146,7 @@ def compose_scene(
             [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
         )
         arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
+    # The density of denoised exact draws, as a mean over each cell of the grid.
     if denoised is not None and dataset.dim == 1:
         (axis,) = view.axes
         edges = torch.from_numpy(
@@ -151,12 +154,14 @@ def compose_scene(
         )
         rises = denoised.cdf(edges, levels[-1]).diff().numpy()
         arrays["denoised_density"] = rises / (axis[1] - axis[0])
-    offset = view.project(dataset.origin)  # pictures are in data units
+    # Points, projected and in data units.
+    offset = view.project(dataset.origin)
     if isinstance(view, Projection):
         arrays["places"] = np.stack([view.project(x) + offset for x in points])
     for name in ("data", "samples", "exact", "paths"):
         if arrays.get(name) is not None:
             arrays[name] = view.project(arrays[name]) + offset
+    # Densities and scores at the levels shown, and densities at the levels of the chains.
     pairs = list(zip(points, levels, strict=True))
     by_level = {} if path_sigmas is None else {s: view.density(s) for s in set(path_sigmas)}
     return Scene(

@@ -1,4 +1,4 @@
-"""The density that a score implies through its probability flow, on a grid, beside the truth."""
+"""The density that a score implies by its probability flow, on a grid, and the true density."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from ncsn_cli.metrics import (
 
 log = logging.getLogger(__name__)
 
-_FLOW_STEPS = 2000  # at most, from one point
-_MOST_PER_AXIS = {1: 12_801, 2: 241}  # points of a grid, for D = 1 and 2: some minutes
-_GRID_ERROR = 0.01  # of masses, and of 1 + KL
-_NEGLIGIBLE = 20.0  # nats below the largest density
+_FLOW_STEPS = 2000  # max steps of the flow per point
+_MOST_PER_AXIS = {1: 12_801, 2: 241}  # points, for D = 1 and 2: some minutes
+_GRID_ERROR = 0.01  # max error of masses, and of KL relative to 1 + KL
+_NEGLIGIBLE = 20.0  # nats below the largest density at which p_sigma is negligible
 
 
 class _OnGrid(NamedTuple):
     """The true log-density and the one that a score implies, on a grid of G points.
 
     Args:
-        axes: Its D axes.
-        log_p: log p_sigma (G,), the last axis the fastest.
+        axes: The D axes of the grid.
+        log_p: log p_sigma (G,); the last axis varies fastest.
         matters: Where p_sigma is not negligible (G,).
-        flow: log q (G,) and how well it is known.
+        flow: log q (G,) and how accurate it is.
     """
 
     axes: list[Tensor]
@@ -52,15 +52,19 @@ class _OnGrid(NamedTuple):
 def evaluate_log_density(
     score: Score, truth: Dataset, sigmas: Tensor
 ) -> tuple[dict[str, float | None], dict[str, NDArray[np.float64]]]:
-    """Return the density that ``score`` implies at the last of ``sigmas`` (L,), beside the truth.
+    """Return numbers and arrays of the density q that ``score`` implies at the last level.
 
-    Log q by the probability flow from the Gaussian of ``init=prior``. Numbers: the ``mass`` of q
-    and ``true_mass`` of p_sigma on a grid, ``kl``, the integral of p log(p/q), nats, and for
-    D = 1 ``recovered_kl``, of the density recovered by integrating the score. Their grid is that
-    of the pictures. Where masses are not 1, it is made wider; where half the points give others,
-    finer, up to 12 801 points for D = 1 and 241 an axis for D = 2. All numbers are known to a
-    hundredth, or None. Arrays, on the pictures' grid: axes, ``log_density`` and
-    ``true_log_density``, each (G,).
+    log q is computed by the probability flow over ``sigmas`` (L,) from the Gaussian of
+    ``init=prior``.
+
+    Numbers: ``sigma``, the last level; ``mass`` of q and ``true_mass`` of p_sigma on a grid;
+    ``kl``, the integral of p log(p/q), nats; and for D = 1 ``recovered_kl``, the KL divergence of
+    the density recovered by integrating the score. The grid is first that of the pictures. It is
+    made wider if the masses are not 1, and finer if half the points give other numbers: up to
+    12 801 points for D = 1, and 241 points per axis for D = 2. A number whose error may exceed a
+    hundredth (for ``kl``, of 1 + kl) is None.
+
+    Arrays, on the pictures' grid: the axes, ``log_density`` and ``true_log_density``, each (G,).
     """
     score = in_float64(score)
     axes, _ = grid_of(truth)
@@ -69,7 +73,7 @@ def evaluate_log_density(
     while None in numbers.values() and not reason:
         axes = [_grown(axis, wider=is_resolved) for axis in grid.axes]
         if len(axes[0]) > _MOST_PER_AXIS[truth.dim]:
-            reason = f"{len(grid.axes[0])} points an axis do not hold and resolve it"
+            reason = f"{len(grid.axes[0])} points per axis neither hold nor resolve the density"
             break
         grid = _log_densities(score, truth, sigmas, axes)
         found, is_resolved, reason = _integrals(grid)
@@ -77,11 +81,11 @@ def evaluate_log_density(
             name: found[name] if known is None else known for name, known in numbers.items()
         }
     if missing := ", ".join(name for name, value in numbers.items() if value is None):
-        log.warning("log_density: no %s, as %s", missing, reason)
+        log.warning("log_density: no %s, because %s", missing, reason)
     if truth.dim == 1:
         numbers["recovered_kl"] = recovered_density(score, truth, float(sigmas[-1])).kl
         if numbers["recovered_kl"] is None:
-            log.warning("log_density: no recovered_kl, as %s", NOT_RECOVERED)
+            log.warning("log_density: no recovered_kl, because %s", NOT_RECOVERED)
     arrays = {f"x{i}": axis.numpy() for i, axis in enumerate(shown.axes, start=1)}
     return {"sigma": float(sigmas[-1]), **numbers}, {
         **arrays,
@@ -91,14 +95,14 @@ def evaluate_log_density(
 
 
 def _log_densities(score: Score, truth: Dataset, sigmas: Tensor, axes: list[Tensor]) -> _OnGrid:
-    """Return p and q on a grid; where p is negligible, q is solved once."""
+    """Return log p and log q on a grid. Where p is negligible, the flow is solved only once."""
     sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
     points = torch.cartesian_prod(*axes).reshape(-1, truth.dim)
     log.info("log_density: the probability flow from %d points", len(points))
     log_p = torch.cat([truth.log_prob(part, sigma_min) for part in in_parts(points, truth)])
     matters = log_p > log_p.max() - _NEGLIGIBLE
     volume = math.prod(float(axis[-1] - axis[0]) for axis in axes)
-    tolerance = _GRID_ERROR / 2 * (1 + 1 / (volume * log_p.exp()))  # its mean over p is the error
+    tolerance = _GRID_ERROR / 2 * (1 + 1 / (volume * log_p.exp()))  # mean over p: _GRID_ERROR
     flow = log_likelihood(
         score,
         points,
@@ -112,10 +116,10 @@ def _log_densities(score: Score, truth: Dataset, sigmas: Tensor, axes: list[Tens
 
 
 def _integrals(grid: _OnGrid) -> tuple[dict[str, float | None], bool, str]:
-    """Return ``mass``, ``true_mass`` and ``kl``, each None where the grid does not give it.
+    """Return ``mass``, ``true_mass`` and ``kl``, each None if the grid is not good enough for it.
 
-    Also whether half the points give the same, and why a larger grid would not give more; empty
-    where it might.
+    Also return whether half the points give the same numbers, and why a larger grid would not
+    help: an empty string if a larger grid might help.
     """
     shape = [len(axis) for axis in grid.axes]
     log_q, change = grid.flow.value, grid.flow.change
@@ -127,14 +131,14 @@ def _integrals(grid: _OnGrid) -> tuple[dict[str, float | None], bool, str]:
     fields = torch.stack([log_q.exp(), p, p * ratio, p * change]).reshape(4, *shape)
 
     def sums(step: int) -> Tensor:
-        """The integrals of q, p, p log(p/q) and p times the solver's change, on every step-th."""
+        """Integrate q, p, p log(p/q) and p times the solver's change, over every step-th point."""
         cell = math.prod(step * float(axis[1] - axis[0]) for axis in grid.axes)
         return fields[:, *[slice(None, None, step)] * len(shape)].flatten(1).sum(1) * cell
 
     fine, coarse = sums(1), sums(2)
     mass, true_mass, kl, solver_error = fine.tolist()
     allowed = torch.tensor([1, 1, 1 + abs(kl)]) * _GRID_ERROR
-    is_close = (fine - coarse)[:3].abs() <= allowed  # not where one is nan
+    is_close = (fine - coarse)[:3].abs() <= allowed  # False if a sum is nan
     is_whole = abs(true_mass - 1) <= _GRID_ERROR
     is_solved = abs(solver_error) <= float(allowed[2])
     numbers = {
@@ -151,7 +155,7 @@ def _integrals(grid: _OnGrid) -> tuple[dict[str, float | None], bool, str]:
 
 
 def _grown(axis: Tensor, wider: bool) -> Tensor:
-    """Return ``axis`` (n,) twice as long, or else twice as fine, (2n - 1,)."""
+    """Return ``axis`` (n,) made twice as long if ``wider``, otherwise twice as fine, (2n - 1,)."""
     margin = float(axis[-1] - axis[0]) / 2 if wider else 0.0
     low, high = float(axis[0]) - margin, float(axis[-1]) + margin
     return torch.linspace(low, high, 2 * len(axis) - 1, dtype=torch.float64)

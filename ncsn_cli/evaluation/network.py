@@ -1,4 +1,4 @@
-"""A network's score held against the true one: the numbers that a training run reports."""
+"""Compare a network's score with the true score: the numbers that a training run reports."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from ncsn_cli.metrics import (
 log = logging.getLogger(__name__)
 
 EVALUATED = ["loss", "loss_floor", "excess_loss", "score_error"]
-"""Numbers of every training, the smaller the better but for the floor."""
+"""The numbers that every training run reports. Smaller is better, except for the floor."""
 
-_POINTS, _MOST_POINTS = 500_000, 1_000_000  # over all levels, for few and for many of them
+_POINTS, _MOST_POINTS = 500_000, 1_000_000  # draws in all, for few and for many levels
 
-_POINTS_PER_LEVEL = 10_000, 100_000  # at least and at most
+_POINTS_PER_LEVEL = 10_000, 100_000  # min and max
 
-_FEWEST_POINTS = 500  # on a level, among many
+_FEWEST_POINTS = 500  # per level, however many levels there are
 
-_MOST_TERMS = 100_000_000  # draws times components: some seconds
+_MOST_TERMS = 100_000_000  # limit of draws times components: some seconds
 
-_MOST_INFORMATIONS = 100
+_MOST_INFORMATIONS = 100  # levels; with more, Fisher informations are interpolated
 
-_FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points at which a 1D score is integrated
+_FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points where a 1D score is integrated
 
-_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, if there is no progress bar
 
 
 @torch.no_grad()
@@ -60,7 +60,10 @@ def excess_loss(
     num: int,
     generator: torch.Generator,
 ) -> float:
-    """Mean of lambda/2 E||s - grad log p_sigma||^2 over the loss's levels, ``num`` draws each."""
+    """Return the mean of lambda/2 E||s - grad log p_sigma||^2 over the levels of the loss.
+
+    Each level gets ``num`` draws.
+    """
     levels, weights = loss.quadrature(sigmas)
     divergences = [fisher_divergence(score, truth, s, num, generator).divergence for s in levels]
     parts = zip(weights, levels, divergences, strict=True)
@@ -68,11 +71,11 @@ def excess_loss(
 
 
 class _AtLevel(NamedTuple):
-    """What fresh draws say of a score at one level.
+    """Results for a score at one level, from fresh draws.
 
     Args:
-        loss: The term of each draw (n,).
-        penalty: The part of each that is the loss's penalty (n,); None where it has none.
+        loss: The loss term of each draw (n,).
+        penalty: The part of each term that is the loss's penalty (n,); None without a penalty.
         products: See ``metrics.products_at``, (4, m).
     """
 
@@ -85,17 +88,23 @@ class _AtLevel(NamedTuple):
 def evaluate_training(
     score: Score, dataset: Dataset, sigmas: Tensor, loss: Loss, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return what ``metrics.json`` of a training run says of the network, from fresh exact draws.
+    """Return the network's numbers for a training run's ``metrics.json``, from fresh exact draws.
 
-    ``loss`` is the trained loss, ``loss_floor`` its value at the true score and ``excess_loss``
+    ``loss`` is the trained loss, ``loss_floor`` its value at the true score, and ``excess_loss``
     their difference, computed directly as lambda/2 E||s - grad log p_sigma||^2. All three are
-    means over the levels of the loss: the L levels, or for ``loss.levels=continuous`` log sigma
-    (``Loss.quadrature``). ``score_error`` is the squared relative error E||s - s*||^2/E||s*||^2, a
-    mean over the L levels. What draws estimate has its ``NAME_standard_error``. A loss with a
-    penalty reports it as ``penalty``, part of ``loss``. Per level also E||s - s*||^2, the scale c
-    that makes c s best, the relative curl for D = 2, and for D = 1 the KL divergence of the
-    density that integrating the score recovers.
+    means over the levels of the loss: over the L levels, or over log sigma for
+    ``loss.levels=continuous`` (``Loss.quadrature``). ``score_error`` is the squared relative error
+    E||s - s*||^2/E||s*||^2, a mean over the L levels. Each number that is estimated from draws has
+    a ``NAME_standard_error``. If the loss has a penalty, ``penalty`` is its part of ``loss``.
+
+    Also returned, per level: E||s - s*||^2; the scale c that makes c s best; for D = 2 the
+    relative curl; and for D = 1 the KL divergence of the density that is recovered by integrating
+    the score.
+
+    Raises:
+        DivergedError: If one of the means is not finite.
     """
+    # Choose the levels, and the number of draws per level.
     truth, levels = dataset.truth, sigmas.tolist()
     nodes, weights = loss.quadrature(sigmas)
     every_level = list(dict.fromkeys([*levels, *nodes]))
@@ -103,6 +112,7 @@ def evaluate_training(
     most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
     stream = random_stream(seed, "evaluation", device)
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
+    # Evaluate the score at each level.
     found: dict[float, _AtLevel] = {}
     kls = []
     precise = in_float64(score)  # one copy for all levels
@@ -111,7 +121,8 @@ def evaluate_training(
         if truth.dim == 1 and len(found) <= len(levels):
             kls.append(recovered_density(precise, truth, sigma, most_points=most_points).kl)
     if None in kls:
-        log.info("no KL divergence at %d levels, as %s", kls.count(None), NOT_RECOVERED)
+        log.info("no KL divergence at %d levels, because %s", kls.count(None), NOT_RECOVERED)
+    # Combine the levels.
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
     curls = relative_curl(score, truth, sigmas, num // 4, stream) if truth.dim == 2 else None
     products = [found[sigma].products for sigma in levels]
@@ -134,7 +145,7 @@ def evaluate_training(
 
 
 def _with_progress(levels: list[float]) -> Iterator[float]:
-    """Yield the levels with a progress bar, or with a line now and then in a silent terminal."""
+    """Yield the levels. Show a progress bar or, without a terminal, log a line now and then."""
     last_line = time.monotonic()
     with tqdm(levels, desc="evaluation", unit="level", disable=None, leave=False) as bar:
         for number, sigma in enumerate(bar):
@@ -145,10 +156,11 @@ def _with_progress(levels: list[float]) -> Iterator[float]:
 
 
 def _draws_per_level(num_levels: int, num_components: int) -> int:
-    """Return how many draws each level gets.
+    """Return the number of draws for each level.
 
-    The more levels, the fewer: the error of the means is that of all draws together. With many
-    components there are fewer, too, for the time that the true score takes.
+    The more levels, the fewer draws each level gets: the error of the means depends on all draws
+    together. With many components there are fewer draws, too, to limit the time that the true
+    score takes.
     """
     least, most = _POINTS_PER_LEVEL
     total = min(max(_POINTS, least * num_levels), _MOST_POINTS, _MOST_TERMS // num_components)
@@ -156,15 +168,15 @@ def _draws_per_level(num_levels: int, num_components: int) -> int:
 
 
 def _fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float, float]]:
-    """Return I(p_sigma) and its standard error at each of the levels.
+    """Return the Fisher information I(p_sigma) and its standard error at each of the levels.
 
-    For many levels by a cubic spline of sigma^2 I in log sigma through 100 of them, from which it
-    differs by less than 1e-5 on all datasets that were tried.
+    For more than 100 levels, a cubic spline of sigma^2 I in log sigma through 100 nodes gives the
+    values. On all datasets that were tried, its error is below 1e-5.
     """
     if len(levels) <= _MOST_INFORMATIONS:
         found = [truth.fisher(sigma) for sigma in levels]
         return [(float(fisher.matrix.trace()), fisher.error) for fisher in found]
-    from scipy.interpolate import CubicSpline  # here, as scipy takes long to import
+    from scipy.interpolate import CubicSpline  # here: scipy is slow to import
 
     nodes = np.geomspace(min(levels), max(levels), _MOST_INFORMATIONS)
     values, errors = zip(*_fisher_informations(truth, nodes.tolist()), strict=True)
@@ -176,7 +188,7 @@ def _fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[floa
 def _weighted_means(
     loss: Loss, truth: Dataset, weights: list[float], found_at: Mapping[float, _AtLevel]
 ) -> dict[str, float]:
-    """Return loss, penalty, floor and excess over the levels of ``found_at``, and their errors."""
+    """Return mean loss, penalty, floor and excess over the levels of ``found_at``, with errors."""
     means: dict[str, float] = {}
     variances: dict[str, float] = {}
 
@@ -195,7 +207,7 @@ def _weighted_means(
         add("excess_loss", weight * loss.weight(sigma) / 2, at_level.products[0])
         lowest = loss.floor(sigma, truth.dim, information)
         floor += weight * lowest
-        # All levels are drawn from one stream: their errors add up.
+        # The informations of all levels come from the same random numbers: their errors add up.
         floor_error += weight * abs(loss.floor(sigma, truth.dim, information + error) - lowest)
     found: dict[str, float] = {}
     for name, mean in means.items():
@@ -209,15 +221,16 @@ def _weighted_means(
 def _look(
     score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
 ) -> _AtLevel:
-    """Return the loss and the score at ``num`` draws of one level."""
+    """Return the loss terms and the products of the score at ``num`` draws of one level."""
     x = truth.sample(num, generator=stream)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
-    # These two evaluate the score at draws of p_sigma and nowhere else, and do not differentiate.
+    # These two losses evaluate the score only at draws of p_sigma, and do not differentiate it:
+    # ``products_at`` reuses the values of the score.
     is_shared = type(loss) in (Denoising, Explicit)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def shared(points: Tensor, _: Tensor) -> Tensor:
-        seen.append((points, score(points, level)))  # it need not embed one level for every point
+        seen.append((points, score(points, level)))  # one level: embedded once, not per point
         return seen[-1][1]
 
     terms, penalties = [], []

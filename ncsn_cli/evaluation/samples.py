@@ -1,4 +1,4 @@
-"""Samples held against the truth: every distance beside its noise floor."""
+"""Compare samples with the truth: compute every distance and its noise floor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ncsn_cli.evaluation.floors import Floor
 from ncsn_cli.metrics import SampleMetric
 
 FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
-"""``floor_of(metric, truth, sigma, N)``: the law of the distance of N exact draws."""
+"""``floor_of(metric, truth, sigma, N)`` returns the law of the distance of N exact draws."""
 
 
 def evaluate_samples(
@@ -26,10 +26,10 @@ def evaluate_samples(
     floor_of: FloorOf,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Every metric's distance from ``samples`` (N, D) to p_sigma, beside its noise floor.
+    """Return, for every metric, the distance from ``samples`` (N, D) to p_sigma and its floor.
 
-    The floor's quantiles show how far chance goes; ratio = value / floor is 1 for a perfect
-    sampler, and None where exact draws have no distance but rounding.
+    The quantiles of the noise floor show how far chance goes. ratio = value / floor is about 1 for
+    a perfect sampler, and None if the distance of exact draws is 0 up to rounding.
     """
     return {
         name: {
@@ -65,12 +65,15 @@ def evaluate_trajectory(
     seed: int,
     last: Law | None = None,
 ) -> dict[str, Any]:
-    """Every metric's ``value``, ``floor`` and ``ratio`` between the chains and p_sigma, by level.
+    """Return the distance between the chains and p_sigma at every level, for every metric.
 
-    Also their standard deviation, in root mean square over the axes, and the true one; None for
-    one chain, which has no variance. ``states``: by level ``sigma``, the chains (N, D) when they
-    leave it. ``last`` is what they are measured against at the last level; None: p_sigma as at the
-    others.
+    Each metric has ``value``, ``floor`` and ``ratio``, lists over the levels. ``std`` holds the
+    standard deviation of the chains, in root mean square over the axes, and the true one. The
+    former is None for a single chain, which has no variance.
+
+    ``states`` maps each level ``sigma`` to the chains (N, D) when they leave the level. ``last``
+    is the law with which the chains are compared at the last level; None: p_sigma, as
+    at the other levels.
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
     targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}

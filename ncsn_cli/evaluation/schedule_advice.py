@@ -1,4 +1,4 @@
-"""What the techniques of Song & Ermon (2020), arXiv:2006.09011, say of schedule and sampler."""
+"""Check schedule and sampler by the techniques of Song & Ermon (2020), arXiv:2006.09011."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from ncsn_cli.schedules import (
 
 log = logging.getLogger(__name__)
 
-_TOO_WIDE = 1.12  # half the smallest standard deviation, a usual sigma_min, widens by 1.118
+_TOO_WIDE = 1.12  # sigma_min at half the smallest std, which is usual, widens by 1.118
 
 
 def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float) -> dict[str, Any]:
-    """Log schedule and sampler beside what the techniques would choose; warn where they are bad.
+    """Log schedule and sampler with the choices of the techniques, and warn of bad values.
 
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
-    data's narrowest component. Returns the numbers for ``run.json``.
+    data's narrowest component. Return the numbers for ``run.json``.
     """
     report, complaints = _examine_levels(sigmas, data, smallest_std)
     tau = 0.0
     try:
         levels = sampler.levels(sigmas)
-    except ConfigError as error:  # training does without a sampler
-        complaints.append(f"ncsn-sample will refuse this sampler, {error}")
+    except ConfigError as error:  # training works without a sampler
+        complaints.append(f"ncsn-sample will refuse this sampler: {error}")
     else:
         steps, more = examine_steps(levels, sampler, smallest_std)
         report, complaints = report | steps, complaints + more
         tau = levels[-1].tau
     if lost := unresolved(data, sigmas, tau, smallest_std):
         complaints.append(
-            f"{lost}: scores and chains are rounded there; take a larger sigma_min, or data nearer"
-            " to 0"
+            f"{lost}: scores and chains are rounded there; choose a larger sigma_min, or shift the"
+            " data towards 0"
         )
     if complaints:
-        log.warning("schedule and sampler may not serve: %s", "; ".join(complaints))
+        log.warning("schedule and sampler may not suit the data: %s", "; ".join(complaints))
     return {**report, "warnings": complaints}
 
 
 def _examine_levels(
     sigmas: Tensor, data: Tensor, smallest_std: float
 ) -> tuple[dict[str, Any], list[str]]:
-    """Techniques 0, 1 and 2, and what is bad."""
+    """Log Techniques 0, 1 and 2. Return their numbers and a list of complaints."""
     report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
     sigma_max, sigma_min, dim = float(sigmas[0]), float(sigmas[-1]), data.shape[-1]
@@ -79,7 +79,7 @@ def _examine_levels(
         "Technique 1: sigma_max = %g, the largest distance between %d points is %.4g",
         sigma_max, points, distance,
     )  # fmt: skip
-    if sigma_max < distance / 2:  # two equal Gaussians farther apart than 2 sigma are two modes
+    if sigma_max < distance / 2:  # two equal Gaussians more than 2 sigma apart form two modes
         complaints.append(
             f"sigma_max = {sigma_max:g} is below half the largest distance {distance:.3g}, so"
             " chains may not cross between far modes"
@@ -103,7 +103,7 @@ def _examine_levels(
     )  # fmt: skip
     if ratio > best * 1.001:
         complaints.append(
-            f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: take more levels"
+            f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: use more levels"
         )
     return report, complaints
 
@@ -111,11 +111,11 @@ def _examine_levels(
 def examine_steps(
     levels: list[Level], sampler: Sampler, smallest_std: float
 ) -> tuple[dict[str, Any], list[str]]:
-    """Eta, stability, Technique 4 and the widths to expect, and what is bad.
+    """Log eta, Technique 4 and the expected widths. Return the numbers and a list of complaints.
 
-    Per level with a step: eta = tau/sigma^2. On the narrowest component, of standard deviation s,
-    unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2, and where there is nothing
-    else the standard deviation of the chains is known in closed form.
+    Each level with a Langevin step has eta = tau/sigma^2. On the narrowest component, of standard
+    deviation s, unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2. If the data are
+    this component alone, the standard deviation of the chains is known in closed form.
     """
     name = type(sampler).__name__
     etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
@@ -123,13 +123,13 @@ def examine_steps(
         log.info("%s: eta = tau/sigma^2 from %.3g to %.3g", name, min(etas), max(etas))
     variances = [smallest_std**2 + level.sigma**2 for level in levels]
     if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
-        return {"eta_per_level": etas}, []  # no Langevin step, or one that a Metropolis test mends
+        return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
     if max(stability) >= 2:
         return report, [
             f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
-            f" {smallest_std:.3g}), and Langevin steps are stable below 2: take smaller ones"
+            f" {smallest_std:.3g}), but Langevin steps are only stable below 2: use smaller steps"
         ]
     if sampler.descends:
         return report, []
@@ -138,32 +138,33 @@ def examine_steps(
         step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
         report["technique_4"] = {"step_size": step_size, "steps_per_level": steps}
         log.info(
-            "Technique 4: step size %.3g for %d steps a level; here it is %.3g",
+            "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
             step_size, steps, levels[-1].tau,
         )  # fmt: skip
     stds = predicted_stds(levels, smallest_std)
     report["std_per_level"] = stds
     report["target_std_per_level"] = [math.sqrt(v) for v in variances]
     excess = stds[-1] / math.sqrt(variances[-1])
-    log.info("%s ends %.3f times as wide as p_sigma_min (one Gaussian)", name, excess)
+    log.info("%s: on one Gaussian, chains end %.3f times as wide as p_sigma_min", name, excess)
     if excess <= _TOO_WIDE:
         return report, []
     remedy, best = _best_step_size(levels, smallest_std)
     advice = f"sampler.step_size={remedy:.2g} would end at {best:.2f}"
     if best > _TOO_WIDE:
-        advice = "take more steps a level"
+        advice = "use more steps per level"
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
 
 
 def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) -> str | None:
-    """Return a line that names what float32 does not resolve at the data's largest coordinate.
+    """Return a line that names the lengths that float32 cannot resolve; None if there are none.
 
-    That is a length below 8 spacings of float32 there: rounding adds over .1 % to its square.
+    Such a length is below 8 spacings of float32 at the data's largest coordinate: rounding adds
+    more than .1 % to its square.
 
     Args:
         data: Points (N, D) in the coordinates in which scores are evaluated and chains run.
         sigmas: Noise levels (L,), descending.
-        tau: The last level's Langevin step size, data units squared; 0 where there is none.
+        tau: The last level's Langevin step size, data units squared; 0 without Langevin steps.
         smallest_std: See ``examine``.
     """
     sigma_min, largest = float(sigmas[-1]), float(data.abs().max())
@@ -183,11 +184,13 @@ def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) ->
 
 
 def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
-    """The last level's tau, all scaled alike, to use instead, and the width at which it ends.
+    """Return a better tau for the last level, and the relative width at which chains then end.
 
-    The longest step that ends within 5 % of the right width, or else the one nearest to it.
-    (Technique 4 is for a point mass to whose last level chains come with the right width; else, as
-    on wider data, a longer step forgets the start sooner.)
+    The steps of all levels are scaled by the same factor. The result is the longest step that ends
+    within 5 % of the right width or, if there is none, the step that ends nearest to it.
+
+    (Technique 4 assumes a point mass, and chains that enter the last level with the right width.
+    Otherwise, for example on wider data, a longer step forgets the start sooner.)
     """
     target = math.sqrt(std**2 + levels[-1].sigma ** 2)
     longest = min(2 * (std**2 + level.sigma**2) / level.tau for level in levels)
@@ -202,11 +205,11 @@ def _best_step_size(levels: list[Level], std: float) -> tuple[float, float]:
 
 
 def predicted_stds(levels: list[Level], std: float) -> list[float]:
-    """Standard deviation after each level of Langevin steps on N(0, std^2), in closed form.
+    """Return the standard deviation after each level of Langevin steps on N(0, std^2).
 
     Each step maps the variance u to a^2 u + 2 tau, a = 1 - tau/v, v = std^2 + sigma^2, so that T
-    of them give a^(2T) (u - w) + w with w = v/(1 - tau/(2v)); chains start from p_sigma_max.
-    Needs tau < 2v at every level.
+    steps give a^(2T) (u - w) + w with w = v/(1 - tau/(2v)). Chains start from p_sigma_max. The
+    closed form needs tau < 2v at every level.
     """
     u, stds = std**2 + levels[0].sigma ** 2, []
     for sigma, tau, steps in levels:

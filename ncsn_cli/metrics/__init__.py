@@ -1,4 +1,4 @@
-"""Distances between samples, or a score, and the truth."""
+"""Metrics: how far samples, or a score, are from the truth."""
 
 from ncsn_cli.metrics.base import SampleMetric as SampleMetric
 from ncsn_cli.metrics.base import ScoreMetric as ScoreMetric

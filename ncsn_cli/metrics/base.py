@@ -1,4 +1,4 @@
-"""What a distance from samples, or a number about a score, is."""
+"""Base classes of the metrics: distances of samples from the truth, and numbers about a score."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.score import Score
 
 Distance = Callable[[Tensor, torch.Generator], float]
-"""``distance(samples, generator)``: how far samples (N, D) are from p_sigma; exact draws that they
-are compared with come from the generator."""
+"""``distance(samples, generator)``: how far samples (N, D) are from p_sigma. The generator makes
+the exact draws with which the samples are compared."""
 
 
 class SampleMetric(ABC):
-    """A distance from samples to p_sigma. Not 0 even for exact draws: it has a noise floor."""
+    """A distance from samples to p_sigma. Even for exact draws it is above 0: the noise floor."""
 
     is_cheap: ClassVar[bool] = False
-    """Whether a thousand distances from 10 000 samples take seconds."""
+    """Whether computing a thousand distances of 10 000 samples takes only seconds."""
 
     @abstractmethod
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """How far ``num`` samples are from p_sigma.
+        """Return the function that computes how far ``num`` samples are from p_sigma.
 
-        What depends on the truth alone is computed here, once, and is the same at every call.
+        Everything that depends only on the truth is computed here, once. It is the same for every
+        set of samples.
         """
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """What is worth knowing beside the distance."""
+        """Return further results to report beside the distance."""
         return {}
 
     def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
-        """Return the mean distance of ``num`` exact draws, None where no formula gives it."""
+        """Return the mean distance of ``num`` exact draws; None if no formula gives it."""
         return None
 
 
 class ScoreMetric(ABC):
-    """A number about a score, whatever sampler uses it."""
+    """A number about a score. It does not depend on the sampler that uses the score."""
 
     @abstractmethod
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator
     ) -> dict[str, Any]:
-        """Its ``value`` and what is worth knowing beside it, at the levels ``sigmas`` (L,)."""
+        """Return the metric's ``value``, and further results, at the levels ``sigmas`` (L,)."""
 
     def check(self, sigmas: Tensor) -> None:
-        """Raise ``ConfigError`` at levels where it is not defined."""
+        """Raise ``ConfigError`` if the metric is not defined at the levels ``sigmas`` (L,)."""
         return

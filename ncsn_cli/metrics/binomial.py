@@ -13,33 +13,33 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_NODES = 400  # of the interpolation in log q(1 - q)
+_NODES = 400  # of the spline in log q(1 - q)
 
 
 def mean_absolute_deviation(num: int, q: Array) -> Array:
-    """Return E|K - n q|, K ~ Bin(n, q), for ``num`` n and each ``q``, in [0, 1].
+    """Return E|K - n q|, K ~ Bin(n, q), for n = ``num`` and each ``q`` in [0, 1].
 
         E|K - n q| = 2 v (1 - q) P(K = v),   v = floor(n q) + 1
 
     Source: de Moivre (1730); Diaconis & Zabell (1991), doi:10.1214/ss/1177011699.
     """
-    from scipy.stats import binom  # here, as scipy takes long to import
+    from scipy.stats import binom  # here: scipy is slow to import
 
     v = np.floor(num * q) + 1
     return np.where((q > 0) & (q < 1), 2 * v * (1 - q) * binom.pmf(v, num, q), 0.0)
 
 
 def mean_absolute_difference(num: int, q: Array) -> Array:
-    """Return E|K - K'|, K and K' independent Bin(n, q), for ``num`` n and each ``q``, in [0, 1].
+    """Return E|K - K'|, K and K' independent Bin(n, q), for n = ``num`` and each ``q`` in [0, 1].
 
         E|K - K'| = 1/pi integral_0^pi (1 - (1 - 2 a (1 - cos t))^n)/(1 - cos t) dt,   a = q(1 - q)
 
-    With s = tan(t/2) = e^y the integrand is (1 - (1 - 4 a s^2/(1 + s^2))^n)/s, analytic in y, on
-    which the trapezoid rule converges geometrically. Between 400 values of log a by a cubic
-    spline in log-log; relative error below 1e-6.
+    With s = tan(t/2) = e^y the integrand is (1 - (1 - 4 a s^2/(1 + s^2))^n)/s. It is analytic in
+    y, so that the trapezoid rule converges geometrically. A cubic spline, in log-log,
+    interpolates between 400 values of log a; the relative error is below 1e-6.
 
     Source: von Bahr (1965), doi:10.1214/aoms/1177700055, absolute moments from characteristic
-    functions, for the lattice of the integers.
+    functions, here applied to the lattice of the integers.
     """
     a = q * (1 - q)
     low, spline = _log_difference(num)
@@ -49,7 +49,7 @@ def mean_absolute_difference(num: int, q: Array) -> Array:
 
 @functools.lru_cache(maxsize=2)
 def _log_difference(num: int) -> tuple[float, CubicSpline[np.float64]]:
-    """Return log E|K - K'| as a function of log a, and the a below which it is log(2 n a)."""
+    """Return the a below which E|K - K'| is 2 n a, and log E|K - K'| as a spline in log a."""
     from scipy.interpolate import CubicSpline
 
     low = 1e-12 / num

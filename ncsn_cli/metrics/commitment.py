@@ -1,4 +1,4 @@
-"""When chains decide for a mode."""
+"""Mode commitment: at which level chains settle in a mode."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOST_MODES = 10  # for which shares and transitions are kept
-_MOST_TRANSITIONS = 100_000  # for which they are kept
+_MOST_MODES = 10  # with more modes, shares and transitions are not kept
+_MOST_TRANSITIONS = 100_000  # numbers (L K^2); with more, shares and transitions are not kept
 
 
 def settled_from(labels: Tensor) -> Tensor:
-    """The first level (N,), as an index, from which each chain keeps its mode, from ``labels``.
+    """Return the index (N,) of the first level from which each chain keeps its mode.
 
-    ``labels`` (L, N): the mode of each chain after each level; 0 where it never changes.
+    ``labels`` (L, N) are the modes of the N chains after each level. The index is 0 for a chain
+    whose mode never changes.
     """
     changed = labels[1:] != labels[:-1]  # (L - 1, N)
     level = torch.arange(1, len(labels), device=labels.device)[:, None]
@@ -24,11 +25,12 @@ def settled_from(labels: Tensor) -> Tensor:
 
 
 def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:
-    """Counts, which add up over sets of chains, from the mode of each after each level (L, N).
+    """Return counts of chains, from ``labels`` (L, N), their modes after each level.
 
-    ``committed`` (L,): chains that never change mode after the level. For few modes and levels
-    also ``in_mode`` (L, K): chains in each, and ``moved`` (L - 1, K, K): chains in mode a after
-    level i that are in mode b after level i + 1.
+    ``committed`` (L,): chains that never change mode after the level. With few modes and levels
+    also ``in_mode`` (L, K): chains in each mode, and ``moved`` (L - 1, K, K): chains in mode a
+    after level i that are in mode b after level i + 1. The counts of disjoint sets of chains can
+    be summed.
     """
     levels = torch.arange(len(labels), device=labels.device)[:, None]
     counts = {"committed": (settled_from(labels) <= levels).sum(1)}
@@ -46,11 +48,12 @@ def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:
 
 
 def mode_commitment(counts: dict[str, Tensor]) -> dict[str, Any]:
-    """At which level chains settle, from what ``count_commitment`` counted.
+    """Return shares of chains, from the ``counts`` of ``count_commitment``.
 
-    ``committed`` (L): the share of chains that never change mode after the level. Where counted,
-    also ``shares`` (L, K) of chains in each, and ``transitions`` (L - 1, K, K): the share of the
-    chains in mode a after level i that are in mode b after level i + 1; None where there is none.
+    ``committed`` (L,): the share of chains that never change mode after the level. If ``counts``
+    has them, also ``shares`` (L, K) of chains in each mode, and ``transitions`` (L - 1, K, K): of
+    the chains in mode a after level i, the share that is in mode b after level i + 1. A row of
+    ``transitions`` is None if no chain is in mode a.
     """
     num = int(counts["committed"][-1])
     shares = {"committed": (counts["committed"].double() / num).tolist()}

@@ -21,20 +21,23 @@ from ncsn_cli.metrics.base import Distance, SampleMetric
 class _Kernel(SampleMetric):
     """sqrt(E k(x, x') + E k(y, y') - 2 E k(x, y)), x the samples and y as many exact draws.
 
-    Means over all pairs, each point with itself included (a V-statistic, never negative).
+    The means are over all pairs, including each point with itself (a V-statistic, never negative).
 
     Args:
-        max_points: Points used, the first of the samples; time grows with their square.
+        max_points: Use at most this many samples, the first ones; time grows with the square.
     """
 
     max_points: Count
 
     @abstractmethod
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """k(x, y) for x (n, D) and y (m, D): (n, m); ``exact`` (N, D) may set its scale."""
+        """Return the kernel: a function from x (n, D) and y (m, D) to k(x, y), (n, m).
+
+        ``exact`` (N, D) are exact draws, from which the kernel may take its scale.
+        """
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """How far ``num`` samples are from p_sigma."""
+        """Return the function that computes how far ``num`` samples are from p_sigma."""
         num = min(num, self.max_points)
         stream = random_stream(0, "kernel")
         kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=stream).double())
@@ -48,7 +51,7 @@ class _Kernel(SampleMetric):
         return distance
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """Return the number of points compared, the first of the samples."""
+        """Return the number of samples that are compared."""
         return {"num_points": min(len(samples), self.max_points)}
 
 
@@ -60,7 +63,7 @@ class EnergyDistance(_Kernel):
     doi:10.1016/j.jspi.2013.03.018.
 
     Args:
-        max_points: Points used, the first of the samples; time grows with their square.
+        max_points: Use at most this many samples, the first ones; time grows with the square.
     """
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -74,9 +77,9 @@ class MMD(_Kernel):
     Source: Gretton et al. (2012), JMLR 13:723-773, eq. 5.
 
     Args:
-        max_points: Points used, the first of the samples; time grows with their square.
-        bandwidth: h > 0, data units; null: the median of the distances above 0 between 1000 exact
-            draws, and 1 if there are none.
+        max_points: Use at most this many samples, the first ones; time grows with the square.
+        bandwidth: h > 0, data units. null: the median of the nonzero distances between 1000 exact
+            draws, or 1 if all distances are 0.
     """
 
     bandwidth: PositiveFloat | None

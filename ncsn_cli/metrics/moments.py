@@ -24,18 +24,19 @@ def _mode_moments(truth: Law, sigma: float) -> ModeMoments:
 
 @dataclass(frozen=True, config=STRICT)
 class ModeWeights(SampleMetric):
-    """Total variation between the shares of samples in each mode and the true shares.
+    """The total variation between the shares of samples in each mode and the true shares.
 
         1/2 sum_k |n_k/n - q_k|,   a sample belongs to the mode with the nearest centre,
 
-    q_k being P(nearest centre is k) under p_sigma itself: w_k plus what leaks between modes. Of n
-    exact draws its mean is 1/2 sum_k MAD(n, q_k)/n, MAD that of the binomial law.
+    where q_k is P(nearest centre is k) under p_sigma itself: w_k plus the leakage between modes.
+    The mean for n exact draws is 1/2 sum_k MAD(n, q_k)/n, where MAD is the mean absolute deviation
+    of the binomial law.
     """
 
     is_cheap: ClassVar[bool] = True
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """The total variation for ``num`` samples."""
+        """Return the function that computes the total variation for ``num`` samples."""
         expected = _mode_moments(truth, sigma).shares
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
@@ -51,17 +52,17 @@ class ModeWeights(SampleMetric):
         return float(mean_absolute_deviation(num, found.shares.numpy()).sum()) / num / 2
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """Shares, true shares, and the binomial interval that holds 99 % of exact shares.
+        """Return shares, true shares, and the binomial interval that holds 99 % of exact shares.
 
-        Where true shares are estimated, their standard errors, too.
+        If the true shares are estimated, return their standard errors, too.
         """
-        from scipy.special import bdtrik  # here, as scipy takes long to import
+        from scipy.special import bdtrik  # here: scipy is slow to import
 
         found = _mode_moments(truth, sigma)
         expected = found.shares.clamp(0, 1)
         n, q = len(samples), expected.numpy()
         low, high = (np.ceil(np.clip(bdtrik(p, n, q), 0, n)) / n for p in (0.005, 0.995))
-        # scipy has no answer where the share is 0 or 1, and it is the interval.
+        # scipy has no answer where the share q is 0 or 1; the interval is then [q, q].
         low, high = (np.where(np.isfinite(bound), bound, q) for bound in (low, high))
         return {
             "weights": _shares(samples, truth).tolist(),
@@ -77,13 +78,13 @@ def _shares(samples: Tensor, truth: Law) -> Tensor:
 
 
 def _error(name: str, error: Tensor) -> dict[str, Any]:
-    """The standard error of a number that is estimated; nothing where it is exact."""
+    """Return ``error`` under its key if the number is estimated; otherwise an empty dict."""
     return {f"{name}_standard_error": error.tolist()} if bool((error > 0).any()) else {}
 
 
 @dataclass(frozen=True, config=STRICT)
 class Moments(SampleMetric):
-    """Gaussian Frechet distance between the samples' moments and the true ones, data units.
+    """The Gaussian Frechet distance d between the samples' moments and the true ones, data units.
 
         d^2 = ||m - m*||^2 + tr(C + C* - 2 (C*^1/2 C C*^1/2)^1/2)
 
@@ -93,7 +94,7 @@ class Moments(SampleMetric):
     is_cheap: ClassVar[bool] = True
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """D for ``num`` samples."""
+        """Return the function that computes d for ``num`` samples."""
         mean = truth.mean
         covariance = truth.perturbed_covariance(sigma)
         root = _matrix_root(covariance)
@@ -109,10 +110,11 @@ class Moments(SampleMetric):
         return distance
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """Mean and covariance and the true ones; with several modes, of each mode's points too.
+        """Return the mean and covariance of the samples, and the true ones.
 
-        A mode's points are those nearest to its centre. True moments that are estimated have their
-        standard error beside them; None for a mode without points.
+        If the law has several modes, also return both for each mode's points: the points nearest
+        to the mode's centre. True moments that are estimated come with their standard errors.
+        The moments of a mode without points are None.
         """
         overall = {
             **_moments(samples, truth.origin),
@@ -136,7 +138,7 @@ class Moments(SampleMetric):
 
 
 def _moments(x: Tensor, origin: Tensor) -> dict[str, Any]:
-    """Mean and covariance of points (N, D), the mean in data units; None without points."""
+    """Return mean, in data units, and covariance of points (N, D); both None without points."""
     if len(x) == 0:
         return {"mean": None, "covariance": None}
     x = x.double().cpu()
@@ -145,6 +147,6 @@ def _moments(x: Tensor, origin: Tensor) -> dict[str, Any]:
 
 
 def _matrix_root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a positive semidefinite matrix (D, D)."""
+    """Return the symmetric square root of a positive semidefinite matrix (D, D)."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -1,4 +1,4 @@
-"""The density that integrating a score in one dimension recovers."""
+"""The density recovered by integrating a score in one dimension."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ncsn_cli.metrics.score_error import in_parts
 Array = NDArray[np.float64]
 
 NOT_RECOVERED = "integrating the score gives no density that falls at both ends and is resolved"
-"""Why there is no KL divergence, for messages."""
+"""The reason, in messages, why there is no KL divergence."""
 
 _MOST_POINTS = 1_000_000
-_FIRST_POINTS = 501  # before any piece is halved, beside those around each mode
-_AROUND = np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8])  # narrowest standard deviations
-_MASS_ERROR = 1e-3  # of p_sigma: else its points miss a part of it
-_MOST_WIDENINGS = 10  # each by the whole width, at one end or at both
-_NEGLIGIBLE = 30.0  # nats below the maximum
-_ROUGH = 1e-4  # nats by which two rules may differ on one piece
-_STEEP = 0.25  # nats between neighbouring points where a density is not negligible
+_FIRST_POINTS = 501  # before any piece is halved, in addition to the points around each mode
+_AROUND = np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8])  # offsets in narrowest standard deviations
+_MASS_ERROR = 1e-3  # max error of the mass of p_sigma: a larger one shows that a part is missed
+_MOST_WIDENINGS = 10  # each adds the whole width, at one end or at both
+_NEGLIGIBLE = 30.0  # nats below the maximum at which a density is negligible
+_ROUGH = 1e-4  # nats by which Simpson's and the trapezoid rule may differ on one piece
+_STEEP = 0.25  # nats that a log-density may change on one piece, where it is not negligible
 
 
 class RecoveredDensity(NamedTuple):
-    """The density whose score is known, D = 1, at one level.
+    """The density q recovered from its score at one level, D = 1.
 
     Args:
         x: Points (G,), ascending, closest where the score turns fastest.
-        log_prob: log q there (G,), q having mass 1 on them.
-        kl: KL(p_sigma || q) in nats, p_sigma scaled to mass 1 on them too. None where q does not
-            fall at both ends, the score is not finite or turns faster than the points allowed
-            resolve, or these miss a part of p_sigma. A part of q that lies between two points is
-            not seen.
+        log_prob: log q at the points (G,), scaled so that q has mass 1 on the points.
+        kl: KL(p_sigma || q) in nats, where p_sigma too is scaled to mass 1 on the points. None if
+            q does not fall at both ends, if the score is not finite, if the score turns faster
+            than the allowed number of points can resolve, or if the points miss a part of
+            p_sigma. A part of q that lies between two points goes unnoticed.
     """
 
     x: Tensor
@@ -51,30 +51,33 @@ class RecoveredDensity(NamedTuple):
 def recovered_density(
     score: Score, truth: Dataset, sigma: float, most_points: int = _MOST_POINTS
 ) -> RecoveredDensity:
-    """Integrate ``score`` at the level ``sigma``, in float64 on the CPU, for D = 1.
+    """Return the density q whose score is ``score`` at the level ``sigma``, for D = 1.
 
-        log q(x) = integral of s(u, sigma) du up to x, and a constant,
+        log q(x) = integral of s(u, sigma) du up to x, plus a constant,
 
-    by Simpson's rule. The points reach 4 sigma beyond what pictures show, and farther until q has
-    fallen to e^-30 of its maximum at both ends. Where q does not fall, they stay as at first.
+    by Simpson's rule, in float64 on the CPU. The points reach 4 sigma beyond the extent of the
+    pictures, and farther until q has fallen to e^-30 of its maximum at both ends. If q does not
+    fall, the first points are kept. There are at most ``most_points`` points.
     """
-    from scipy.integrate import simpson  # here, as scipy takes long to import
+    from scipy.integrate import simpson  # here: scipy is slow to import
 
     score, level = in_float64(score), torch.tensor(sigma, dtype=torch.float64)
 
     def columns(x: Array) -> Array:
-        """Return x, the score, the true score and log p_sigma there, (4, G)."""
+        """Return x, and at x the score, the true score and log p_sigma, (4, G)."""
         parts = in_parts(torch.from_numpy(x)[:, None], truth)
         s, true = (torch.cat([f(part, level) for part in parts]) for f in (score, truth.score))
         log_p = torch.cat([truth.log_prob(part, level) for part in parts])
         return np.stack([x, s[:, 0].numpy(), true[:, 0].numpy(), log_p.numpy()])
 
+    # First points: the extent of the pictures with a margin, and the surroundings of each mode.
     low, high = (float(end) for end in truth.extent)
     margin = 4 * sigma
     near = truth.modes[:, 0, None].numpy() + math.hypot(truth.smallest_std, sigma) * _AROUND
     whole = np.linspace(low - margin, high + margin, _FIRST_POINTS)
     first = _integrated(columns(np.union1d(whole, near.clip(whole[0], whole[-1]))))
     first, is_resolved = _refine(columns, first, most_points)
+    # Widen the range until q is negligible at both ends.
     table, pieces = first, _beyond(first)
     for _ in range(_MOST_WIDENINGS):
         if not is_resolved or not pieces:
@@ -84,6 +87,7 @@ def recovered_density(
         pieces = _beyond(table)
     if pieces:
         table, is_resolved = first, False
+    # Scale both densities to mass 1, and compute KL(p_sigma || q).
     x, _, _, log_p, log_q = table
     is_resolved &= abs(simpson(np.exp(log_p), x=x) - 1) <= _MASS_ERROR
     log_p, log_q = (f - f.max() for f in (log_p, log_q))  # exp cannot overflow
@@ -96,7 +100,8 @@ def recovered_density(
 def _integrated(*tables: Array) -> Array:
     """Return all ``tables`` as one (5, G), x ascending, with the integral of the score last.
 
-    Each holds x, the score, the true score and log p_sigma; an integral of before is not used.
+    Each table holds x, the score, the true score and log p_sigma. A fifth row, the integral of an
+    earlier call, is not used.
     """
     from scipy.integrate import cumulative_simpson
 
@@ -108,7 +113,7 @@ def _integrated(*tables: Array) -> Array:
 def _refine(
     columns: Callable[[Array], Array], table: Array, most_points: int
 ) -> tuple[Array, bool]:
-    """Return ``table`` (5, G) with rough pieces halved, and whether none is left."""
+    """Return ``table`` (5, G) with its rough pieces halved, and whether no rough piece is left."""
     while (rough := _rough_pieces(table)).any():
         middles = ((table[0, :-1] + table[0, 1:]) / 2)[rough]
         if table.shape[1] + len(middles) > most_points or np.isin(middles, table[0]).any():
@@ -120,8 +125,9 @@ def _refine(
 def _rough_pieces(table: Array) -> NDArray[np.bool_]:
     """Return which of the pieces between points are too long, (G - 1,).
 
-    On such a piece Simpson's and the trapezoid rule differ, or a density that is not negligible
-    there changes too much. Its slopes bound its maximum on a piece where its log is concave.
+    On such a piece, Simpson's and the trapezoid rule differ, or a density that is not negligible
+    on the piece changes too much. Where the log of a density is concave, its slopes at both ends
+    bound its maximum on the piece.
     """
     x, s, true, log_p, log_q = table
     h = np.diff(x)
@@ -135,7 +141,7 @@ def _rough_pieces(table: Array) -> NDArray[np.bool_]:
 
 
 def _beyond(table: Array) -> list[Array]:
-    """Return points beyond each end at which q is not negligible, as far as the table is wide."""
+    """Return new points beyond each end where q is not negligible, over the table's own width."""
     x, log_q = table[0], table[4]
     steps = (x[-1] - x[0]) * np.linspace(0, 1, _FIRST_POINTS // 2)[1:]
     left, right = (bool(log_q[end] > log_q.max() - _NEGLIGIBLE) for end in (0, -1))

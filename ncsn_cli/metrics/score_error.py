@@ -1,4 +1,4 @@
-"""Where a score differs from the true one."""
+"""How far a score is from the true score."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ncsn_cli.core.score import Score, detached_jacobian
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
 
-_POINTS_IN_CACHE = 4096  # of 64 units in float32: 1 MB, a core's share
+_POINTS_IN_CACHE = 4096  # a layer's 64 units per point, in float32, take 1 MB: a core's share
 
 
 @dataclass(frozen=True, config=STRICT)
 class ScoreError(ScoreMetric):
-    """Squared relative error of a score, level by level.
+    """The squared relative error of a score, level by level.
 
         E||s - grad log p_sigma||^2 / E||grad log p_sigma||^2,   x ~ p_sigma.
 
-    0.01 means 10 % in root mean square. It belongs to the score, not to the samples; its floor
-    is 0.
+    A value of 0.01 means 10 % in root mean square. The number describes the score, not samples;
+    the true score has the value 0.
 
     Args:
-        num_points: Exact draws a level.
+        num_points: Number of exact draws per level.
     """
 
     num_points: Count
@@ -36,7 +36,7 @@ class ScoreError(ScoreMetric):
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator
     ) -> dict[str, Any]:
-        """The mean over the levels ``sigmas`` (L,), its standard error, and each level's."""
+        """Return the mean over ``sigmas`` (L,), its standard error, and the value per level."""
         errors = [
             relative_error(compared_scores(score, truth, sigma, self.num_points, generator))
             for sigma in sigmas.tolist()
@@ -50,7 +50,7 @@ class ScoreError(ScoreMetric):
 
 
 class FisherDivergence(NamedTuple):
-    """How a score s differs from the true s* at one level; means over x ~ p_sigma.
+    """How far a score s is from the true score s* at one level; means over x ~ p_sigma.
 
     Args:
         divergence: E||s - s*||^2, units 1/length^2.
@@ -64,21 +64,21 @@ class FisherDivergence(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """E||s - s*||^2 / E||s*||^2, no unit; nan where floats tell s* nowhere from 0."""
+        """E||s - s*||^2 / E||s*||^2, no unit; nan if s* is 0 to the precision of floats."""
         return self.divergence / self.information if self.information > 0 else math.nan
 
 
 def fisher_divergence(
     score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
 ) -> FisherDivergence:
-    """The Fisher divergence of ``score`` from the truth, from ``num`` exact draws."""
+    """Return the Fisher divergence of ``score`` from the truth, from ``num`` exact draws."""
     return divergence_of(compared_scores(score, truth, sigma, num, generator))
 
 
 def compared_scores(
     score: Score, truth: Dataset, sigma: float, num: int, generator: torch.Generator
 ) -> Tensor:
-    """Return ``products_at`` of ``score`` at ``num`` exact draws from p_sigma, (4, num)."""
+    """Return ``products_at`` for ``score`` at ``num`` exact draws from p_sigma, (4, num)."""
     x = truth.sample(num, sigma=sigma, generator=generator)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
     learned = torch.cat([score(part, level) for part in in_parts(x, truth)])
@@ -88,8 +88,8 @@ def compared_scores(
 def products_at(learned: Tensor, x: Tensor, truth: Dataset, sigma: float) -> Tensor:
     """Return ||s - s*||^2, ||s*||^2, <s, s*> and ||s||^2 at points ``x`` (B, D), (4, B).
 
-    ``learned`` (B, D) is s there. On the CPU in float64: near narrow modes float32 rounds off the
-    true score s*.
+    ``learned`` (B, D) is s at the points. The products are computed on the CPU in float64, because
+    near narrow modes float32 rounds off the true score s*.
     """
     x, learned = x.cpu().double(), learned.cpu().double()
     true = torch.cat([truth.score(part, sigma) for part in in_parts(x, truth)])
@@ -99,15 +99,15 @@ def products_at(learned: Tensor, x: Tensor, truth: Dataset, sigma: float) -> Ten
 
 
 def divergence_of(products: Tensor) -> FisherDivergence:
-    """Return the means of what ``products_at`` returned."""
+    """Return the means over the ``products`` (4, B) of ``products_at``."""
     divergence, information, product, square = products.mean(-1).tolist()
     return FisherDivergence(divergence, information, product / square if square > 0 else 0.0)
 
 
 def relative_error(products: Tensor) -> tuple[float, float]:
-    """Return E||s - s*||^2/E||s*||^2 from what ``products_at`` returned, and its variance.
+    """Return E||s - s*||^2/E||s*||^2, from ``products`` of ``products_at``, and its variance.
 
-    The variance is of first order, that of a ratio of means.
+    The variance is that of a ratio of means, to first order.
     """
     found = divergence_of(products)
     if not found.information > 0:
@@ -118,10 +118,10 @@ def relative_error(products: Tensor) -> tuple[float, float]:
 
 
 def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
-    """Points (B, D) in parts at which a network, or the true score, is evaluated fastest.
+    """Split points (B, D) into parts on which a network, or the true score, is evaluated fastest.
 
-    On a CPU, what its layers pass on then stays in the cache, and memory is flat. Elsewhere the
-    memory that K components ask bounds a part.
+    On a CPU, the values between a network's layers then stay in the cache, and memory use is flat.
+    On other devices, the memory that the truth's K components need limits the size of a part.
     """
     most = max(1, 2_000_000 // truth.num_components)
     return x.split(min(most, _POINTS_IN_CACHE) if x.device.type == "cpu" else most)
@@ -132,8 +132,9 @@ def relative_curl(
 ) -> list[float]:
     """Return E(d_1 s_2 - d_2 s_1)^2 / E||grad s*||_F^2 for D = 2 at each of ``sigmas`` (L,).
 
-    From ``num`` exact draws a level. The true score s* is a gradient and has no curl; a learned
-    field circulates by this share of the true Jacobian's square.
+    The means are over ``num`` exact draws per level. The true score s* is a gradient and has no
+    curl. The result is the square of the learned score's curl as a share of the square of the true
+    Jacobian.
     """
     level = torch.arange(len(sigmas), device=generator.device).repeat_interleave(num)
     sigma = sigmas.to(generator.device, torch.float32)[level]  # (L num,)

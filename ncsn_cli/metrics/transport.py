@@ -23,23 +23,25 @@ class Wasserstein(SampleMetric):
 
     D = 1: exact against the true distribution function F,
 
-        W1 = integral |F_n(x) - F(x)| dx,   F_n the samples' own; for exact draws its mean is
-    integral MAD(n, F(x)) dx/n, MAD that of the binomial law.
+        W1 = integral |F_n(x) - F(x)| dx,
+
+    where F_n is the distribution function of the n samples. For exact draws, the mean of W1 is
+    integral MAD(n, F(x)) dx/n, where MAD is the mean absolute deviation of the binomial law.
 
     D >= 2: by optimal assignment between the first ``max_points`` samples and as many exact
-    draws. Both sides are then random, so its floor is higher.
+    draws. Both sides are then random, so the noise floor is higher.
 
     Args:
-        max_points: Points used for D >= 2, where the cost grows with their cube.
+        max_points: For D >= 2, use at most this many samples; the cost grows with the cube.
     """
 
     max_points: Count
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """W1 for ``num`` samples."""
+        """Return the function that computes W1 for ``num`` samples."""
         if truth.dim == 1:
             return _wasserstein_1d(truth, sigma, num)
-        from scipy.optimize import linear_sum_assignment  # here, as scipy takes long to import
+        from scipy.optimize import linear_sum_assignment  # here: scipy is slow to import
 
         num = min(num, self.max_points)
 
@@ -51,7 +53,7 @@ class Wasserstein(SampleMetric):
         return distance
 
     def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
-        """Return the mean W1 of ``num`` exact draws for D = 1."""
+        """Return the mean W1 of ``num`` exact draws for D = 1; None if no formula gives it."""
         found = truth.projected_cdf(torch.ones(1).double(), sigma) if truth.dim == 1 else None
         if found is None:
             return None
@@ -59,20 +61,21 @@ class Wasserstein(SampleMetric):
         return float(np.trapezoid(mean_absolute_deviation(num, rises), nodes)) / num
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """The number of points compared."""
+        """Return the number of samples that are compared."""
         num = len(samples)
         return {"num_points": num if truth.dim == 1 else min(num, self.max_points)}
 
 
 def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
-    # Between sorted samples F_n is a constant c = i/num, and F - c changes sign at F^-1(c).
+    # Between neighbouring sorted samples, F_n is a constant c = i/num, and F - c changes sign at
+    # F^-1(c).
     levels = torch.arange(num + 1, dtype=torch.float64) / num  # (num + 1,)
     quantiles = _quantiles(truth, sigma, levels[1:-1])
 
     def distance(samples: Tensor, generator: torch.Generator) -> float:
         x = samples[:, 0].double().cpu().sort().values  # (num,)
         area = truth.integrated_cdf(x, sigma)  # integral of F up to x
-        tails = area[0] + area[-1] - x[-1] + truth.mean[0]  # of F below, of 1 - F above
+        tails = area[0] + area[-1] - x[-1] + truth.mean[0]  # integrals: F below x, 1 - F above x
         crossing = quantiles.clamp(x[:-1], x[1:])
         area_crossing = truth.integrated_cdf(crossing, sigma)
         below = levels[1:-1] * (crossing - x[:-1]) - (area_crossing - area[:-1])
@@ -83,7 +86,7 @@ def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
 
 
 def _quantiles(truth: Law, sigma: float, probabilities: Tensor) -> Tensor:
-    """F^-1 by bisection to the last bit, for D = 1."""
+    """Return F^-1 at ``probabilities`` (n,), for D = 1, by bisection to the last bit."""
     width = 40 * truth.perturbed_covariance(sigma)[0, 0].sqrt()
     low = torch.full_like(probabilities, float(truth.modes.min() - width))
     high = torch.full_like(probabilities, float(truth.modes.max() + width))
@@ -98,23 +101,24 @@ def _quantiles(truth: Law, sigma: float, probabilities: Tensor) -> Tensor:
 class SlicedWasserstein(SampleMetric):
     """The mean over directions v of W1 between the projections <v, x>, data units.
 
-    Between the samples and as many exact draws, both projected and sorted; the directions are
-    uniform on the sphere and the same for every set of samples. For D = 1 it is W1 itself.
+    W1 is computed between the samples and as many exact draws, both projected and sorted. The
+    directions are uniform on the sphere and the same for every set of samples. For D = 1 the
+    distance is W1 itself.
 
     Source: Bonneel et al. (2015), doi:10.1007/s10851-014-0506-3.
 
     Args:
-        num_directions: Directions.
+        num_directions: The number of directions v.
     """
 
     num_directions: Count
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
-        """The sliced distance for ``num`` samples."""
+        """Return the function that computes the sliced distance for ``num`` samples."""
         directions = self._directions(truth.dim)
 
         def projected(points: Tensor) -> NDArray[np.float64]:
-            # (directions, num); numpy sorts ten times as fast as torch.
+            # (directions, num). numpy sorts ten times as fast as torch.
             return np.sort((directions @ (points.cpu().double() - truth.mean).T).numpy(), axis=-1)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
@@ -126,7 +130,9 @@ class SlicedWasserstein(SampleMetric):
     def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
         """Return the mean sliced distance of ``num`` exact draws from as many others.
 
-        mean over v of integral E|K - K'| dx/n,   K, K' ~ Bin(n, F_v(x)) independent
+            mean over v of integral E|K - K'| dx/n,   K, K' ~ Bin(n, F_v(x)) independent
+
+        None if a projection has no distribution function in closed form.
         """
         total = 0.0
         for direction in self._directions(truth.dim):
@@ -138,7 +144,7 @@ class SlicedWasserstein(SampleMetric):
         return total / num / self.num_directions
 
     def _directions(self, dim: int) -> Tensor:
-        """Unit vectors (directions, D), float64, the same at every call."""
+        """Return unit vectors (directions, D), float64, the same at every call."""
         stream = random_stream(0, "directions")
         directions = torch.randn(dim, self.num_directions, generator=stream)
         return (directions / directions.norm(dim=0)).T.double()

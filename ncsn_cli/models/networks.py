@@ -1,8 +1,8 @@
 """The networks.
 
-Each has ``forward`` for any sigmas. ``at_level(sigma)``, for sigma (), returns the same scores,
-but for rounding, as a function of x alone, for many evaluations with the weights as they are and
-without gradients.
+Each network has ``forward`` for any sigmas. Its ``at_level(sigma)``, for sigma (), returns the
+scores at that sigma as a function of x alone. The scores are those of ``forward`` up to rounding.
+The function is for many evaluations with unchanged weights and without gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ncsn_cli.models.one_level import AtLevel, Perceptron, matrix, residual, wit
 
 log = logging.getLogger(__name__)
 
-Widths = Annotated[list[Count], Field(max_length=1000)]  # a checkpoint may ask for more
+Widths = Annotated[list[Count], Field(max_length=1000)]  # because a checkpoint may ask for more
 
 Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
 
@@ -40,8 +40,8 @@ class MLP(nn.Module):
     """Perceptron on x and the raw sigma: s(x, sigma) = f([x, sigma]).
 
     Source: the network of rmsrosa, Random notes, "Multiple denoising score matching", which has
-    one hidden layer of 64 ReLU units. Initial weights are Glorot's uniform ones and biases 0, as
-    there.
+    one hidden layer of 64 ReLU units. As in the source, the initial weights are Glorot's uniform
+    ones and the biases are 0.
 
     Args:
         dim: D, taken from the dataset.
@@ -68,13 +68,13 @@ class MLP(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
         if self.conditional:
             x = torch.cat([x, _column(sigma, x)], dim=-1)  # (B, D + 1)
         return self.layers(x)
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """``forward`` at ``sigma`` ()."""
+        """Return ``forward`` at ``sigma`` () as a function of x."""
         first, *rest = _matrices(self.layers)
         if self.conditional:
             first = with_inputs(first, sigma.to(first).reshape(1))
@@ -108,22 +108,23 @@ class EmbeddingMLP(nn.Module):
         self.activation = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,)."""
         embedded = self.embedding(_column(sigma, x))  # (B, E)
         return self.layers(torch.cat([x, embedded], dim=-1))
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """``forward`` at ``sigma`` ()."""
+        """Return ``forward`` at ``sigma`` () as a function of x."""
         first, *rest = _matrices(self.layers)
         embedded = self.embedding(sigma.to(first).reshape(1, 1))[0]  # (E,)
         return Perceptron([with_inputs(first, embedded), *rest], self.activation)
 
 
 class NCSNv2MLP(nn.Module):
-    """A head without sigma as an input: s(x, sigma) = f(x)/sigma.
+    """Perceptron on x alone, divided by sigma: s(x, sigma) = f(x)/sigma.
 
-    Source: Song & Ermon (2020), arXiv:2006.09011, section 3.3, Technique 3. It needs ||x|| to tell
-    the level, as it does in high dimensions; in low ones the best possible f is wrong.
+    Source: Song & Ermon (2020), arXiv:2006.09011, section 3.3, Technique 3. The network
+    has to infer the level from ||x||. This works in high dimensions, but in low dimensions even
+    the best possible f is wrong.
 
     Args:
         dim: D, taken from the dataset.
@@ -137,8 +138,8 @@ class NCSNv2MLP(nn.Module):
         if dim <= 2:
             log.warning(
                 "model=ncsnv2_mlp does not see sigma, and for D = %d no f(x)/sigma is right at"
-                " all levels: on N(0, I), levels 20 to .01 (L = 8), the best one is %s times the"
-                " true score at sigma_min",
+                " all levels: for N(0, I) and 8 levels from 20 to .01, the best f(x)/sigma is %s"
+                " times the true score at sigma_min",
                 dim,
                 {1: 18.6, 2: 17.9}[dim],
             )
@@ -146,20 +147,22 @@ class NCSNv2MLP(nn.Module):
         self.activation = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         return self.layers(x) / _positive_column(sigma, x)
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """``forward`` at ``sigma`` ()."""
+        """Return ``forward`` at ``sigma`` () as a function of x."""
         *layers, last = _matrices(self.layers)
         return Perceptron([*layers, last / _positive_column(sigma, last)], self.activation)
 
 
 class _ResidualNetwork(nn.Module):
-    """F(x, sigma): residual blocks, each seeing Fourier features of log sigma; F = 0 at the start.
+    """Residual blocks F(x, sigma), each with Fourier features of log sigma as a second input.
 
-    h <- h + W2 act(W1 h + U phi(log sigma)), with phi(t) = (cos w_k t, sin w_k t) at frequencies
-    w_k from 1/4 to 8 in one ratio: levels a factor 2 apart differ clearly, and none aliases.
+        h <- h + W2 act(W1 h + U phi(log sigma)),   phi(t) = (cos w_k t, sin w_k t)
+
+    The frequencies w_k are in geometric progression from 1/4 to 8, so that levels a factor 2
+    apart differ clearly and no level aliases. Initially F = 0.
     """
 
     frequencies: Tensor
@@ -183,7 +186,7 @@ class _ResidualNetwork(nn.Module):
         self.activation = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """F (B, outputs) at ``x`` (B, D) and ``sigma``, a column of one or B rows."""
+        """Return F (B, outputs) at ``x`` (B, D) and ``sigma``, a column (1, 1) or (B, 1)."""
         features = self._features(sigma)
         h = self.entry(x)
         for inner, level, outer in zip(self.inner, self.level, self.outer, strict=True):
@@ -193,9 +196,9 @@ class _ResidualNetwork(nn.Module):
     def at_level(
         self, sigma: Tensor, mean: Tensor, scale: Tensor, factor: Tensor, skip: Tensor
     ) -> AtLevel:
-        """The function factor F((x - mean)/scale, sigma) + skip (x - mean) of x (B, D).
+        """Return the function x -> factor F((x - mean)/scale, sigma) + skip (x - mean).
 
-        ``mean`` is (D,), ``sigma`` and the others one number, (1, 1).
+        x is (B, D) and ``mean`` (D,); the other arguments are single numbers, (1, 1).
         """
         features = self._features(sigma)
         entry = matrix(self.entry)
@@ -207,7 +210,7 @@ class _ResidualNetwork(nn.Module):
         return residual(entry, blocks, factor * matrix(self.exit), self.activation, mean, skip)
 
     def _features(self, sigma: Tensor) -> Tensor:
-        """phi(log sigma), (1 or B, features), at ``sigma`` (1 or B, 1)."""
+        """Return phi(log sigma), (1 or B, features), at ``sigma`` (1 or B, 1)."""
         angles = sigma.log() * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -215,12 +218,13 @@ class _ResidualNetwork(nn.Module):
 class FourierMLP(nn.Module):
     """Residual perceptron on x and Fourier features of log sigma: s = F(x/sqrt(1+sigma^2))/sigma.
 
-    Source: the conditioning of Song et al. (2021), arXiv:2011.13456, appendix H, on a perceptron.
+    Source: the conditioning of Song et al. (2021), arXiv:2011.13456, appendix H, applied to a
+    perceptron.
 
     Args:
         dim: D, taken from the dataset.
         features: Number of Fourier features of log sigma.
-        hidden: Inner widths of the residual blocks; the first is also the width between them.
+        hidden: Inner widths of the residual blocks; the first is also the width between blocks.
         activation: Name of the nonlinearity.
     """
 
@@ -236,12 +240,12 @@ class FourierMLP(nn.Module):
         self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         sigma = _positive_column(sigma, x)
         return self.network(x / (1 + sigma**2).sqrt(), sigma) / sigma
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """``forward`` at ``sigma`` ()."""
+        """Return ``forward`` at ``sigma`` () as a function of x."""
         weight = self.network.entry.weight
         sigma, nothing = _positive_column(sigma, weight), torch.zeros_like(weight[0])
         scale = (1 + sigma**2).sqrt()
@@ -249,7 +253,7 @@ class FourierMLP(nn.Module):
 
 
 class _DataScale(nn.Module):
-    """Mean and standard deviation of the training data, kept with the weights."""
+    """A network that stores the mean and standard deviation of its training data as buffers."""
 
     mean: Tensor
     sigma_data: Tensor
@@ -262,7 +266,7 @@ class _DataScale(nn.Module):
         self.register_buffer("sigma_data", torch.tensor(value))
 
     def adapt_to(self, data: Tensor) -> None:
-        """Take the mean of ``data`` (N, D) and, if automatic, its standard deviation."""
+        """Set ``mean`` and, if automatic, ``sigma_data`` to those of ``data`` (N, D)."""
         self.mean.copy_(data.mean(0))
         if self.is_automatic:
             self.sigma_data.copy_(data.var(0, correction=0).mean().sqrt().clamp(min=1e-6))
@@ -277,15 +281,16 @@ class PreconditionedMLP(_DataScale):
 
     with x measured from the data's mean, c_skip = sigma_data^2/(sigma^2 + sigma_data^2),
     c_out = sigma sigma_data c_in, c_in = 1/sqrt(sigma^2 + sigma_data^2); F sees Fourier features
-    of log sigma. At F = 0 it is the score of the Gaussian N(mean, sigma_data^2 I).
+    of log sigma. At F = 0, s is the score of the Gaussian N(mean, sigma_data^2 I).
 
     Source: Karras et al. (2022), arXiv:2206.00364, table 1.
 
     Args:
         dim: D, taken from the dataset.
-        sigma_data: Standard deviation of the data, > 0, data units; ``auto``: the training set's.
+        sigma_data: Standard deviation of the data, > 0, data units. ``auto`` takes it from the
+            training set.
         features: Number of Fourier features of log sigma.
-        hidden: Inner widths of the residual blocks; the first is also the width between them.
+        hidden: Inner widths of the residual blocks; the first is also the width between blocks.
         activation: Name of the nonlinearity.
     """
 
@@ -302,13 +307,13 @@ class PreconditionedMLP(_DataScale):
         self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         sigma, x = _positive_column(sigma, x), x - self.mean
         total = (sigma**2 + self.sigma_data**2).sqrt()
         return self.sigma_data / (sigma * total) * self.network(x / total, sigma) - x / total**2
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """``forward`` at ``sigma`` ()."""
+        """Return ``forward`` at ``sigma`` () as a function of x."""
         sigma = _positive_column(sigma, self.mean)
         total = (sigma**2 + self.sigma_data**2).sqrt()
         factor = self.sigma_data / (sigma * total)
@@ -320,17 +325,19 @@ class EnergyMLP(_DataScale):
 
         E(x, sigma) = ||x||^2/(2 (sigma^2 + sigma_data^2)) + sigma_data/sigma G(c_in x, sigma)
 
-    with x measured from the data's mean and c_in = 1/sqrt(sigma^2 + sigma_data^2), so that its
-    score has the scales of ``PreconditionedMLP``.
+    with x measured from the data's mean and c_in = 1/sqrt(sigma^2 + sigma_data^2), so that the
+    score is scaled as in ``PreconditionedMLP``.
 
     Source: Salimans & Ho (2021), "Should EBMs model the energy or the score?".
 
     Args:
         dim: D, taken from the dataset.
-        sigma_data: Standard deviation of the data, > 0, data units; ``auto``: the training set's.
+        sigma_data: Standard deviation of the data, > 0, data units. ``auto`` takes it from the
+            training set.
         features: Number of Fourier features of log sigma.
-        hidden: Inner widths of the residual blocks; the first is also the width between them.
-        activation: Name of the nonlinearity; a smooth one, as the score is its derivative.
+        hidden: Inner widths of the residual blocks; the first is also the width between blocks.
+        activation: Name of the nonlinearity. It should be smooth, because the score is its
+            derivative.
     """
 
     @validate_call(config=STRICT)
@@ -348,28 +355,28 @@ class EnergyMLP(_DataScale):
         self.network = _ResidualNetwork(dim, 1, features, hidden, activation)
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E (B,), in nats, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        """Return E (B,), in nats, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         sigma, x = _positive_column(sigma, x), x - self.mean
         total = (sigma**2 + self.sigma_data**2).sqrt()
         correction = self.sigma_data / sigma * self.network(x / total, sigma)  # (B, 1)
         return ((x / total).square().sum(-1, keepdim=True) / 2 + correction)[:, 0]
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
-        # torch.func differentiates also where gradients are off, and again by what calls this.
+        """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
+        # torch.func.grad works with gradients off too, and a caller can differentiate the result.
         return -torch.func.grad(lambda points: self.energy(points, sigma).sum())(x)
 
 
 def _positive_column(sigma: Tensor, x: Tensor) -> Tensor:
-    """Sigma () or (B,), above 0, as a column (1, 1) or (B, 1) like ``x``."""
-    # A tensor of levels is not looked through at each step: they are tried one by one before.
+    """Return sigma () or (B,), above 0, as a column (1, 1) or (B, 1) like ``x``."""
+    # Sigmas (B,) are not checked at each step: the smallest sigma was tried alone before.
     if sigma.ndim == 0 and not bool(sigma > 0):
-        raise ConfigError("schedule: this network divides by sigma and needs every one above 0")
+        raise ConfigError("schedule: this network divides by sigma and needs every sigma above 0")
     return sigma.to(x).reshape(-1, 1)
 
 
 def _column(sigma: Tensor, x: Tensor) -> Tensor:
-    """Sigma () or (B,) as a column (B, 1) beside ``x`` (B, D)."""
+    """Return sigma () or (B,) as a column (B, 1) beside ``x`` (B, D)."""
     return sigma.to(x).reshape(-1, 1).expand(len(x), 1)
 
 

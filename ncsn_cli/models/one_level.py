@@ -1,8 +1,8 @@
-"""Networks at one level of noise, for many evaluations without gradients.
+"""Networks at one noise level, for many evaluations without gradients.
 
-Points stand in columns, their features in rows, over a row of ones: so a layer, with all in it
-that depends on sigma, is one matrix [W, b] (outputs, inputs + 1), and the work is a small matrix
-times a wide one, written where the last evaluation's was.
+Columns are points and rows are features, with a row of ones below. A layer, including everything
+in it that depends on sigma, is then one matrix [W, b] (outputs, inputs + 1). An evaluation
+multiplies a small matrix by a wide matrix, and overwrites the result of the last evaluation.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn import functional
 from ncsn_cli.core.score import at_level
 
 AtLevel = Callable[[Tensor], Tensor]
-"""Scores (B, D) at points (B, D), quickest at those whose transpose is contiguous.
+"""``score(x)``: scores (B, D) at points (B, D), fastest if the points' transpose is contiguous.
 
-The next evaluation overwrites them.
+The next evaluation overwrites the scores.
 """
 
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -32,22 +32,22 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """[W, b], (outputs, inputs + 1), of an ``nn.Linear``."""
+    """Return [W, b], (outputs, inputs + 1), of an ``nn.Linear``."""
     weight, bias = layer.parameters()
     return torch.cat([weight, bias[:, None]], dim=1)
 
 
 def with_inputs(layer: Tensor, values: Tensor) -> Tensor:
-    """``layer``, a matrix [W, b], when its last inputs are always ``values`` (inputs,)."""
+    """Return the matrix [W, b] of ``layer`` with its last inputs fixed to ``values`` (inputs,)."""
     rest = layer.shape[1] - 1 - len(values)
     constant = layer[:, rest:] @ torch.cat([values, values.new_ones(1)])  # (outputs,)
     return torch.cat([layer[:, :rest], constant[:, None]], dim=1)
 
 
 class _Columns:
-    """Room for the features of points: ``all`` (width + 1, B), the last row of ones.
+    """A buffer ``all`` (width + 1, B) for the features of points; its last row is ones.
 
-    ``features`` (width, B) and ``points`` (B, width) are views of the others.
+    ``features`` (width, B) and ``points`` (B, width) are views of ``all``.
     """
 
     def __init__(self, width: int, x: Tensor) -> None:
@@ -57,7 +57,7 @@ class _Columns:
 
 
 class Perceptron:
-    """The perceptron of the matrices ``layers``, an ``AtLevel``."""
+    """A perceptron at one level, an ``AtLevel``, whose layers are the matrices ``layers``."""
 
     def __init__(self, layers: list[Tensor], activation: nn.Module) -> None:
         self.layers, self.activation = layers, activation
@@ -66,7 +66,7 @@ class Perceptron:
         self._products: list[tuple[Tensor, Tensor, Tensor]] = []  # matrix, its inputs and outputs
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Scores (B, D) at ``x`` (B, D)."""
+        """Return scores (B, D) at ``x`` (B, D)."""
         if not self._columns or self._columns[0].points.shape != x.shape:
             widths = [x.shape[1], *(len(layer) for layer in self.layers)]
             self._columns = columns = [_Columns(width, x) for width in widths]
@@ -83,9 +83,10 @@ class Perceptron:
 
 
 def one_hidden_layer(layers: Sequence[Tensor], activation: nn.Module, x: Tensor) -> Tensor:
-    """The ``Perceptron`` of two matrices, written to be compiled to one loop over hidden units.
+    """Return scores (B, D) of the ``Perceptron`` of two matrices, at ``x`` (B, D).
 
-    These are in two halves, whose sums need not wait for one another.
+    The code is written so that it compiles to one loop over hidden units. The units are split into
+    two halves, whose sums do not wait for each other.
     """
     first, last = layers
     scores = last[:, -1:]
@@ -103,9 +104,12 @@ def residual(
     mean: Tensor,
     skip: Tensor,
 ) -> AtLevel:
-    """leave(h) + skip (x - mean), h = entry(x - mean), h <- h + outer(activation(inner(h))).
+    """Return the function x -> leave(h) + skip (x - mean) of a residual network.
 
-    All but ``mean`` (D,) and ``skip`` () are matrices; ``blocks`` are pairs of inner and outer.
+        h = entry(x - mean),   h <- h + outer(activation(inner(h))) for each block
+
+    ``blocks`` are pairs (inner, outer). All arguments except ``activation``, ``mean`` (D,) and
+    ``skip`` () are matrices.
     """
     activate, slope = _in_place(activation), float(skip)
     columns: list[_Columns] = []
@@ -128,7 +132,7 @@ def residual(
 
 
 class Recentred(nn.Module):
-    """A network of data units in coordinates around ``origin``: y -> network(y + origin, sigma).
+    """A network for data units, in coordinates around ``origin``: y -> network(y + origin, sigma).
 
     Args:
         network: Scores (B, D) at points (B, D) in data units and sigma () or (B,).
@@ -146,7 +150,7 @@ class Recentred(nn.Module):
         return scores
 
     def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` (), a ``Perceptron`` where the network has one."""
+        """Return ``forward`` at ``sigma`` () as a function of x, a ``Perceptron`` if possible."""
         here = at_level(self.network, sigma)
         origin = self.get_buffer("origin")
         if not isinstance(here, Perceptron):
@@ -159,5 +163,5 @@ class Recentred(nn.Module):
 
 
 def _in_place(activation: nn.Module) -> Callable[[Tensor], Tensor]:
-    """``activation``, which overwrites what it is given."""
+    """Return ``activation`` as a function that overwrites its input."""
     return _IN_PLACE.get(type(activation), lambda x: x.copy_(activation(x)))

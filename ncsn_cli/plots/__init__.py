@@ -1,6 +1,6 @@
-"""Pictures of the truth and of what was learned or sampled: a ``Scene`` in, a ``Figure`` out.
+"""Pictures that compare scores and samples with the truth: a ``Scene`` in, a ``Figure`` out.
 
-A function returns None where its picture does not apply.
+A function returns None if its picture does not apply to the scene.
 """
 
 import os
@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", "")):
-    # With one that is unknown it could not be imported, though files need none.
+    # An unknown backend would make the import fail, though writing files needs no backend.
     import matplotlib
 
     os.environ["MPLBACKEND"] = backend
@@ -54,4 +54,4 @@ NEEDS: dict[Callable[[Scene], Any], str] = {
     animations.recovered_density: "ncsn-train in 1D",
     animations.chains: "ncsn-sample with trajectories above 0",
 }
-"""Where each picture applies."""
+"""The condition under which each picture applies."""

@@ -1,4 +1,4 @@
-"""Moving pictures: a ``Scene`` in, a ``Film`` out, or None where it does not apply."""
+"""Animations: a ``Scene`` in, a ``Film`` out, or None if the animation does not apply."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ncsn_cli.plots.canvas import (
 )
 from ncsn_cli.plots.fields import arrows, at_arrows, shortened, with_margin
 
-_MOST_FRAMES = 80  # of chains
+_MOST_FRAMES = 80  # limit for the animation of chains
 
 
 def score(scene: Scene) -> Film | None:
-    """The learned score while it is trained, beside the true one, at every level shown."""
+    """Draw the learned score during training, and the true score, at every level shown."""
     if scene.snapshots is None:
         return None
     if scene.dim == 1:
@@ -70,7 +70,7 @@ def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film
 
 
 def recovered_density(scene: Scene) -> Film | None:
-    """The density that the learned score is of, in training, at the smallest level, D = 1."""
+    """Draw the density recovered from the learned score during training, smallest level, D = 1."""
     if scene.snapshots is None or scene.dim != 1:
         return None
     (x,), true, sigma = scene.axes, scene.densities[-1], scene.sigmas[-1]
@@ -92,7 +92,7 @@ def recovered_density(scene: Scene) -> Film | None:
 
 
 def chains(scene: Scene) -> Film | None:
-    """Chains over time, on the density of the level that they are at."""
+    """Draw chains over time, on the density at their current level."""
     if scene.paths is None or scene.path_densities is None:
         return None
     num = len(scene.paths)
@@ -106,7 +106,7 @@ def _chains_on_line(
 ) -> Film:
     figure, (axes,) = new_figure(1, 1, width=8)
     (x,), heights = scene.axes, densities / densities.max(axis=1, keepdims=True)
-    # At (x, u p(x)), u ~ U(0, 1), dots fill the area under p evenly if x ~ p.
+    # Dots at (x, u p(x)) with u ~ U(0, 1) fill the area under p evenly if x ~ p.
     shares = np.random.default_rng(0).uniform(size=paths.shape[1])
     (curve,) = axes.plot(x, heights[0], color=TRUTH)
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)

@@ -1,7 +1,8 @@
 """The look of every picture: colours, axes, levels.
 
-Truth is blue, what was learned or sampled is vermilion (Okabe & Ito's palette, safe for colour-
-blind readers), levels run through viridis from sigma_max (yellow) to sigma_min (dark).
+The truth is blue; learned scores and samples are vermilion. Both are from Okabe & Ito's palette,
+which is safe for colour-blind readers. Levels run through viridis from sigma_max (yellow) to
+sigma_min (dark).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "figure.dpi": 130,
     "figure.facecolor": "white",
-    "backend": "agg",  # for a user's own plots by pyplot
+    "backend": "agg",  # for plots that a user makes with pyplot
 }
 
 _DPI_OF_FILMS, _COLOURS_OF_FILMS = 80, 128
@@ -50,7 +51,7 @@ _FRAME_MS, _LAST_FRAME_MS = 80, 1500
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Draw under the program's settings, whatever matplotlibrc and styles of the user say."""
+    """Draw with the program's settings, ignoring the user's matplotlibrc and styles."""
     with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
         yield
 
@@ -58,20 +59,20 @@ def own_settings() -> Iterator[None]:
 def new_figure(
     rows: int, columns: int, width: float = 4.6, height: float = 4.3
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, ``width`` x ``height`` inches each, and the panels row by row."""
+    """Return a figure of panels, each ``width`` x ``height`` inches, and the panels row by row."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def to_png(figure: Figure) -> bytes:
-    """The picture as a file; drawn once, where ``Figure.savefig`` draws twice."""
+    """Return the picture as a PNG file. It is drawn once; ``Figure.savefig`` draws twice."""
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
     return png.getvalue()
 
 
 def with_one_palette(pictures: Sequence[Image.Image], colours: int) -> list[Image.Image]:
-    """Pictures of one size with their ``colours`` most useful colours, white among them."""
+    """Return the pictures, all of one size, with one palette of ``colours`` and pure white."""
     some = [np.asarray(picture) for picture in pictures[:: max(1, len(pictures) // 4)]]
     palette = Image.fromarray(np.concatenate(some)).quantize(colours)
     values = np.array(palette.getpalette()).reshape(-1, 3)
@@ -82,7 +83,7 @@ def with_one_palette(pictures: Sequence[Image.Image], colours: int) -> list[Imag
 
 @dataclass(frozen=True)
 class Film:
-    """A figure that changes: ``update`` makes it show one of ``frames``."""
+    """A figure that changes: ``update(frame)`` makes it show one of ``frames``."""
 
     figure: Figure
     update: Callable[[int], None]
@@ -90,14 +91,17 @@ class Film:
 
 
 def to_gif(film: Film, name: str) -> bytes:
-    """The film as a file, drawn under a progress bar; it stays at its last frame for a while."""
+    """Return the film as a GIF file, drawing its frames with a progress bar.
+
+    The last frame is shown longer than the others.
+    """
     film.figure.set_dpi(_DPI_OF_FILMS)
     canvas = FigureCanvasAgg(film.figure)
     pictures = []
     for frame in tqdm(film.frames, desc=f"film {name}", unit="frame", disable=None, leave=False):
         film.update(int(frame))
         canvas.draw()  # type: ignore[no-untyped-call]
-        film.figure.set_layout_engine("none")  # laid out once: nothing moves, and it is slow
+        film.figure.set_layout_engine("none")  # lay out once: it is slow, and panels must not move
         image = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
         pictures.append(image.convert("RGB"))
     first, *others = with_one_palette(pictures, _COLOURS_OF_FILMS)
@@ -108,9 +112,10 @@ def to_gif(film: Film, name: str) -> bytes:
 
 
 def field_figure(num_fields: int, scene: Scene, height: float = 4.3) -> tuple[Figure, list[Axes]]:
-    """A row of panels for each field of D = 2, a column for each level; of one level all in a row.
+    """Return a figure for fields of D = 2: one row of panels per field, one column per level.
 
-    ``height`` in inches is that of a panel as wide as high.
+    With a single level, all panels are in one row. ``height`` is the height of a panel, in inches,
+    for a grid that is as wide as it is high.
     """
     num_levels = len(scene.sigmas)
     shape = (1, num_fields) if num_levels == 1 else (num_fields, num_levels)
@@ -119,12 +124,12 @@ def field_figure(num_fields: int, scene: Scene, height: float = 4.3) -> tuple[Fi
 
 
 def as_image(values: Array, scene: Scene) -> Array:
-    """Values on the grid (G,) as an image, rows along the second axis."""
+    """Return values on the grid (G,) as an image, with rows along the second axis."""
     return values.reshape(len(scene.axes[0]), len(scene.axes[1])).T
 
 
 def square(axes: Axes, scene: Scene) -> None:
-    """Show the grid of D >= 2 with axes of one scale."""
+    """Set up ``axes`` to show the grid of D >= 2, with the same scale on both axes."""
     (x, y) = scene.axes
     first, second = (
         ("$x_1$", "$x_2$") if scene.dim == 2 else ("principal axis 1", "principal axis 2")
@@ -140,7 +145,7 @@ def heat_map(
     label: str | None = None,
     **style: Any,  # noqa: ANN401
 ) -> QuadMesh:
-    """Values on the grid (G,) of D = 2 as colours, with a bar of their own if there is a label."""
+    """Draw values on the grid (G,) of D = 2 as colours, with a colour bar if there is a label."""
     mesh = axes.pcolormesh(*scene.axes, as_image(values, scene), rasterized=True, **style)
     if label is not None:
         axes.figure.colorbar(mesh, ax=axes, shrink=0.75, label=label)
@@ -149,9 +154,10 @@ def heat_map(
 
 
 def contours(axes: Axes, values: Array, scene: Scene, colour: str) -> None:
-    """Lines where a density (G,) has fallen from its peak as a Gaussian at 1, ..., 4 std.
+    """Draw lines where a density (G,) has fallen as far as a Gaussian has at 1, 2, 3 and 4 std.
 
-    For D > 2 it is made of draws, of which there are few at 4.
+    For D > 2 there is no line at 4 std, because the density is estimated from draws and few of
+    them lie there.
     """
     stds = np.array([4.0, 3.0, 2.0, 1.0] if scene.dim == 2 else [3.0, 2.0, 1.0])
     levels = values.max() * np.exp(-0.5 * stds**2)
@@ -161,18 +167,18 @@ def contours(axes: Axes, values: Array, scene: Scene, colour: str) -> None:
 def scatter(
     axes: Axes, points: NDArray[np.float32], scene: Scene, colour: str, size: float = 4
 ) -> None:
-    """Points (N, 2), the fainter the more there are."""
+    """Draw points (N, 2); the more points, the fainter they are."""
     alpha = float(np.clip(1500 / len(points), 0.15, 0.8))
     x, y = points.T
     axes.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, rasterized=True)
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -> None:
-    """Make an axis that shows ``values`` > 0 logarithmic, its numbers written out."""
+    """Make the axis that shows ``values`` > 0 logarithmic, with ticks written as plain numbers."""
     axes.set(**{f"{which}scale": "log"})
     axis, values = (axes.xaxis if which == "x" else axes.yaxis), list(values)
     span = max(values) / min(values)
-    named = "123456789" if span < 3 else "235" if span < 30 else ""  # first digits between powers
+    named = "123456789" if span < 3 else "235" if span < 30 else ""  # first digits of minor ticks
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(
         FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else "")
@@ -185,12 +191,12 @@ def _level_norm(scene: Scene) -> Normalize:
 
 
 def level_colour(sigma: float, scene: Scene) -> tuple[float, float, float, float]:
-    """The colour of a level; the palest yellow is left out."""
+    """Return the colour of a level. The palest yellow is not used."""
     return mpl.colormaps["viridis"](0.92 * _level_norm(scene)(sigma))
 
 
 def level_bar(figure: Figure, axes: list[Axes], scene: Scene) -> None:
-    """The bar that says which colour is which level."""
+    """Add a colour bar that shows which colour is which level, if there are several levels."""
     if len(scene.sigmas) > 1:
         mappable = ScalarMappable(_level_norm(scene), "viridis")
         bar = figure.colorbar(mappable, ax=axes, label=r"level $\sigma$")

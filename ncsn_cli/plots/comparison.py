@@ -1,4 +1,4 @@
-"""Runs against each other: a metric along what was swept."""
+"""Compare runs: plot a metric against the swept keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ncsn_cli.plots.canvas import SERIES, log_scale, new_figure
 
 _MARKERS = "osD^vPX"
-_LABEL = 48  # characters a line of a legend
+_LABEL = 48  # characters per line of a legend
 
 
 def metric_against(
@@ -22,9 +22,10 @@ def metric_against(
     legend: str = "",
     averaged: Sequence[str] = (),
 ) -> Figure:
-    """The mean of ``metric`` along ``key``, a line a label, each run a faint dot.
+    """Plot the mean of ``metric`` against ``key``, with one line per label and a dot per run.
 
-    ``legend`` says what the labels are, ``averaged`` what else the runs of a line differ in.
+    ``lines`` maps a label to pairs of a value of ``key`` and the metrics of its runs. ``legend``
+    is the title of the legend. ``averaged`` are the other keys in which the runs of a line differ.
     """
     figure, (axes,) = new_figure(1, 1, width=8)
     everything = [v for points in lines.values() for _, values in points for v in values]
@@ -37,7 +38,7 @@ def metric_against(
             color=SERIES[colour],
             linestyle="--" if again else "-",
             marker=_MARKERS[colour],
-            label=" " + "\n".join(textwrap.wrap(label, _LABEL)),  # "_..." would not be shown
+            label=" " + "\n".join(textwrap.wrap(label, _LABEL)),  # matplotlib hides "_..."
         )
         axes.plot(*zip(*runs, strict=True), ".", color=SERIES[colour], alpha=0.4)
     places = [place for points in lines.values() for place, _ in points]
@@ -60,7 +61,7 @@ def _mean_over(keys: Sequence[str]) -> str:
 
 
 def _add_legend(figure: Figure, title: str) -> None:
-    """Put the legend beside the axes, for which the figure grows."""
+    """Put the legend beside the axes, and enlarge the figure to make room for it."""
     legend = figure.legend(loc="outside right upper", title=title, alignment="left")
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -80,12 +81,12 @@ def heat_map_of(
     table: Sequence[Sequence[float]],
     averaged: Sequence[str] = (),
 ) -> Figure:
-    """The mean of ``metric`` over two swept keys, ``table[y][x]``, each cell with its number.
+    """Draw the mean of ``metric`` over two swept keys, ``table[y][x]``, as a heat map.
 
-    ``averaged`` says what else the runs of a cell differ in.
+    Each cell shows its number. ``averaged`` are the other keys in which the runs of a cell differ.
     """
     values = np.array(table)
-    values[np.isinf(values)] = np.nan  # no such run
+    values[np.isinf(values)] = np.nan  # inf: the cell has no run
     figure, (axes,) = new_figure(1, 1, width=2.5 + 0.8 * len(xs), height=2 + 0.5 * len(ys))
     shade = np.log10(values) if np.nanmin(values) > 0 else values
     axes.imshow(shade, cmap="cividis", origin="lower", aspect="auto")

@@ -1,4 +1,4 @@
-"""What is to be learned: the data and the perturbed densities."""
+"""The data and the perturbed densities, from which a score is learned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ncsn_cli.plots.canvas import (
 
 
 def density(scene: Scene) -> Figure | None:
-    """p, p_sigma at the levels shown, and the training data."""
+    """Draw p, p_sigma at the levels shown, and the training data."""
     if scene.data is None:
         return None
     if scene.dim == 1:

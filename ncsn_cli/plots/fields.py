@@ -23,11 +23,11 @@ from ncsn_cli.plots.canvas import (
     square,
 )
 
-_DEPTH = 12.0  # nats below the highest density that are shown
+_DEPTH = 12.0  # log-densities are shown down to this many nats below the maximum
 
 
 def score(scene: Scene) -> Figure | None:
-    """The true score and, beside it, the learned one, at every level shown."""
+    """Draw the true score and the learned score at every level shown."""
     if scene.scores is None:
         return None
     if scene.dim == 1:
@@ -68,7 +68,7 @@ def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
 
 
 def at_arrows(field: Array, scene: Scene) -> Array:
-    """Of a field on the grid (G, 2) what gets an arrow (A, 2); for D > 2 all of it does."""
+    """Select from a field (G, 2) on the grid the vectors (A, 2) drawn as arrows; D > 2: all."""
     if scene.places is not None:
         return field
     x, y = scene.axes
@@ -76,7 +76,7 @@ def at_arrows(field: Array, scene: Scene) -> Array:
 
 
 def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Quiver:
-    """A field (A, 2) as arrows, on contours of the density of its level."""
+    """Draw a field (A, 2) as arrows, on contours of the density at the same level."""
     contours(axes, scene.densities[level], scene, "0.75")
     x, y = (axis[ARROWS] for axis in scene.axes)
     if scene.places is None:
@@ -95,7 +95,7 @@ def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Q
 
 
 def shortened(field: Array, level: int, scene: Scene) -> Array:
-    """The components (2, A) of a field (A, 2), no arrow longer than the longest true one."""
+    """Return the field (A, 2) as components (2, A), no arrow longer than the longest true one."""
     longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
     lengths = np.linalg.norm(field, axis=-1, keepdims=True)  # (A, 1)
     shown: Array = (field * (longest / np.maximum(lengths, longest))).T
@@ -103,7 +103,7 @@ def shortened(field: Array, level: int, scene: Scene) -> Array:
 
 
 def score_norm(scene: Scene) -> Figure | None:
-    """The norm of the true score and, below it, of the learned one, D = 2."""
+    """Draw the norms of the true score and of the learned score, D = 2."""
     if scene.dim != 2:
         return None
     fields = [("true", scene.true_scores)]
@@ -120,7 +120,10 @@ def score_norm(scene: Scene) -> Figure | None:
 
 
 def score_error(scene: Scene) -> Figure | None:
-    """Where the learned score errs, D = 2: sigma ||s - grad log p_sigma||, without sigma at 0."""
+    """Draw the error of the learned score, sigma ||s - grad log p_sigma||, D = 2.
+
+    If the smallest level is 0, the error is shown without the factor sigma.
+    """
     if scene.dim != 2 or scene.scores is None:
         return None
     errors = np.linalg.norm(scene.scores - scene.true_scores, axis=-1)
@@ -142,7 +145,7 @@ def score_error(scene: Scene) -> Figure | None:
 
 
 def recovered_density(scene: Scene) -> Figure | None:
-    """The density whose score was learned, exp of its integral, beside p_sigma, D = 1."""
+    """Draw the density recovered by integrating the learned score, and p_sigma, D = 1."""
     if scene.recovered is None or scene.recovered_kl is None:
         return None
     (x,), kl = scene.axes, scene.recovered_kl[-1]
@@ -167,17 +170,17 @@ def recovered_density(scene: Scene) -> Figure | None:
 
 
 def with_margin(values: Array) -> tuple[float, float]:
-    """Limits of an axis that shows all ``values``."""
+    """Return the limits of an axis that shows all ``values`` with a margin."""
     low, high = float(values.min()), float(values.max())
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 
 
 def log_density(scene: Scene) -> Figure | None:
-    """The true log-density at the smallest level, the learned one, and their difference."""
+    """Draw the true and the learned log-density at the smallest level, and their difference."""
     if scene.log_density is None:
         return None
     density, sigma = scene.densities[-1], scene.sigmas[-1]
-    shown = density > density.max() * np.exp(-_DEPTH)  # beyond, no sample would ever be
+    shown = density > density.max() * np.exp(-_DEPTH)  # no sample would ever lie elsewhere
     true = np.log(density, where=shown, out=np.full_like(density, np.nan))
     learned = np.where(shown & np.isfinite(scene.log_density), scene.log_density, np.nan)
     name, level = f"from the {scene.score_name} score", rf"$\sigma$ = {sigma:.3g}"

@@ -1,4 +1,4 @@
-"""How the loss fell."""
+"""The loss during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ncsn_cli.plots.canvas import MODEL, TRUTH, log_scale, new_figure
 
 
 def loss(scene: Scene) -> Figure | None:
-    """The loss of each logged batch over its floor, and the excess loss."""
+    """Draw the loss of each logged batch with the loss floor, and the excess loss."""
     if scene.history is None or len(scene.history["step"]) < 2:
         return None
     history = scene.history
@@ -23,7 +23,7 @@ def loss(scene: Scene) -> Figure | None:
             linestyle="--",
             label=f"floor {scene.loss_floor:.4g}: the true score's loss",
         )
-    # The first steps may be far above the rest, which is what there is to see.
+    # The first losses may be far above the later ones, which are of interest: cut the axis.
     top = 1.15 * float(np.quantile(history["loss"], 0.95))
     left.set(xlabel="step", ylabel="loss", title="loss", ylim=(None, top))
     left.legend()

@@ -1,4 +1,4 @@
-"""Samples and chains against the truth."""
+"""Samples and chains, compared with the truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ncsn_cli.plots.canvas import (
 
 
 def samples(scene: Scene) -> Figure | None:
-    """The samples beside the truth."""
+    """Draw the samples and the truth."""
     if scene.samples is None or scene.exact is None:
         return None
     sigma = scene.sigmas[-1]
@@ -31,7 +31,7 @@ def samples(scene: Scene) -> Figure | None:
         figure, (axes,) = new_figure(1, 1, width=8)
         (x,) = scene.axes
         bins = np.linspace(x[0], x[-1], 101)
-        share = 1 / (len(scene.samples) * (bins[1] - bins[0]))  # of all, those outside included
+        share = 1 / (len(scene.samples) * (bins[1] - bins[0]))  # of all samples, also outside
         axes.hist(
             scene.samples[:, 0],
             bins=bins.tolist(),
@@ -66,8 +66,8 @@ def samples(scene: Scene) -> Figure | None:
 
 
 def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None:
-    """The share of points nearest to each mode, beside it, where there are few."""
-    if not 2 <= len(scene.modes) <= 4 or scene.dim > 2:  # in a projection others may be nearest
+    """Write the share of points nearest to each mode beside the mode, for 2 to 4 modes."""
+    if not 2 <= len(scene.modes) <= 4 or scene.dim > 2:  # projection changes the nearest mode
         return
     distances = np.linalg.norm(points[:, None] - scene.modes, axis=-1)  # (N, K)
     shares = np.bincount(distances.argmin(axis=1), minlength=len(scene.modes)) / len(points)
@@ -83,7 +83,7 @@ def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None
 
 
 def chains(scene: Scene) -> Figure | None:
-    """Chains over time, on the density of the level that they are at."""
+    """Draw chains over time, on the density at their current level."""
     if scene.paths is None or scene.path_densities is None:
         return None
     assert scene.path_sigmas is not None and scene.path_steps is not None
@@ -124,7 +124,7 @@ def _chains_1d(
 
 
 def commitment(scene: Scene) -> Figure | None:
-    """When chains settle for a mode, and how many are in each, from level to level."""
+    """Draw the share of chains settled in a mode, and the share in each mode, at each level."""
     if scene.committed is None or scene.level_sigmas is None or len(scene.level_sigmas) < 2:
         return None
     if len(scene.modes) < 2:
@@ -155,11 +155,11 @@ def commitment(scene: Scene) -> Figure | None:
 
 
 def distances(scene: Scene) -> Figure | None:
-    """Level by level, how wide the chains are and how far from p_sigma, a panel a metric."""
+    """Draw, per level, how wide the chains are and how far from p_sigma: a panel per metric."""
     if scene.distances is None or len(scene.distances["sigmas"]) < 2:
         return None
     sigmas = scene.distances["sigmas"]
-    shown = {  # nothing where all numbers are 0, or None as the width of one chain
+    shown = {  # omit metrics that are all 0, and the width of a single chain, which is None
         name: {kind: np.array(found[kind], dtype=float) for kind in found}
         for name, found in scene.distances.items()
         if name != "sigmas" and any(found["value"])

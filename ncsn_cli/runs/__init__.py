@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is stopped."""
+"""The files that a run leaves on disk, and the signals that stop a run."""

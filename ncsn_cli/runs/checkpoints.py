@@ -1,7 +1,7 @@
 """Checkpoints: tensors and JSON in one safetensors file, read as data, never as code.
 
-One metadata key ``ncsn_cli`` holds the JSON; its ``sha256`` is over that JSON without the digest
-and over every tensor's name, dtype, shape and bytes, in the order of their names.
+One metadata key ``ncsn_cli`` holds the JSON. The JSON's ``sha256`` covers the JSON without that
+digest, and every tensor's name, dtype, shape and bytes, sorted by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
 from ncsn_cli.runs.files import open_regular, parse_json, write_atomic
 
-_MOST_BYTES = 1 << 28  # hashed in two seconds
+_MOST_BYTES = 1 << 28  # of a file, which is hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
 _MOST_TENSORS = 20_000
 _MOST_AXES = 8
@@ -35,21 +35,21 @@ _DTYPES = {
 }  # fmt: skip
 
 Entry = tuple[torch.dtype, list[int], int, int]
-"""A tensor's type and shape, and where its bytes begin and end behind the header."""
+"""A tensor's type and shape, and where its bytes begin and end, counted from the header's end."""
 
 log = logging.getLogger(__name__)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where a run keeps the checkpoint after ``step`` steps."""
+    """Return the path of a run's checkpoint after ``step`` steps."""
     return folder / "checkpoints" / f"step_{step:09d}.safetensors"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write ``tensors`` and the JSON-able ``record`` under ``path``, durably.
+    """Write ``tensors`` and the JSON-able ``record`` to ``path``, durably.
 
     Raises:
-        ConfigError: If it could not be read back.
+        ConfigError: If the checkpoint could not be read back.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     check_size(sum(tensor.nbytes for tensor in tensors.values()), len(tensors))
@@ -68,10 +68,10 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, An
 
 
 def check_size(num_bytes: int, num_tensors: int) -> None:
-    """Refuse tensors that ``load_checkpoint`` would.
+    """Check that ``load_checkpoint`` would accept tensors of this size and number.
 
     Raises:
-        ConfigError: If they are too large or too many.
+        ConfigError: If the tensors are too large or too many.
     """
     if num_bytes > _MOST_BYTES - _MOST_BYTES_OF_HEADER or num_tensors > _MOST_TENSORS:
         raise ConfigError(
@@ -81,11 +81,11 @@ def check_size(num_bytes: int, num_tensors: int) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of a checkpoint file, after its digest was checked.
+    """Return the tensors and the record of a checkpoint file, after checking its digest.
 
     Raises:
-        MissingInputError: If there is no such file.
-        BadCheckpointError: If it is damaged or not one of ours.
+        MissingInputError: If the file cannot be opened or read.
+        BadCheckpointError: If the file is damaged, or not a checkpoint of this package.
     """
     try:
         with open_regular(path, _MOST_BYTES) as file:
@@ -96,71 +96,71 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
             if record.pop("sha256", None) != _digest(record, parts):
                 raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
-            tensors = {}  # memory is taken only now
+            tensors = {}  # memory is allocated only now
             for name, (dtype, shape, begin, end) in entries.items():
                 file.seek(start + begin)
                 data = bytearray(end - begin)
                 if file.readinto(data) != len(data):
-                    raise ValueError("it became shorter")
+                    raise ValueError("it became shorter while it was read")
                 flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
                 tensors[name] = flat.reshape(shape)
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror or 'No such file'}") from None
     except KeyError:
-        raise BadCheckpointError(f"{path}: this is no checkpoint of ncsn-train") from None
+        raise BadCheckpointError(f"{path}: this is not a checkpoint of ncsn-train") from None
     except ValueError as error:
         reason = one_line(str(error))
-        raise BadCheckpointError(f"{path}: damaged, or no checkpoint ({reason})") from None
+        raise BadCheckpointError(f"{path}: damaged, or not a checkpoint ({reason})") from None
     return tensors, record
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
-    """The checkpoint that ``path`` means, itself or a run folder's newest: its file and content.
+    """Return the path, tensors and record of a checkpoint: the file ``path`` or a folder's newest.
 
-    One that is damaged gives way to the next older one of the folder, with a warning.
+    If a run folder's newest checkpoint is damaged, the next older one is used, with a warning.
 
     Raises:
-        MissingInputError: If there is none.
-        BadCheckpointError: If none is whole.
+        MissingInputError: If there is no checkpoint.
+        BadCheckpointError: If every checkpoint is damaged.
     """
-    path = Path(os.path.expanduser(path))  # that of pathlib raises where there is no home folder
+    path = Path(os.path.expanduser(path))  # Path.expanduser raises if there is no home folder
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror}") from None
     except ValueError as error:
-        raise MissingInputError(f"{str(path)!r}: no name of a file ({error})") from None
+        raise MissingInputError(f"{str(path)!r}: not a valid file name ({error})") from None
     files = sorted((path / "checkpoints").glob("step_*.safetensors")) if is_folder else [path]
     if not files:
         raise MissingInputError(
-            f"{path}: no checkpoints in this folder; give that of a run of ncsn-train"
+            f"{path}: no checkpoints in this folder; give the folder of a run of ncsn-train"
         )
     for file in reversed(files):
         try:
             tensors, record = load_checkpoint(file)
             if not isinstance(record.get("config"), dict) or type(record.get("step")) is not int:
-                raise BadCheckpointError(f"{file}: this is no checkpoint of ncsn-train")
+                raise BadCheckpointError(f"{file}: this is not a checkpoint of ncsn-train")
             return file, tensors, record
         except (BadCheckpointError, MissingInputError) as error:
             if file == files[0]:
                 raise
-            log.warning("%s; taking an older checkpoint", error)
+            log.warning("%s; using an older checkpoint instead", error)
     raise AssertionError
 
 
 def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Entry], dict[str, Any], int]:
-    """The entries of a safetensors file by name, its record, and where its data begin.
+    """Return a safetensors file's entries by name, its record, and where its data begin.
 
     Raises:
         KeyError: If there is no record.
-        ValueError: If anything is not as ``save_checkpoint`` writes it.
+        ValueError: If anything differs from what ``save_checkpoint`` writes.
     """
     length = int.from_bytes(file.read(8), "little")
     if not 0 < length <= min(_MOST_BYTES_OF_HEADER, num_bytes - 8):
         raise ValueError("its header is empty, too long or cut")
     header = parse_json(file.read(length))
     if not isinstance(header, dict) or len(header) > _MOST_TENSORS + 1:
-        raise ValueError("its header is no list of tensors, or too long a one")
+        raise ValueError("its header is not a list of tensors, or is too long")
     metadata = header.pop("__metadata__", {})
     entries = {name: _read_entry(entry) for name, entry in header.items()}
     position = 0
@@ -173,8 +173,8 @@ def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Entry], dict
     text = metadata["ncsn_cli"] if isinstance(metadata, dict) else None
     record = parse_json(text) if isinstance(text, str) else None
     if not isinstance(record, dict):
-        raise ValueError("its record is no object")
-    if text != json.dumps(record, allow_nan=False):  # 1E-08 would be read as 1e-08
+        raise ValueError("its record is not a JSON object")
+    if text != json.dumps(record, allow_nan=False):  # for example, 1E-08 is read as 1e-08
         raise ValueError("its record is not as it was written")
     return entries, record, 8 + length
 
@@ -190,11 +190,11 @@ def _read_entry(entry: object) -> Entry:
             and end - begin == math.prod(sizes) * _DTYPES[name].itemsize
         ):
             return _DTYPES[name], sizes, begin, end
-    raise ValueError("a tensor's type, shape or place is none of ours")
+    raise ValueError("a tensor has a type, shape or position that no checkpoint has")
 
 
 def _blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
-    """``length`` bytes of a file, some at a time."""
+    """Yield ``length`` bytes of a file from ``start`` on, in blocks of at most 1 MiB."""
     file.seek(start)
     while length > 0 and (block := file.read(min(length, 1 << 20))):
         yield block
@@ -204,7 +204,7 @@ def _blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
 def _digest(
     record: dict[str, Any], tensors: Iterable[tuple[str, torch.dtype, list[int], Iterable[Any]]]
 ) -> str:
-    """Of a record and tensors in the order of their names, their bytes in blocks."""
+    """Return the SHA-256 of a record and of tensors sorted by name, whose bytes come in blocks."""
     sha256 = hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode())
     for name, dtype, shape, blocks in tensors:
         sha256.update(json.dumps([name, str(dtype), shape]).encode())

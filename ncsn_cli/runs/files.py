@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, OutsideFolderError
 
-_MOST_BYTES = 1 << 24  # of a file of JSON
+_MOST_BYTES = 1 << 24  # of a JSON file
 _MOST_BYTES_OF_ARRAYS = 1 << 28
 _MOST_LISTS = 100_000
 _DEEPEST = 64
@@ -28,9 +28,9 @@ _LARGEST = 1e100  # its square is finite
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``, durably: after a crash the file is the old one or the new one.
+    """Write ``data`` to ``path``, durably: after a crash the file is the old one or the new one.
 
-    A temporary file in the same folder, fsync, replace, fsync of the folder.
+    The steps are: write a temporary file in the same folder, fsync, replace, fsync the folder.
     """
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(
@@ -46,20 +46,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # not the temporary one
+            error.filename = str(path)  # instead of the temporary file
         raise
     _sync(path.parent)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what ``write_atomic`` left in a folder, no longer at work there."""
+    """Remove the temporary files that an interrupted ``write_atomic`` left in ``folder``."""
     for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.tmp", path.name):  # as mkstemp names them
             path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with those above it, durably."""
+    """Make a folder and its missing parents, durably."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
@@ -75,7 +75,7 @@ def _sync(folder: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
+    mask = os.umask(0)  # the mask can be read only by setting it
     os.umask(mask)
     return mask
 
@@ -84,7 +84,7 @@ _UMASK = _umask()
 
 
 def to_json(value: Any) -> bytes:  # noqa: ANN401
-    """Indented JSON.
+    """Return ``value`` as indented JSON.
 
     Raises:
         DivergedError: If a number is not finite.
@@ -98,11 +98,12 @@ def to_json(value: Any) -> bytes:  # noqa: ANN401
 
 
 def open_regular(path: Path, most: int) -> io.BufferedReader:
-    """A file opened for reading, without waiting for whoever might write to it.
+    """Open a file for reading, without waiting for another process to write to it.
 
     Raises:
-        OSError: If it cannot be opened.
-        ValueError: If it is no regular file, as a pipe or a device, or larger than ``most`` bytes.
+        OSError: If the file cannot be opened.
+        ValueError: If the file is larger than ``most`` bytes, or not a regular file but something
+            such as a pipe or a device.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     status = os.fstat(file.fileno())
@@ -110,24 +111,25 @@ def open_regular(path: Path, most: int) -> io.BufferedReader:
         return file
     file.close()
     if stat.S_ISREG(status.st_mode):
-        raise ValueError(f"larger than the {most} bytes that are read")
-    raise ValueError("no regular file")
+        raise ValueError(f"larger than the limit of {most} bytes")
+    raise ValueError("not a regular file")
 
 
 def read_regular(path: Path, most: int = _MOST_BYTES) -> bytes:
-    """The content of a file; errors as of ``open_regular``."""
+    """Return the content of a file; raise the same errors as ``open_regular``."""
     with open_regular(path, most) as file:
         data = file.read(most + 1)
-    if len(data) > most:  # some of /proc say that they are empty
-        raise ValueError(f"larger than the {most} bytes that are read")
+    if len(data) > most:  # some files in /proc report a size of 0
+        raise ValueError(f"larger than the limit of {most} bytes")
     return data
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401
-    """Plain values from JSON that says each key once.
+    """Return plain values from JSON in which no key of an object appears twice.
 
     Raises:
-        ValueError: If it is none, holds very many values, or ``check_plain`` refuses it.
+        ValueError: If ``text`` is not such JSON, holds very many values, or ``check_plain``
+            refuses it.
     """
     text = text if isinstance(text, str) else text.decode()
     if text.count("[") + text.count("{") > _MOST_LISTS or text.count(",") > 5 * _MOST_LISTS:
@@ -143,15 +145,16 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key appears twice")
     return values
 
 
 def check_plain(value: object) -> None:
-    """Refuse, by a ``ValueError``, what JSON of ours never holds.
+    """Check that a value is one that this package could have written as JSON.
 
-    That is nesting deeper than 64, a number that is not finite or above 1e100, text that is no
-    Unicode, and types other than those of JSON.
+    Raises:
+        ValueError: If nesting is deeper than 64, a number is not finite or above 1e100, text is
+            not valid Unicode, or a type is not one of JSON's.
     """
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
@@ -161,7 +164,7 @@ def check_plain(value: object) -> None:
                 below += part.keys()
                 below += part.values()
                 if not all(isinstance(key, str) for key in part):
-                    raise ValueError("a key is no text")
+                    raise ValueError("a key is not text")
             elif isinstance(part, list):
                 below += part
             elif isinstance(part, str):
@@ -177,7 +180,7 @@ def check_plain(value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if it is not there or is none."""
+    """Return the JSON object in a file; an empty one if there is no file or no valid object."""
     try:
         values = parse_json(read_regular(path))
     except (OSError, ValueError):
@@ -186,10 +189,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, *headers: Sequence[str]) -> list[dict[str, float | None]]:
-    """The rows of a CSV file of numbers under one of these headers; cells may be empty.
+    """Return the rows of a CSV file of numbers under one of ``headers``; an empty cell is None.
 
     Raises:
-        BadCheckpointError: If it is none.
+        BadCheckpointError: If the file is not such a file, or cannot be read.
     """
     try:
         lines = io.StringIO(read_regular(path, most=1 << 26).decode(), newline="")
@@ -209,10 +212,10 @@ def read_rows(path: Path, *headers: Sequence[str]) -> list[dict[str, float | Non
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays that ``to_npz`` wrote.
+    """Return the arrays, by name, of a file with the bytes that ``to_npz`` returns.
 
     Raises:
-        BadCheckpointError: If the file is none of these.
+        BadCheckpointError: If the file is not such a file, or cannot be read.
     """
     arrays = {}
     try:
@@ -226,23 +229,23 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 data = io.BytesIO(members.read(entry))
                 array = np.lib.format.read_array(data, allow_pickle=False)
                 arrays[entry.filename.removesuffix(".npy")] = array
-    except Exception as error:  # zipfile and numpy raise many kinds
+    except Exception as error:  # zipfile and numpy raise many kinds of errors
         raise BadCheckpointError(f"{path}: damaged ({error})") from None
     return arrays
 
 
 def to_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Arrays by name, as ``numpy.load`` reads them."""
+    """Return the bytes of a file from which ``numpy.load`` reads the arrays by name."""
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file of ``folder``.
+    """Return the path of the file ``name`` in ``folder``.
 
     Raises:
-        OutsideFolderError: If it would not lie there, or behind a link.
+        OutsideFolderError: If the path leads out of the folder or through a link.
     """
     path, parent = folder / name, Path(name).parent
     if parent.is_absolute() or path.parent.resolve() != folder.resolve() / parent:
@@ -251,7 +254,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse an existing folder from which links lead out: what is written there must stay there.
+    """Check that no link in ``folder`` leads out of it, so that all files are written inside.
 
     Raises:
         OutsideFolderError: If there is such a link.

@@ -1,4 +1,4 @@
-"""The run's folder: it belongs to one process, and says what happens in it."""
+"""The run's folder: it belongs to one process, and its files say how the run progresses."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ncsn_cli.runs.records import without_home
 
 _LOCK = ".lock"
 
-_held: dict[Path, int] = {}  # folders that are this process's, and their lock's descriptor
+_held: dict[Path, int] = {}  # folders that this process holds, and their locks' descriptors
 
 
 def hold(folder: Path) -> None:
-    """Make ``folder`` and keep other processes out of it until ``release``, or this one's end.
+    """Make ``folder`` and keep other processes out until ``release`` or the end of this process.
 
     Raises:
-        BusyFolderError: If another process holds it.
+        BusyFolderError: If another process holds the folder.
     """
-    folder = Path(os.path.abspath(folder))  # Hydra's own is without ..
+    folder = Path(os.path.abspath(folder))  # Hydra's path has no .. either
     if folder in _held:
         return
     make_folder(folder)
@@ -38,7 +38,7 @@ def hold(folder: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "(number unknown)"
             os.close(descriptor)
             raise BusyFolderError(
                 f"{folder}: process {holder} works in this folder; wait for it, or choose another"
@@ -46,38 +46,38 @@ def hold(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 break
-        os.close(descriptor)  # whoever held it has just removed it
+        os.close(descriptor)  # its holder has just removed this lock
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     _held[folder] = descriptor
 
 
 def release_all() -> None:
-    """Let other processes into whatever is held."""
+    """Let other processes into every folder that this process holds."""
     for folder in list(_held):
         release(folder)
 
 
 def release(folder: Path) -> None:
-    """Let other processes into a folder that is held."""
+    """Let other processes into ``folder``, if this process holds it."""
     descriptor = _held.pop(Path(os.path.abspath(folder)), None)
     if descriptor is not None:
-        with suppress(OSError):  # one that stays is no lock
+        with suppress(OSError):  # a file that stays locks nothing
             (folder / _LOCK).unlink()
         os.close(descriptor)
 
 
 class RunFolder:
-    """One run's folder, as a context: ``status.json`` and ``run.json`` follow what happens in it.
+    """One run's folder, as a context: ``status.json`` and ``run.json`` say how the run progresses.
 
     Args:
         path: The folder.
         config: The effective configuration, as YAML.
         command: The command that repeats the run.
-        facts: What else ``run.json`` records (device, seed, ...).
-        again: Whether the folder may hold this run already, begun before.
+        facts: Further entries of ``run.json`` (device, seed, ...).
+        again: Whether the folder may already hold this run, started earlier.
 
-    ``record`` is what ``run.json`` holds.
+    ``record`` is the content of ``run.json``.
     """
 
     def __init__(
@@ -102,19 +102,19 @@ class RunFolder:
         }
 
     def __enter__(self) -> RunFolder:
-        """Write the configuration and say that the run has begun.
+        """Lock the folder, write the configuration and record that the run has started.
 
         Raises:
-            BusyFolderError: If another process works in the folder.
-            OutputExistsError: If the folder holds a run already.
+            BusyFolderError: If another process is working in the folder.
+            OutputExistsError: If the folder already holds a run.
         """
         hold(self.path)
         if not self._again:
             refuse_run(self.path)
         for folder in ("", "checkpoints", "plots", "animations", ".hydra"):
-            remove_unfinished(self.path / folder)  # by a process that died
+            remove_unfinished(self.path / folder)  # left by a process that died
         self.write("config.yaml", self._config.encode())
-        self.set_status("running")  # before run.json: no run is without
+        self.set_status("running")  # before run.json, so that every run has a status
         self.write("run.json", to_json(self.record))
         return self
 
@@ -124,7 +124,7 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Say how the run ended."""
+        """Record how the run ended, and release the folder."""
         try:
             self._end(error)
         finally:
@@ -145,7 +145,7 @@ class RunFolder:
             self.set_status("failed", " ".join(str(error).split()) or type(error).__name__)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write one file of the run; returns its path."""
+        """Write one file of the run, and return its path."""
         path = inside(self.path, name)
         write_atomic(path, data)
         return path
@@ -157,10 +157,10 @@ class RunFolder:
 
 
 def refuse_run(folder: Path) -> None:
-    """Refuse a folder in which a run began before.
+    """Check that no run has started in ``folder``.
 
     Raises:
-        OutputExistsError: If there is one.
+        OutputExistsError: If the folder holds a run.
     """
     if (folder / "run.json").exists():
         raise OutputExistsError(f"{folder}: this folder holds a run; choose another one")

@@ -1,4 +1,4 @@
-"""Records of a run as values: flat, without the user's home folder, read within limits."""
+"""Values in a run's records: flattened, without the user's home folder, read within limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import yaml
 
 from ncsn_cli.runs.files import check_plain, read_regular
 
-_MOST_YAML = 1 << 20  # bytes of a file
+_MOST_YAML = 1 << 20  # bytes per file
 _DEEPEST = 64
-_LONG_NUMBER = re.compile(r"[-+.0-9][-+.:_0-9a-zA-Z]{400,}")  # YAML's 1:59:59 is quadratic
+_LONG_NUMBER = re.compile(r"[-+.0-9][-+.:_0-9a-zA-Z]{400,}")  # YAML's 1:59:59 takes quadratic time
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
+    """Return ``values`` as a flat dictionary, with nested keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -28,15 +28,19 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without_home(text: str, name: str = "~") -> str:
-    """``text`` with ``name`` for the user's home folder: what is written tells nobody of it."""
+    """Return ``text`` with ``name`` for the user's home folder, so that files do not reveal it."""
     home = os.path.expanduser("~").rstrip("/")
     return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", name, text) if home else text
 
 
 def read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
-    """The values in a file of a run, of the type of ``none``, which stands for no file.
+    """Return the values in a run's YAML file, which have the type of ``none``.
 
-    Aliases are refused, by which a short text is a long one, and what ``check_plain`` refuses.
+    If there is no file, return ``none``.
+
+    Raises:
+        ValueError: If the file holds a value of another type, an anchor or alias (with which a
+            short text stands for a long one), or anything that ``check_plain`` refuses.
     """
     try:
         text = read_regular(path, _MOST_YAML).decode()
@@ -50,11 +54,11 @@ def read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST or getattr(event, "anchor", None) is not None:
-            raise ValueError(f"{path.name}: nested too deeply, or with an alias")
+            raise ValueError(f"{path.name}: nested too deeply, or it has an anchor or alias")
         if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
             raise ValueError(f"{path.name}: a number is too long")
     values = yaml.load(text, Loader=loader)
     check_plain(values)
     if values is not None and not isinstance(values, type(none)):
-        raise ValueError(f"{path.name}: no {type(none).__name__}")
+        raise ValueError(f"{path.name}: not a {type(none).__name__}")
     return values or none

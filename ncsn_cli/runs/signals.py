@@ -14,16 +14,17 @@ _SECONDS_TO_NEXT_TRY = 0.1
 
 
 def heeded() -> list[signal.Signals]:
-    """Return the signals that ask to stop, but for those that the program was started to ignore.
+    """Return the signals that ask to stop, without those that the program was started to ignore.
 
-    ``nohup`` and ``trap '' HUP`` ignore a signal for all that they start, and a shell does so with
-    SIGINT for what a script starts by ``&``. None stands for a handler that is not Python's.
+    ``nohup`` and ``trap '' HUP`` start their programs with a signal ignored. A shell does the same
+    with SIGINT for programs that a script starts with ``&``. None stands for a handler that is not
+    Python's.
     """
     return [n for n in STOPPING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
 
 class _Ended(BaseException):
-    """Leads out of work that a signal ends."""
+    """Raised to leave work that a signal ends."""
 
 
 class Requests(list[int]):
@@ -34,15 +35,16 @@ class Requests(list[int]):
         self._ends_work = False
 
     def add(self, number: int) -> None:
-        """What a handler does."""
+        """Record signal ``number`` and end the work that ``end`` does; called by the handlers."""
         self.append(number)
         self._raise()
 
     def end(self, work: Callable[[], None]) -> None:
-        """Do ``work``; a request ends it at once, wherever it is, and leaves it in any state.
+        """Do ``work``. A request ends it at once, at any point, and may leave it in any state.
 
-        One exception may not do: Python drops those raised in destructors and in callbacks of weak
-        references, of which torch has many as it compiles. So they come until one leads out.
+        One exception may not be enough: Python drops exceptions that are raised in destructors and
+        in callbacks of weak references, and torch has many of these while it compiles. The
+        exception is therefore raised again and again until it leaves ``work``.
         """
         hook = sys.unraisablehook
         sys.unraisablehook = lambda dropped: None if self else hook(dropped)
@@ -51,7 +53,7 @@ class Requests(list[int]):
                 self._ends_work = True
                 if not self:
                     work()
-            finally:  # Python calls no handler before the next line is done
+            finally:  # Python calls no signal handler before the next line is done
                 self._ends_work = False
         except _Ended:
             pass
@@ -69,10 +71,11 @@ class Requests(list[int]):
 
 @contextmanager
 def signals_as_requests() -> Iterator[Requests]:
-    """Collect signals that ask to stop in a list, to be looked at between steps.
+    """Yield a list that collects signals that ask to stop, to be looked at between steps.
 
-    The second signal of a kind acts as it would have without this, so Ctrl-C twice ends at once.
-    What submitit lets pass is let pass here: it asks by another signal. What is ignored stays so.
+    The second signal of a kind acts as it would outside this context, so that Ctrl-C twice ends
+    the run at once. Signals that submitit lets pass are not collected: submitit asks with another
+    signal. Ignored signals stay ignored.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
@@ -95,7 +98,7 @@ def signals_as_requests() -> Iterator[Requests]:
 
 
 def hand_to_scheduler(number: int) -> None:
-    """Give a signal to submitit, if it runs this job: it will then queue the job again."""
+    """Pass a signal to submitit, if submitit runs this job, so that it queues the job again."""
     handler = signal.getsignal(number)
     if callable(handler) and getattr(handler, "__module__", "").startswith("submitit."):
         handler(number, None)

@@ -1,12 +1,12 @@
-"""Samplers: chains that move points towards p_sigma by a score alone.
+"""Samplers: chains that move points towards p_sigma using only a score.
 
 Every Langevin step here is written
 
     x  <-  x + tau * score(x, sigma) + sqrt(2 tau) z,      z ~ N(0, I),
 
 as in Song & Ermon (2020). The 2019 paper writes x + (eps/2) score + sqrt(eps) z: eps = 2 tau.
-What decides stability is eta = tau / sigma^2: on N(0, sigma^2) a chain is stable for eta < 2 and
-its stationary variance is sigma^2 / (1 - eta/2).
+Stability depends on eta = tau / sigma^2. On N(0, sigma^2) a chain is stable for eta < 2, and its
+stationary variance is sigma^2 / (1 - eta/2).
 """
 
 from ncsn_cli.samplers.base import Level as Level

@@ -1,4 +1,4 @@
-"""The loop that every sampler shares: down the noise levels, some steps at each."""
+"""The loop that every sampler shares: down the noise levels, with some steps at each level."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from torch import Tensor
 from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.core.settings import STRICT
 
-_STEPS_A_DRAW = 16  # of the noise of Langevin steps: a call for each would cost as much again
+_STEPS_A_DRAW = 16  # Langevin steps per draw of noise: one draw per step would double the cost
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
 
 Step = Callable[[Score, Tensor, Tensor, Tensor, torch.Generator], Tensor]
-"""``step(score, x, sigma, next_sigma, generator)``: x (B, D) from p_sigma to p_next_sigma."""
+"""``step(score, x, sigma, next_sigma, generator)``: x (B, D), moved to p_next_sigma.
+
+``x`` follows p_sigma before the step.
+"""
 
 
 Steps = Callable[[Tensor, Tensor, Tensor], Iterable[Tensor]]
-"""``steps(x, z, tau)``: ``langevin_steps`` with a certain score."""
+"""``steps(x, z, tau)``: ``langevin_steps`` with a fixed score."""
 
 
 class Level(NamedTuple):
@@ -32,8 +35,8 @@ class Level(NamedTuple):
 
     Args:
         sigma: Its standard deviation, data units.
-        tau: Langevin step size there, data units squared; 0 where there is no Langevin step.
-        steps: Langevin steps there.
+        tau: Langevin step size at this level, data units squared; 0 without Langevin steps.
+        steps: Number of Langevin steps at this level.
     """
 
     sigma: float
@@ -42,13 +45,14 @@ class Level(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where the chains are after a step.
+    """The state of the chains after a step.
 
     Args:
-        level: Row of ``Sampler.levels``.
-        sigma: The level's standard deviation: ``x`` is to follow p_sigma.
+        level: Index into ``Sampler.levels``.
+        sigma: The level's standard deviation: ``x`` should follow p_sigma.
         x: The chains (B, D).
-        acceptance: Share of the proposals that were accepted; None where none are refused.
+        acceptance: Share of the proposals that were accepted; None for a step without
+            an acceptance test.
     """
 
     level: int
@@ -61,13 +65,13 @@ class State(NamedTuple):
 class Sampler(ABC):
     """A Markov chain down the noise levels; the base class owns the loop.
 
-    A subclass plans its ``levels`` and may replace the Langevin steps made at a level
-    (``_at_level``) and, if it ``descends``, writes the step from one level to the next
-    (``_to_next``).
+    A subclass plans its ``levels`` and may replace the Langevin steps at a level (``_at_level``).
+    If it ``descends``, it also implements the step from one level to the next (``_to_next``).
 
     Args:
-        denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), sigma the last
-            level: for N(0, s^2) it has the variance s^4/(s^2 + sigma^2), a little below s^2.
+        denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), where sigma is
+            the last level. For N(0, s^2) the posterior mean has the variance
+            s^4/(s^2 + sigma^2), a little below s^2.
     """
 
     denoise: bool
@@ -77,19 +81,19 @@ class Sampler(ABC):
 
     @property
     def remembers(self) -> bool:
-        """Whether a step depends on more than the state before it."""
+        """Whether a step depends on more than the previous state."""
         return False
 
     @abstractmethod
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """The plan, from the schedule's ``sigmas`` (L,), descending.
+        """Return the levels to visit, from the schedule's descending ``sigmas`` (L,).
 
         Raises:
             ConfigError: If the sampler cannot work at these levels.
         """
 
     def levels_of_states(self, sigmas: Tensor) -> list[int]:
-        """The level of each state that ``chain`` yields."""
+        """Return the level index of each state that ``chain`` yields."""
         levels: list[int] = []
         for i, level in enumerate(self.levels(sigmas)):
             levels += [i] * (level.steps + (self.descends and i > 0))
@@ -105,14 +109,14 @@ class Sampler(ABC):
         log_prob: LogProb | None = None,
         first: int = 0,
     ) -> Iterator[State]:
-        """Yields the state after every step, from initial points ``x`` (B, D).
+        """Yield the state after every step, from initial points ``x`` (B, D).
 
-        ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``. ``x`` may
-        be what chains were when they came to the level ``first``, unless the sampler
-        ``remembers`` more.
+        ``sigmas`` (L,) descend. ``log_prob`` is for a sampler that ``needs_log_prob``. To resume
+        chains, pass the level ``first`` and the points ``x`` with which the chains reached that
+        level. A sampler that ``remembers`` more than ``x`` cannot resume in this way.
         """
         plan, to_next = self.levels(sigmas), self._descent()
-        x = x.mT.contiguous().mT  # as draws and networks have it: whole rows of coordinates
+        x = x.mT.contiguous().mT  # the layout of draws and networks: contiguous coordinates
         noise_levels = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
         for i, level in list(enumerate(plan))[first:]:
             moves = self._at_level(score, x, noise_levels[i], level, generator, log_prob)
@@ -135,7 +139,7 @@ class Sampler(ABC):
         generator: torch.Generator,
         log_prob: LogProb | None,
     ) -> Iterator[tuple[Tensor, float | None]]:
-        """The Langevin steps at one level: x and the share of accepted proposals after each."""
+        """Yield x and the share of accepted proposals after each Langevin step at one level."""
         steps, tau = steps_with(at_level(score, sigma)), torch.full_like(sigma, level.tau)
         for first in range(0, level.steps, _STEPS_A_DRAW):
             num = min(_STEPS_A_DRAW, level.steps - first)
@@ -145,7 +149,7 @@ class Sampler(ABC):
                 yield x, None
 
     def _descent(self) -> Step:
-        """The step to the next level for one run of the chain, in which it may remember."""
+        """Return the step to the next level for one run of the chain; the step may keep state."""
         return self._to_next
 
     def _to_next(
@@ -156,7 +160,7 @@ class Sampler(ABC):
         next_sigma: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """From p_sigma to p_next_sigma, next_sigma < sigma."""
+        """Return x moved from p_sigma to p_next_sigma, next_sigma < sigma."""
         raise NotImplementedError
 
     def __call__(
@@ -168,7 +172,7 @@ class Sampler(ABC):
         generator: torch.Generator,
         log_prob: LogProb | None = None,
     ) -> Tensor:
-        """Samples (B, D): the last state of ``chain``."""
+        """Return samples (B, D): the last state of ``chain``."""
         for state in self.chain(score, x, sigmas, generator=generator, log_prob=log_prob):
             x = state.x
         return x
@@ -177,18 +181,18 @@ class Sampler(ABC):
 def langevin_steps(
     score: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, tau: Tensor
 ) -> Iterator[Tensor]:
-    """X (B, D) after each step x + tau score(x) + sqrt(2 tau) z, for each z of ``z`` (T, B, D)."""
+    """Yield x (B, D) after each step x + tau score(x) + sqrt(2 tau) z, for ``z`` (T, B, D)."""
     for noise in (z * (2 * tau).sqrt()).unbind():
         x = torch.addcmul(x, score(x), tau).add_(noise)
         yield x
 
 
 def steps_with(score: Callable[[Tensor], Tensor]) -> Steps:
-    """``langevin_steps`` with ``score``: a method of its own by this name, or the plain ones."""
+    """Return the score's own ``langevin_steps`` if it has one, otherwise the generic function."""
     own: Steps | None = getattr(score, "langevin_steps", None)
     return own or partial(langevin_steps, score)
 
 
 def standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws of N(0, I) in the shape of ``x`` (B, D), the transpose contiguous."""
+    """Return draws of N(0, I) in the shape of ``x`` (B, D), with a contiguous transpose."""
     return torch.randn(x.mT.shape, generator=generator, device=x.device, dtype=x.dtype).mT

@@ -16,7 +16,7 @@ from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
 
-_LONGEST = 1.25  # times the step before, up to which a parabola is followed beyond its points
+_LONGEST = 1.25  # max ratio of a step to the step before, for extrapolating a parabola
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,7 +26,7 @@ class _Descent(Sampler):
     descends: ClassVar[bool] = True
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """Every level, without steps at it."""
+        """Return every level, without Langevin steps."""
         if bool((sigmas == 0).any()) or len(sigmas) < 2:
             raise ConfigError(
                 "schedule: this sampler needs two levels or more, all above 0, as in"
@@ -37,12 +37,12 @@ class _Descent(Sampler):
 
 @dataclass(frozen=True, config=STRICT)
 class ReverseDiffusion(_Descent):
-    """The reverse of the variance-exploding diffusion, by Euler-Maruyama, in the time sigma^2.
+    """The reverse variance-exploding diffusion, by Euler-Maruyama steps in the time sigma^2.
 
         x  <-  x + (sigma_i^2 - sigma_{i+1}^2) score(x, sigma_i)
                  + sqrt(sigma_i^2 - sigma_{i+1}^2) z
 
-    With ``denoise`` it goes on to sigma = 0, without noise in that last step.
+    With ``denoise`` a last step without noise leads to sigma = 0.
 
     Source: Song et al. (2021), arXiv:2011.13456, eq. 46 and appendix E ("reverse diffusion").
     """
@@ -61,25 +61,26 @@ class ReverseDiffusion(_Descent):
 
 @dataclass(frozen=True, config=STRICT)
 class PredictorCorrector(ReverseDiffusion):
-    """Reverse diffusion between levels, Langevin steps with tau = 2 (snr sigma)^2 at each.
+    """Reverse diffusion between levels, Langevin steps with tau = 2 (snr sigma)^2 at each level.
 
-    Also at sigma_max, where the source, which corrects what was predicted, makes none.
+    Langevin steps are made at sigma_max too. The source makes none there, because it corrects only
+    predicted points.
 
-    Source: Song et al. (2021), arXiv:2011.13456, algorithms 2 and 4. There the step comes from
-    norms averaged over the batch, 2 (snr ||z||/||score||)^2, which ties the chains together; here
-    from their value on N(0, sigma^2 I), so that chains stay independent: eta = 2 snr^2.
+    Source: Song et al. (2021), arXiv:2011.13456, algorithms 2 and 4. There the step size is
+    2 (snr ||z||/||score||)^2 with norms averaged over the batch, which couples the chains. Here
+    the norms have their value on N(0, sigma^2 I), so that chains stay independent: eta = 2 snr^2.
 
     Args:
         denoise: See ``Sampler``.
-        snr: The paper's signal-to-noise ratio r > 0; .16 there.
-        corrector_steps: Langevin steps at each level, sigma_max too, M >= 1.
+        snr: The paper's signal-to-noise ratio r > 0; the paper uses .16.
+        corrector_steps: Number M >= 1 of Langevin steps at each level, sigma_max included.
     """
 
     snr: PositiveFloat
     corrector_steps: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, 2 (snr sigma_i)^2, M) for every level."""
+        """Return (sigma_i, 2 (snr sigma_i)^2, M) for every level."""
         return [
             Level(sigma, 2 * (self.snr * sigma) ** 2, self.corrector_steps)
             for sigma, *_ in super().levels(sigmas)
@@ -90,31 +91,31 @@ class PredictorCorrector(ReverseDiffusion):
 class ProbabilityFlow(_Descent):
     """The ordinary differential equation dx/dsigma = -sigma score(x, sigma), from level to level.
 
-    It carries p_sigma_max to p_sigma_min without noise. With ``denoise`` it goes on to sigma = 0
-    by an Euler step. For the posterior mean d = x + sigma^2 score the equation is
+    The flow carries p_sigma_max to p_sigma_min without noise. With ``denoise`` an Euler step
+    continues to sigma = 0. With the posterior mean d = x + sigma^2 score the equation is
     dx/dlog sigma = x - d, and so, without error in x,
 
         x_{i+1} = r x_i + integral from 0 to h of exp(u - h) d(u) du,   h = -log r,
 
-    r = sigma_{i+1}/sigma_i, u = log(sigma_i/sigma); ``multistep`` puts for d(u) the parabola
-    through the last three posterior means (an exponential Adams-Bashforth method), and a constant
-    for a step more than 1.25 times as long, in log sigma, as the one before: give it geometric or
-    Karras's levels.
+    with r = sigma_{i+1}/sigma_i and u = log(sigma_i/sigma). ``multistep`` approximates d(u) by the
+    parabola through the last three posterior means (an exponential Adams-Bashforth method). If a
+    step is more than 1.25 times as long, in log sigma, as the step before, d(u) is approximated by
+    a constant. Geometric levels and Karras's levels suit ``multistep``.
 
     Source: Song et al. (2021), arXiv:2011.13456, eq. 13; Karras et al. (2022), arXiv:2206.00364,
     algorithm 1 (Heun); Lu et al. (2022), arXiv:2211.01095, eq. 9 (the integral).
 
     Args:
         denoise: See ``Sampler``.
-        solver: ``euler``, order 1, and ``multistep``, order 3, take one evaluation of the score a
-            step; ``heun``, order 2, takes two.
+        solver: ``euler``, order 1, and ``multistep``, order 3, evaluate the score once per step.
+            ``heun``, order 2, evaluates it twice.
     """
 
     solver: Literal["euler", "heun", "multistep"]
 
     @property
     def remembers(self) -> bool:
-        """Whether a step depends on more than the state before it."""
+        """Whether a step depends on more than the previous state."""
         return self.solver == "multistep"
 
     def _descent(self) -> Step:
@@ -131,9 +132,11 @@ class ProbabilityFlow(_Descent):
         next_sigma: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """One step; ``past``: log sigma and posterior mean of steps before, the newest first.
+        """Return x after one step, and update ``past``.
 
-        One of them where the last step knew no slope, which this one makes up for; else two.
+        ``past`` holds log sigma and the posterior mean of previous steps, the newest first. It is
+        empty at the first step. It has one entry if the previous step used no slope, in which case
+        this step adds the missing part. Otherwise it has two entries.
         """
         log_sigma = math.log(sigma)
         h = log_sigma - math.log(next_sigma)
@@ -181,28 +184,29 @@ class ProbabilityFlow(_Descent):
 
 @dataclass(frozen=True, config=STRICT)
 class ConsistentAnnealed(_Descent):
-    """One step a level that keeps the variance sigma_i^2 around each point exactly.
+    """One step per level that keeps the variance sigma_i^2 around each data point exactly.
 
         x  <-  x + eta sigma_i^2 score(x, sigma_i) + sqrt(sigma_{i+1}^2 - (1 - eta)^2 sigma_i^2) z
 
-    On a point mass x has the variance sigma_i^2 at every level, where annealed Langevin dynamics
-    keeps part of the noise of the level before. More steps are more levels.
+    On a point mass x has the variance sigma_i^2 at every level, whereas annealed Langevin dynamics
+    keeps part of the noise of the previous level. To make more steps, use more levels.
 
     Source: Jolicoeur-Martineau et al. (2020), arXiv:2009.05475, algorithm 2, where the noise is
     beta sigma_{i+1} and epsilon = eta sigma_L^2.
 
     Args:
         denoise: See ``Sampler``.
-        eta: tau_i/sigma_i^2, with 1 - gamma <= eta <= 1 + gamma for every gamma = sigma_{i+1}/
-            sigma_i. 1 goes to the posterior mean and adds fresh noise, 1 - gamma is the
-            probability flow by Euler's method; ``auto`` is 1 - gamma^2 at each level, the
-            ancestral sampling of Song et al. (2021), arXiv:2011.13456, eq. 47.
+        eta: tau_i/sigma_i^2, with 1 - gamma <= eta <= 1 + gamma for every ratio
+            gamma = sigma_{i+1}/sigma_i. With eta = 1 a step goes to the posterior mean and adds
+            fresh noise. With eta = 1 - gamma it is an Euler step of the probability flow. ``auto``
+            is 1 - gamma^2 at each level, the ancestral sampling of Song et al. (2021),
+            arXiv:2011.13456, eq. 47.
     """
 
     eta: PositiveFloat | Literal["auto"]
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, eta sigma_i^2, 0) for every level, with tau = 0 at the last."""
+        """Return (sigma_i, eta sigma_i^2, 0) for every level, with tau = 0 at the last."""
         levels = super().levels(sigmas)
         ratios = sigmas[1:] / sigmas[:-1]
         smallest = float(ratios.min())

@@ -33,7 +33,7 @@ class Langevin(Sampler):
     steps: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """One level: (sigma_L, tau, steps)."""
+        """Return the only level: (sigma_L, tau, steps)."""
         return [Level(float(sigmas[-1]), self.step_size, self.steps)]
 
 
@@ -57,7 +57,7 @@ class AnnealedLangevin(Sampler):
     steps_per_level: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, tau_i, T) for every level."""
+        """Return (sigma_i, tau_i, T) for every level."""
         sigma_min = float(sigmas[-1])
         if sigma_min == 0:
             raise ConfigError(
@@ -80,9 +80,9 @@ class AnnealedMALA(AnnealedLangevin):
 
         min(1, p_sigma(y) q(x | y) / (p_sigma(x) q(y | x)))
 
-    where q(y | x) is the density at y of N(x + tau score(x), 2 tau I); so the step size costs
-    acceptance, not accuracy. It needs log p_sigma up to a constant: the exact one, or minus the
-    energy of an ``EnergyMLP``.
+    where q(y | x) is the density at y of N(x + tau score(x), 2 tau I). So the step size costs
+    acceptance, not accuracy. The sampler needs log p_sigma up to a constant, either exact or as
+    minus the energy of an ``EnergyMLP``.
 
     Source: Roberts & Tweedie (1996), doi:10.2307/3318418, section 1.4.2 (one level).
 
@@ -125,7 +125,7 @@ class ConstantStepLangevin(Sampler):
     """Langevin dynamics through all levels with one tau for all of them.
 
     Source: rmsrosa, Random notes, "Multiple denoising score matching". eta_i = tau/sigma_i^2
-    grows as the levels fall, and early levels move little for their width.
+    grows as the levels fall, and x moves little at the early levels compared with their width.
 
     Args:
         denoise: See ``Sampler``.
@@ -137,34 +137,35 @@ class ConstantStepLangevin(Sampler):
     steps_per_level: Count
 
     def levels(self, sigmas: Tensor) -> list[Level]:
-        """(sigma_i, tau, T) for every level."""
+        """Return (sigma_i, tau, T) for every level."""
         return [Level(sigma, self.step_size, self.steps_per_level) for sigma in sigmas.tolist()]
 
 
 def technique_4(sigmas: Tensor, steps_per_level: int) -> float:
-    """Return the step size whose last level ends nearest to sigma_L, if it begins exactly.
+    """Return the step size that ends the last level nearest to sigma_L, after an exact start.
 
     On a point mass a chain that enters the last level with variance sigma_{L-1}^2 leaves it with
     f(tau) sigma_L^2, where
 
         f(tau) = (1 - eta)^(2T) (gamma^2 - v) + v,   v = 1/(1 - eta/2),   eta = tau/sigma_L^2,
 
-    and gamma = sigma_{L-1}/sigma_L; the tau with f nearest 1 is returned, in data units squared.
-    (f > 1 throughout, so this is its minimum.) Chains enter wider than that, as f > 1 at every
-    level: where T is small they end nearer to sigma_L with a longer step. For T = 1, sigma from 50
-    to .01 and L = 232 they end at 1.414 sigma_L, and at 1.125 sigma_L with tau = 2.67e-5.
+    and gamma = sigma_{L-1}/sigma_L. The tau with f nearest 1 is returned, in data units squared.
+    (f > 1 throughout, so this tau minimises f.) Real chains enter the last level wider than that,
+    because f > 1 at every level. If T is small, a longer step ends them nearer to sigma_L. For
+    T = 1, sigma from 50 to .01 and L = 232, they end at 1.414 sigma_L with the returned tau, and
+    at 1.125 sigma_L with tau = 2.67e-5.
 
     Source: Song & Ermon (2020), arXiv:2006.09011, section 3.4, Technique 4: their epsilon is tau.
 
     Raises:
-        ConfigError: If there is one level only.
+        ConfigError: If there is only one level.
     """
     if len(sigmas) < 2:
         raise ConfigError("sampler.step_size: auto needs at least two noise levels; give a number")
     gamma, sigma_min = float(sigmas[-2] / sigmas[-1]), float(sigmas[-1])
 
     low, high = math.log(1e-9), 0.0
-    for _ in range(5):  # each time between the neighbours of the best of 1001, to 1e-9 at last
+    for _ in range(5):  # keep the neighbours of the best of 1001, to 1e-9 at last
         log_etas = torch.linspace(low, high, 1001, dtype=torch.float64)
         etas = log_etas.exp()
         stationary = 1 / (1 - etas / 2)

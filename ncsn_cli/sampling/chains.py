@@ -1,4 +1,4 @@
-"""What finished chains leave."""
+"""The results of finished chains."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Chains:
-    """What finished chains leave, on the CPU.
+    """The results of finished chains, on the CPU.
 
     Args:
-        samples: Their last state (N, D).
-        init: Their first (N, D).
-        paths: Some chains over time (frames, chains, D); None where none are kept.
+        samples: The last state of each chain (N, D).
+        init: The first state of each chain (N, D).
+        paths: Some chains over time (frames, chains, D); None if no paths are kept.
         path_steps: The step of each frame (frames,).
         path_sigmas: The level of each frame (frames,).
-        settled_sigma: The level from which each chain keeps its mode (N,), the first if it never
-            changes.
+        settled_sigma: The level from which each chain keeps its mode (N,); the first level for a
+            chain that never changes its mode.
         by_level: All chains (N, D) when they leave a level, by its sigma, for at most 20 levels
-            evenly spread; empty unless asked for. The last are the samples, denoised if the
-            sampler denoises.
-        score_evaluations: Evaluations of the score, each of all chains.
-        acceptance: Mean share of accepted proposals at each level, in whole tiles; empty where
-            none are refused.
-        mode_commitment: See ``metrics.mode_commitment``, with the ``sigmas`` of its levels.
+            evenly spread; empty unless asked for. The last entry holds the samples, denoised if
+            the sampler denoises.
+        score_evaluations: Evaluations of the score, each for all chains.
+        acceptance: Mean share of accepted proposals at each level, over whole tiles; empty if the
+            sampler refuses no proposals.
+        mode_commitment: See ``metrics.mode_commitment``; with the ``sigmas`` of the levels.
     """
 
     samples: Tensor

@@ -1,4 +1,4 @@
-"""Langevin steps with a small network, compiled: some of them in one call."""
+"""Compiled Langevin steps with a small network, several in one call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.models.one_level import Perceptron, one_hidden_layer
 from ncsn_cli.samplers import Level, Sampler, langevin_steps
 
-_STEPS_A_CALL = 8  # each has code of its own, compiled in a second; a call costs what one does
-_SECONDS_TO_COMPILE = 15.0
-_PLAIN, _COMPILED = 0.6e-9, 0.3e-9  # seconds a step of a chain, for each hidden unit
+# Each step of a call has its own code, which takes a second to compile. The call itself costs as
+# much as one step.
+_STEPS_A_CALL = 8
+_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
+_PLAIN, _COMPILED = 0.6e-9, 0.3e-9  # seconds per step of a chain and per hidden unit
 
 
 @torch.no_grad()
@@ -31,14 +33,15 @@ def settle(
     device: torch.device,
     earlier: dict[str, Any],
 ) -> bool:
-    """Whether Langevin steps of ``num`` chains down the levels of ``plan`` are compiled.
+    """Return whether to compile the Langevin steps of ``num`` chains down the levels of ``plan``.
 
-    It changes the last bits of samples, so ``auto`` knows sizes alone and no machine; its numbers
-    are from benchmarks/steps.py (docs/performance.md). It is what an ``earlier`` part of the run
-    had, or true on the CPU where compiling saves 15 seconds of one thread.
+    Compiling changes the last bits of samples, so ``auto`` depends on sizes alone, not on the
+    machine. Its numbers were measured by benchmarks/steps.py (docs/performance.md). ``auto`` is
+    what an ``earlier`` part of the run had; otherwise it is true on the CPU where compiling saves
+    more than 15 seconds of one thread.
 
     Raises:
-        ConfigError: If steps are to be compiled for which it is no gain.
+        ConfigError: If ``setting`` is true and compiling would gain nothing.
     """
     before = earlier.get("compile")
     if setting == "auto" and isinstance(before, bool):
@@ -69,14 +72,14 @@ def settle(
 
 
 class CompiledLangevin:
-    """A score with compiled ``langevin_steps``, the same code for all levels.
+    """A score with compiled ``langevin_steps``; all levels share the same code.
 
     Args:
-        score: A network for which ``settle`` may be true.
-        x: Points (B, D), for their shape.
+        score: A network for which ``settle`` may return true.
+        x: Points (B, D), as an example of their shape.
 
     Raises:
-        Exception: Of several kinds, by torch, if the steps cannot be compiled.
+        Exception: If torch cannot compile the steps; torch raises several kinds.
     """
 
     def __init__(self, score: Score, x: Tensor) -> None:
@@ -94,17 +97,17 @@ class CompiledLangevin:
 
         z = x.new_zeros(_STEPS_A_CALL, *x.mT.shape)
         inputs: list[Any] = [x.mT, z, one, *network.layers]
-        # torch.compile would ask at each call whether its inputs are still like these.
+        # torch.compile would check at each call whether the inputs are still like these.
         graph = make_fx(steps)(*inputs)
         options = {"cpp.enable_floating_point_contract_flag": "fast"}  # a b + c is one operation
         self._steps: Callable[..., Tensor] = torch._inductor.compile(graph, inputs, options)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
+        """Return the scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
         return self._score(x, sigma)
 
     def at_level(self, sigma: Tensor) -> _CompiledAtLevel:
-        """The score at ``sigma`` ()."""
+        """Return the score at ``sigma`` ()."""
         return _CompiledAtLevel(self._network(sigma), self._steps)
 
     def _network(self, sigma: Tensor) -> Perceptron:
@@ -114,7 +117,7 @@ class CompiledLangevin:
 
 
 class _CompiledAtLevel:
-    """A network at one level and compiled Langevin steps."""
+    """A network at one level, with compiled Langevin steps."""
 
     def __init__(self, network: Perceptron, steps: Callable[..., Tensor]) -> None:
         self._network, self._steps = network, steps
@@ -123,7 +126,7 @@ class _CompiledAtLevel:
         return self._network(x)
 
     def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterator[Tensor]:
-        """See ``samplers.langevin_steps``."""
+        """Yield the state after each step; see ``samplers.langevin_steps``."""
         columns = x.mT.contiguous()
         for some in z.mT.split(_STEPS_A_CALL):  # (T, D, B)
             num = len(some)

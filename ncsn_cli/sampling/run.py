@@ -1,9 +1,10 @@
-"""Running chains, some tiles of them at a time: progress, paths, and what becomes of the modes.
+"""Running chains, several tiles of them at a time: progress, paths, and counts of the modes.
 
-Each tile has the same number of chains, the last one more than are asked for, and a stream of
-random numbers of its own. So a chain depends on the seed and its place alone, not on how many
-others there are nor on how many processes share the tiles (its last bits on whether its steps are
-compiled, too), and memory holds what is returned and one tile a process.
+All tiles have the same number of chains, so the last tile may have more than are asked for. Each
+tile has its own stream of random numbers. So a chain depends only on the seed and on its position,
+not on the number of other chains, nor on the number of processes that share the tiles. (Its last
+bits also depend on whether its steps are compiled.) Memory holds what is returned, and one tile
+per process.
 """
 
 from __future__ import annotations
@@ -39,32 +40,32 @@ log = logging.getLogger(__name__)
 TILE = {"cpu": 1280, "cuda": 65_536, "mps": 65_536}
 """Chains in a tile, by type of device."""
 
-_FRAMES = 200  # at most so many states of a kept chain
-_KEPT_LEVELS = 20  # at most so many at whose end all chains are kept
-_BLOCK = 16  # at most so many steps between looks at whether chains are finite
-_SECONDS_BETWEEN_NEWS = 0.1  # of a tile that runs
+_FRAMES = 200  # max states of a kept path
+_KEPT_LEVELS = 20  # max levels at whose end all chains are kept
+_BLOCK = 16  # max steps between checks that the chains are finite
+_SECONDS_BETWEEN_NEWS = 0.1  # from a running tile
 _SECONDS_BETWEEN_SAVES = 60.0
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tiles stopped at the beginning of a level each: tensors, and numbers for JSON."""
+"""The results so far, and each running tile at the start of a level: tensors, and JSON values."""
 
 
 class Sampling:
-    """Chains to be run, and what they have left so far.
+    """Chains to run, and their results so far.
 
     Args:
         sampler: The sampler.
         score: The score that it follows.
-        log_prob: For a sampler that ``needs_log_prob``.
+        log_prob: The log-density, for a sampler that ``needs_log_prob``.
         init: ``init(num, generator)`` draws initial points (num, D).
-        num: Chains, one sample each.
+        num: Number of chains; each gives one sample.
         sigmas: Noise levels (L,), descending.
-        truth: The distribution that has the modes.
-        num_paths: So many of the first chains keep their path.
+        truth: The distribution whose modes are counted.
+        num_paths: Number of chains whose path is kept: the first ones.
         keep_by_level: Whether to keep all chains at the end of some levels.
         seed: Seed of all chains.
-        device: Where they run.
-        workers: At most so many tiles run at a time, each in a process; 1 on a GPU.
+        device: Where the chains run.
+        workers: Max number of tiles that run at a time, each in its own process; 1 on a GPU.
         compile: Whether Langevin steps are compiled (``CompiledLangevin``).
     """
 
@@ -86,13 +87,13 @@ class Sampling:
         compile: bool = False,
     ) -> None:
         self.is_to_compile = compile
-        """Whether ``run`` begins with that."""
+        """Whether ``run`` still has to compile the Langevin steps."""
         self._sampler, self._score, self._log_prob, self._init = sampler, score, log_prob, init
         self._num, self._sigmas, self._truth = num, sigmas, truth
         self._seed, self._device, self._tile = seed, device, TILE[device.type]
         self._num_tiles, self._workers = -(-num // self._tile), workers
         self._plan = sampler.levels(sigmas)
-        levels = [0, *sampler.levels_of_states(sigmas)]  # of each step, the start among them
+        levels = [0, *sampler.levels_of_states(sigmas)]  # levels by step, from the start
         self._last = len(levels) - 1
         self._ends = {level: step for step, level in enumerate(levels)}
         begins = {end + sampler.descends: level + 1 for level, end in self._ends.items()}
@@ -115,7 +116,7 @@ class Sampling:
             "paths": shared_zeros(len(frames), min(num_paths, num), truth.dim),
             "accepted": shared_zeros(
                 self._num_tiles * sampler.needs_log_prob, len(self._plan), dtype=torch.float64
-            ),  # tile by tile, for a sum depends on its order
+            ),  # one row per tile, because a sum depends on its order
             "finished": shared_zeros(self._num_tiles, dtype=torch.bool),
         }
         nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
@@ -123,27 +124,29 @@ class Sampling:
         self._evaluations = 0
         self._has_steps_of_before = False
         self.compiling_failed = False
-        """Whether steps are plain because they could not be compiled, here or before resuming."""
+        """Whether steps are plain because compiling failed, in this process or before resuming."""
 
     def run(
         self, save: Callable[[Saved], None] = lambda saved: None, saved: Saved | None = None
     ) -> Chains:
-        """Run the chains down the levels with a progress bar, or what ``saved`` says is missing.
+        """Run the chains down the levels with a progress bar; resume from ``saved`` if given.
 
-        ``save`` gets it once a minute, and when a signal asks to stop.
+        ``save`` is called with the state of the run once a minute, before the steps are compiled,
+        and when a signal asks to stop.
 
         Raises:
             DivergedError: If a chain is not finite.
-            InterruptedRun: If a signal asked to stop; ``save`` has been called then.
+            InterruptedRun: If a signal asked to stop; ``save`` has been called before.
         """
         begun = {} if saved is None else self._take_up(saved)
         missing = (~self._left["finished"]).nonzero()[:, 0].tolist()
         with signals_as_requests() as requests:
             if self.is_to_compile and missing:
-                save(self._to_save(begun))  # once a signal has ended the next, torch may be unable
+                # Save first: if a signal ends compiling, torch may be unable to save.
+                save(self._to_save(begun))
                 requests.end(self.compile)
-                if self.compiling_failed and not requests:  # a signal may have broken it off
-                    save(self._to_save(begun))  # with what the steps are from here on
+                if self.compiling_failed and not requests:  # no signal broke it off
+                    save(self._to_save(begun))  # record that the steps are plain from here on
             if not requests:
                 self._run_tiles(missing, begun, save, requests)
         if requests:
@@ -153,14 +156,14 @@ class Sampling:
 
     @torch.no_grad()
     def compile(self) -> None:
-        """Compile the Langevin steps, if that can be done; else say so in the log."""
+        """Compile the Langevin steps if possible; otherwise say so in the log."""
         self.is_to_compile = False
         start = time.monotonic()
         log.info("compile: compiling the Langevin steps")
         x = torch.zeros(self._truth.dim, self._tile, device=self._device).mT
         try:
             self._score = CompiledLangevin(self._score, x)
-        except Exception as error:  # torch's are of many kinds, and plain steps always work
+        except Exception as error:  # torch raises many kinds, and plain steps always work
             self.compiling_failed = True
             what = "the steps stay plain"
             if self._has_steps_of_before:
@@ -179,7 +182,10 @@ class Sampling:
         save: Callable[[Saved], None],
         requests: list[int],
     ) -> None:
-        """Run the tiles of these ``numbers``, as ``run`` does; where a request comes, save."""
+        """Run the tiles with these ``numbers``; save once a minute, and on a request to stop.
+
+        Updates ``begun``: where each unfinished tile would resume.
+        """
         tiles = [self._run_tile(number, begun.get(number)) for number in numbers]
         running: dict[int, Running] = {}
         last_save = time.monotonic()
@@ -208,14 +214,14 @@ class Sampling:
             save(self._to_save(begun))
 
     def _take_up(self, saved: Saved) -> dict[int, Begun]:
-        """The tiles in ``saved`` that have begun, by their number.
+        """Restore the results from ``saved``; return the unfinished tiles, by number.
 
         Raises:
-            BadCheckpointError: If ``saved`` is not what chains like these leave.
+            BadCheckpointError: If ``saved`` is not the state of chains like these.
         """
         tensors, record = saved
         places, evaluations = record.get("tiles"), record.get("evaluations")
-        refusal = BadCheckpointError("resume: the stopped chains are not like those asked for")
+        refusal = BadCheckpointError("resume: the stopped chains do not match those asked for")
 
         def has(name: str, like: Tensor, *shape: int) -> bool:
             return (
@@ -265,15 +271,15 @@ class Sampling:
         return begun
 
     def finished(self) -> Saved:
-        """What ``run`` needs to return the same chains again, once it has."""
+        """Return, after ``run``, the state from which ``run`` returns the same chains again."""
         return self._to_save({})
 
     def _to_save(self, begun: dict[int, Begun]) -> Saved:
-        """All that is needed to go on: what chains have left, and the tiles that have begun.
+        """Return all that is needed to resume: the results so far, and the tiles in ``begun``.
 
-        What running tiles have left of levels after the one last begun will be written again.
+        A resumed tile writes its results again from the level at which it resumes.
         """
-        # Copies: those who run tiles go on writing.
+        # Copies, because the processes that run tiles continue to write.
         tensors = {name: tensor.clone() for name, tensor in (self._left | self._counts).items()}
         places = []
         for number, at in sorted(begun.items()):
@@ -289,7 +295,7 @@ class Sampling:
 
     @torch.no_grad()
     def _run_tile(self, number: int, begun: Begun | None) -> Iterator[Running | Finished]:
-        """Run a tile from where it has ``begun``, or from its start, and tell how far it is."""
+        """Run a tile, from ``begun`` if given; yield its progress, and finally its counts."""
         sampler, left = self._sampler, self._left
         rows = slice(number * self._tile, min((number + 1) * self._tile, self._num))
         num = rows.stop - rows.start
@@ -323,7 +329,7 @@ class Sampling:
             score = Counted(self._score, begun.evaluations)
             stream.set_state(torch.from_numpy(begun.generator))
             labels[: len(begun.labels)] = torch.from_numpy(begun.labels)
-        accepted = left["accepted"][number : number + 1]  # none where none are refused
+        accepted = left["accepted"][number : number + 1]  # empty if no proposals are refused
         accepted[:, level:] = 0
         chain = sampler.chain(
             score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=level
@@ -350,14 +356,14 @@ class Sampling:
         yield Finished({name: count.numpy() for name, count in counts.items()}, score.evaluations)
 
     def _add(self, number: int, finished: Finished) -> None:
-        """Count a finished tile in."""
+        """Add a finished tile to the results of the run."""
         self._left["finished"][number] = True
         for name, count in finished.counts.items():
             self._counts[name] = self._counts[name] + torch.from_numpy(count)
         self._evaluations = max(self._evaluations, finished.evaluations)
 
     def _where(self, begun: dict[int, Begun]) -> str:
-        """Where the first of the tiles that have ``begun`` was stopped."""
+        """Return where the first of the tiles in ``begun`` was stopped, as words of a message."""
         if bool(self._left["finished"].all()):
             return "after the last step"
         if not begun:
@@ -369,7 +375,7 @@ class Sampling:
         )
 
     def _show(self, bar: tqdm[Any], running: dict[int, Running]) -> None:
-        """Bring the progress bar up to date."""
+        """Update the progress bar."""
         steps = int(self._left["finished"].sum()) * self._last
         for tile in running.values():
             steps += tile.step
@@ -377,7 +383,7 @@ class Sampling:
         bar.update(steps - bar.n)
 
     def _numbers(self, level: int, acceptance: float | None) -> dict[str, str]:
-        """What the progress bar shows."""
+        """Return what the progress bar shows beside the steps, by name."""
         sigma, tau, _ = self._plan[level]
         numbers = {"level": f"{level + 1}/{len(self._plan)}", "sigma": f"{sigma:.3g}"}
         if tau > 0 and sigma > 0:
@@ -406,12 +412,14 @@ class Sampling:
 
 
 def _refuse_non_finite(block: list[State], step: int) -> None:
-    """Look at the last of the states after ``step``: what is not finite stays so.
+    """Check that the states after ``step`` are finite.
+
+    Checks the last state first, because a point that is not finite stays so.
 
     Raises:
-        DivergedError: If a chain there is not finite; it names the first such state.
+        DivergedError: If a chain is not finite; the error names the first such state.
     """
-    # The sum is cheaper, and finite but for points beyond 1e34.
+    # The sum is cheaper to check. It is finite for finite points, unless they are beyond 1e34.
     if math.isfinite(float(block[-1].x.sum())):
         return
     for number, state in enumerate(block, start=step + 1):
@@ -423,10 +431,10 @@ def _refuse_non_finite(block: list[State], step: int) -> None:
 
 
 def _is_place(numbers: object) -> bool:
-    """Whether these are integers from 0 on, as a place in a run has."""
+    """Return whether ``numbers`` is a list of integers >= 0, like the place of a tile."""
     return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
 
 
 def _beyond(indices: Tensor, num: int) -> bool:
-    """Whether some of ``indices`` are none of 0, ..., num - 1."""
+    """Return whether some of ``indices`` lie outside 0, ..., num - 1."""
     return bool(((indices < 0) | (indices >= num)).any())

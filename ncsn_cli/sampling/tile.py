@@ -1,4 +1,4 @@
-"""How far a tile of chains has come, and how often it has evaluated its score."""
+"""The progress of a tile of chains, and a score that counts its evaluations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ncsn_cli.samplers import steps_with
 
 
 class Begun(NamedTuple):
-    """A tile that has come to the beginning of a level.
+    """A tile at the start of a level.
 
     Args:
-        step: States of its chains before.
+        step: Number of steps made before the level.
         level: Row of ``Sampler.levels``.
-        evaluations: Evaluations of the score before.
+        evaluations: Evaluations of the score made before the level.
         x: The chains (B, D).
-        generator: State of their stream of random numbers.
-        labels: The mode of each chain at the end of the levels before (ended, B).
+        generator: State of the tile's stream of random numbers.
+        labels: The mode of each chain at the end of each earlier level (ended, B).
     """
 
     step: int
@@ -34,13 +34,13 @@ class Begun(NamedTuple):
 
 
 class Running(NamedTuple):
-    """How far a tile has come.
+    """The progress of a running tile.
 
     Args:
-        begun: Where it goes on from if it is stopped.
-        step: States of its chains so far.
+        begun: Where the tile resumes if it is stopped.
+        step: Number of steps made so far.
         level: Row of ``Sampler.levels``.
-        acceptance: See ``State``, of the last of them.
+        acceptance: The last step's acceptance; see ``State``.
     """
 
     begun: Begun
@@ -50,11 +50,11 @@ class Running(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What finished tiles add up.
+    """The contribution of a finished tile to the totals of the run.
 
     Args:
         counts: See ``metrics.count_commitment``.
-        evaluations: Evaluations of the score, each of a whole tile.
+        evaluations: Evaluations of the score, each for the whole tile.
     """
 
     counts: dict[str, NDArray[Any]]
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
 
 
 class Counted:
-    """A score, and how often it was evaluated."""
+    """A score that counts its evaluations."""
 
     def __init__(self, score: Score, evaluations: int) -> None:
         self._score = score
@@ -74,12 +74,12 @@ class Counted:
         return self._score(x, sigma)
 
     def at_level(self, sigma: Tensor) -> CountedAtLevel:
-        """Return the score at ``sigma`` (), whose evaluations are counted here."""
+        """Return the score at ``sigma`` (); its evaluations are added to this count."""
         return CountedAtLevel(at_level(self._score, sigma), self)
 
 
 class CountedAtLevel:
-    """A score at one level, whose evaluations ``total`` counts."""
+    """A score at one level that adds its evaluations to the count of ``total``."""
 
     def __init__(self, score: Callable[[Tensor], Tensor], total: Counted) -> None:
         self._score, self._steps, self._total = score, steps_with(score), total
@@ -90,6 +90,6 @@ class CountedAtLevel:
         return self._score(x)
 
     def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterable[Tensor]:
-        """Return the states after each of the steps, one for each row of ``z`` (steps, B, D)."""
+        """Return the state after each step, one per row of ``z`` (steps, B, D), and count them."""
         self._total.evaluations += len(z)
         return self._steps(x, z, tau)

@@ -1,4 +1,4 @@
-"""Tasks run side by side, in processes of this machine."""
+"""Running tasks in parallel, in processes of this machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ncsn_cli.runs.signals import STOPPING
 
 T = TypeVar("T")
 
-_SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_LOOKS = 0.1  # max wait for news from the forks
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros on the CPU, in memory that the processes of ``side_by_side`` share with this one."""
+    """Return zeros on the CPU, in memory shared with the processes of ``side_by_side``."""
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
@@ -36,19 +36,20 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def side_by_side(
     tasks: Sequence[Iterator[T]], workers: int
 ) -> Generator[list[tuple[int, T]], None, None]:
-    """What the tasks yield, each with its task's number; now and then an empty list.
+    """Run the tasks; yield lists of pairs: a task's number, and something that the task yielded.
 
-    At most ``workers`` tasks run at a time, in forks of this process with one thread each:
-    threads of one Python would wait for each other at every operation on small tensors. What a
-    task does is seen here by what it yields and in shared memory alone; it should yield arrays,
-    as torch sends tensors by files in memory, of which there may be few. The forks end with this
-    process, and with the iteration. One worker is this process itself, as are all of them where
-    the system is not Linux.
+    A list is empty if no task yielded anything for a while. At most ``workers`` tasks run at a
+    time, in forks of this process with one thread each. (Threads of one Python process would wait
+    for each other at every operation on small tensors.) This process sees only what a task yields
+    and what it writes to shared memory. A task should yield arrays: torch sends tensors through
+    files in memory, and the number of such files may be small. The forks end with this process,
+    and with the iteration. With one worker, or if the system is not Linux, this process runs all
+    tasks itself.
 
     Raises:
-        Exception: What a task raises.
-        MemoryError: If a fork was killed, as the system does where memory is short.
-        RuntimeError: If one ended otherwise.
+        Exception: If a task raises it.
+        MemoryError: If a fork was killed; the system does so when memory is short.
+        RuntimeError: If a fork ended in another way.
     """
     if min(workers, len(tasks)) <= 1 or sys.platform != "linux":
         for number, task in enumerate(tasks):
@@ -63,7 +64,7 @@ def side_by_side(
             ours, theirs = context.Pipe()
             forks[ours] = context.Process(target=_work, args=(tasks, theirs, os.getpid()))
             forks[ours].start()
-            theirs.close()  # so that ours ends with the fork
+            theirs.close()  # so that ``ours`` is closed when the fork ends
             running[ours] = None
         while running:
             news: list[tuple[int, T]] = []
@@ -98,13 +99,13 @@ def _end_of(code: int) -> Exception:
 
 
 def _work(tasks: Sequence[Iterator[T]], theirs: Connection, parent: int) -> None:
-    """Run tasks in a fork: None asks for the next one; what they yield or raise is sent."""
-    for number in STOPPING:  # a terminal and a scheduler send them to all processes of a run
+    """Run tasks in a fork: send None to ask for the next, and send what tasks yield or raise."""
+    for number in STOPPING:  # terminals and schedulers send these to all processes of a run
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    torch.set_num_threads(1)  # those of the parent are not here
+    torch.set_num_threads(1)  # the parent's threads do not exist in a fork
     try:
         theirs.send(None)
         while (number := theirs.recv()) is not None:

@@ -1,8 +1,9 @@
-"""Many training steps in one call: the step traced once, compiled, and repeated in a loop.
+"""Many training steps in one call: one step is traced, compiled, and repeated in a loop.
 
-The mathematics is that of the loss, the network and the optimizer themselves: the trace records
-what they do. All weights are one vector in it, and so is what the optimizer keeps of each: what
-Adam does, it does to every weight alone. So an operation on all weights is one, not one a layer.
+The trace records what the loss, the network and the optimizer do, so the mathematics is theirs.
+In the trace all weights form one vector, and so does each quantity that the optimizer keeps per
+weight. This is possible because Adam updates every weight by itself. So an operation on all
+weights is a single operation, not one per layer.
 """
 
 from __future__ import annotations
@@ -22,27 +23,29 @@ from ncsn_cli.core.compiler import prepare_compiling
 from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
 
-_MAX_STEPS = 128
-_MAX_NUMBERS = 2**20  # noise held for the steps of one call
+_MAX_STEPS = 128  # limit of the steps in one call
+_MAX_NUMBERS = 2**20  # limit of the points and noise held for one call
 
 
 class CompiledSteps:
-    """Steps of ``Training.advance``, some at a time; the first of a run must have been made.
+    """Steps of ``Training.advance``, several per call.
+
+    The first step of the run must have been made before: it creates the optimizer's state.
 
     Args:
         model: The network.
-        optimizer: Its optimizer, Adam or AdamW, with one group: they act on each weight for
-            itself, and take lr as a tensor.
-        average: The average of the weights; None: there is none.
+        optimizer: The network's optimizer, Adam or AdamW, with one parameter group. Both act on
+            each weight by itself, and accept lr as a tensor.
+        average: The average of the weights; None: no average.
         loss: The loss.
         sigmas: Noise levels (L,), descending.
         true_score: See ``Loss``.
         grad_clip: Largest norm of the gradient; None: no limit.
-        x: Points (B, D) of a step, for their shape.
-        draws: Draws of a step, for theirs.
+        x: Points (B, D) of one step, as an example of their shape.
+        draws: Draws of one step, as an example of their shapes.
 
     Raises:
-        Exception: Of several kinds, by torch, if the step cannot be traced or compiled.
+        Exception: If torch cannot trace or compile the step; torch raises several kinds.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class CompiledSteps:
         self._optimizer, self._average = optimizer, average
         self._loss, self._sigmas, self._true_score = loss, sigmas, true_score
         self._model, self._grad_clip = model, grad_clip
-        # A weight without a gradient, as an energy's constant, has no state and stays.
+        # A weight without a gradient, such as an energy's constant, has no state and does not
+        # change.
         self._weights = {n: w for n, w in model.named_parameters() if optimizer.state.get(w)}
         self._sizes = [weight.numel() for weight in self._weights.values()]
         numbers = sum(t.numel() for t in (x, *draws))
@@ -77,12 +81,12 @@ class CompiledSteps:
         trace = make_fx(step, decomposition_table=products)
         self._graph: GraphModule = trace(*rows, *self._state())
         for node in reversed(self._graph.graph.nodes):
-            if "profiler" in str(node.target):  # optimizers announce their step to it
+            if "profiler" in str(node.target):  # optimizers report their steps to the profiler
                 self._graph.graph.erase_node(node)
-        self._graph.graph.eliminate_dead_code()  # checks of shapes by derivatives
+        self._graph.graph.eliminate_dead_code()  # shape checks that the derivatives have left
         self._graph.recompile()
-        torch.compiler.reset()  # it counts what it compiles, over all runs of a process
-        # cpp_wrapper: also the loop, and the calls of kernels in it, are C++.
+        torch.compiler.reset()  # torch counts compilations over all runs of a process
+        # cpp_wrapper: the loop and its calls of kernels are C++, too.
         self._steps: Any = torch.compile(
             self._repeat, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
         )
@@ -91,11 +95,12 @@ class CompiledSteps:
     def __call__(
         self, batches: Tensor, draws: list[Draws], rates: list[float], lerps: list[float]
     ) -> Tensor | None:
-        """One step for each of the ``batches`` (steps, B, D) and their draws; at most ``most``.
+        """Make a step for each of the ``batches`` (steps, B, D) with its draws, at most ``most``.
 
-        ``rates`` are their learning rates, ``lerps`` how far the average moves to the weights.
-        Returns the loss of each step and the norm of its gradient before and after clipping,
-        (steps, 3); None, and nothing is changed, if one of them is not finite.
+        ``rates`` are the learning rates of the steps. ``lerps`` are the fractions of the way that
+        the average moves towards the weights. Modifies the weights, the optimizer's state and the
+        average. Returns the loss of each step and the norm of its gradient before and after
+        clipping, (steps, 3). Returns None and modifies nothing if one of these is not finite.
         """
         num = len(batches)
         points, *stacks = self._stacks
@@ -112,14 +117,14 @@ class CompiledSteps:
 
     @torch.no_grad()
     def _call(self, num: int) -> tuple[Tensor, list[Tensor]]:
-        """Loss and both norms of each step (num, 3), and the ``_state`` after ``num`` steps."""
+        """Return loss and both norms of each step (num, 3), and ``_state`` after ``num`` steps."""
         count = torch.tensor(num, device=self._sigmas.device)
         made = self._steps(count, *self._rates, *self._stacks, *self._state())
         _, numbers, *state = made
         return numbers[:num], state
 
     def _state(self) -> list[Tensor]:
-        """All weights in a row; then what the optimizer keeps of them; then their average."""
+        """Return all weights in a row, then each quantity of the optimizer, then the averages."""
         kept = [self._optimizer.state[weight] for weight in self._weights.values()]
         state = [_row(self._weights.values())]
         for name, value in kept[0].items():
@@ -129,13 +134,13 @@ class CompiledSteps:
         return [row.detach() for row in state]
 
     def _averages(self) -> list[Tensor]:
-        """The averages of the weights, one a weight."""
+        """Return the average of each weight tensor."""
         assert self._average is not None
         return [self._average.module.get_parameter(name) for name in self._weights]
 
     @torch.no_grad()
     def _take(self, state: list[Tensor], num: int) -> None:
-        """Write what ``_state`` has become after ``num`` steps to where it was read."""
+        """Write ``state``, as it is after ``num`` more steps, to where ``_state`` reads it."""
         kept = [self._optimizer.state[weight] for weight in self._weights.values()]
         row, *others = state
         self._write(row, self._weights.values())
@@ -154,7 +159,7 @@ class CompiledSteps:
             tensor.copy_(part.view_as(tensor))
 
     def _step(self, rate: Tensor, lerp: Tensor, x: Tensor, *rest: Tensor) -> list[Tensor]:
-        """The loss with both norms of the gradient (3,), and the new ``_state``."""
+        """Return the loss with both norms of the gradient (3,), and the new ``_state``."""
         num_draws = len(Draws._fields)
         draws, (weights, *state) = Draws(*rest[:num_draws]), rest[num_draws:]
 
@@ -177,7 +182,7 @@ class CompiledSteps:
             clipped_norm = nn.utils.get_total_norm([weights.grad], foreach=False)
         names = list(self._optimizer.state[next(iter(self._weights.values()))])
         kept = dict(zip(names, (value.clone() for value in state), strict=False))
-        # ``differentiable`` keeps the count of steps a tensor.
+        # With ``differentiable`` the optimizer keeps its count of steps as a tensor.
         group = {"params": [weights], "lr": rate, "differentiable": True}
         optimizer = copy.copy(self._optimizer)
         optimizer.param_groups = [
@@ -191,7 +196,10 @@ class CompiledSteps:
         return [torch.stack([loss, norm, clipped_norm]), *new]
 
     def _repeat(self, num: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """``num`` steps, each with its rows of the stacks; their numbers and the last state."""
+        """Make ``num`` steps, each with its row of every stack.
+
+        Returns ``num``, the loss and norms of each step, and the last state.
+        """
         num_stacks = len(self._rates) + len(self._stacks)
         stacks, state = tensors[:num_stacks], tensors[num_stacks:]
         steps = torch.arange(len(stacks[0]), device=num.device)
@@ -211,20 +219,20 @@ class CompiledSteps:
 
 
 def _is_small(a: Tensor, b: Tensor) -> bool:
-    """Whether sums take less time than the product: measured with batches of 128 points."""
+    """Return whether sums are faster than the product, as measured with batches of 128 points."""
     sizes = [*a.shape, b.shape[1]]
     return min(sizes) <= 2 and max(sizes) <= 128
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """A b, where it is small as sums, which are one operation with what is around them."""
+    """Return a b: small products as sums, which the compiler fuses with their neighbours."""
     return (a[:, :, None] * b).sum(1) if _is_small(a, b) else NotImplemented
 
 
 def _affine(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Bias + a b, the bias apart: so it is added in one operation with what follows.
+    """Return bias + a b with a separate addition, which the compiler fuses with what follows.
 
-    A product with two columns takes two or three times as long as its transpose, with two rows.
+    A product with two columns takes two or three times as long as its transpose with two rows.
     """
     return bias + (a @ b if b.shape[1] > 2 or _is_small(a, b) else (b.t() @ a.t()).t())
 

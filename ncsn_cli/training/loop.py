@@ -1,4 +1,4 @@
-"""The loop of a training: progress, evaluations, checkpoints and signals between steps."""
+"""The training loop: steps, and between them progress, evaluations, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def fit(
     snapshots: Snapshots | None,
     save: Callable[[], None],
 ) -> None:
-    """Advance ``training`` to its last step, with ``history`` and ``snapshots``, and ``save`` it.
+    """Advance ``training`` to its last step; add to ``history`` and ``snapshots`` on the way.
+
+    Calls ``save`` for every checkpoint, before the steps are compiled, and at the end.
 
     Raises:
         DivergedError: If a number is not finite.
-        InterruptedRun: If a signal asked to stop; ``save`` has been called then.
+        InterruptedRun: If a signal asked to stop; ``save`` has been called before.
     """
     trainer = training.trainer
     start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
@@ -39,19 +41,22 @@ def fit(
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
         while training.step < trainer.steps and not (late or requests):
+            # Compile the steps once the first one has been made.
             if training.is_to_compile:
-                save()  # once a signal has ended this, torch may not be able to
+                save()  # first: if a signal ends compiling, torch may be unable to save
                 saved = training.step
                 requests.end(training.compile)
-                if training.compiling_failed and not requests:  # a signal may have broken it off
-                    save()  # with what the steps are from here on
+                if training.compiling_failed and not requests:  # no signal broke it off
+                    save()  # record that the steps are plain from here on
                 continue
+            # Advance to the next step after which something is written.
             loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start
             late = trainer.max_seconds is not None and seconds > trainer.max_seconds
             progress.update(step - progress.n)
             if snapshots is not None and (late or step in snapshots.due):
                 snapshots.take(step, training.score)
+            # Add a row to the history, with the excess loss at every evaluation.
             if late or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
@@ -70,11 +75,11 @@ def fit(
         hand_to_scheduler(requests[0])
         raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
     if late:
-        log.info("stopped at step %d: trainer.max_seconds is over", training.step)
+        log.info("stopped at step %d: trainer.max_seconds has passed", training.step)
 
 
 def _steps_to_next_stop(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
-    """Steps from ``step`` to the next one after which something is written."""
+    """Return how many steps lie between ``step`` and the next after which something is written."""
     every = [trainer.log_every, trainer.eval_every, trainer.checkpoint_every]
     stops = [1, trainer.steps, *(step - step % n + n for n in every)]
     if snapshots is not None:

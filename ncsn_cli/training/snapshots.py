@@ -1,4 +1,4 @@
-"""States of the score along the training, on the pictures' grid, for animations."""
+"""States of the score during training, on the grid of the pictures, for animations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ncsn_cli.evaluation.grid import grid_of, levels_shown
 from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.files import read_npz
 
-_MOST_POINTS = 20_000  # on which a density is recovered: training waits for it
+_MOST_POINTS = 20_000  # limit for recovering a density, because training waits
 
 
 class Snapshots:
-    """The learned score at some steps of its training, the first and the last among them.
+    """The learned score at some steps of its training, including the first and the last.
 
-    They lie at steps * (i/num)^2, i = 0, ..., num, as far as the training comes: most is learned
-    early.
+    Snapshots are due at the steps ``steps`` (i/num)^2, i = 0, ..., num, as far as the training
+    comes. They are denser at the beginning, because most is learned early.
 
     Args:
-        num: How many after the first.
-        steps: Steps of the training.
+        num: Number of snapshots after the first.
+        steps: Number of steps of the training.
         dataset: The distribution to learn.
         sigmas: Noise levels (L,), descending.
         device: Where the score is computed.
@@ -47,7 +47,7 @@ class Snapshots:
         self._taken: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
-        """How many have been taken."""
+        """Return how many snapshots have been taken."""
         return len(self._taken)
 
     @torch.no_grad()
@@ -65,11 +65,11 @@ class Snapshots:
         self._taken[step] = entry
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What was kept, F times.
+        """Return the F snapshots as arrays, by name.
 
-        ``steps`` (F,), ``scores`` (F, M, A, D) at the arrows for D = 2 and (F, M, G, 1) for D = 1,
-        for which also the density recovered at the smallest level, ``recovered`` (F, G), and
-        ``kl`` = KL(p_sigma || recovered) in nats, (F,).
+        ``steps`` (F,), and ``scores``: (F, M, A, D) at the arrows for D = 2, and (F, M, G, 1) for
+        D = 1. For D = 1 also ``recovered`` (F, G), the density recovered at the smallest level,
+        and ``kl`` = KL(p_sigma || recovered) in nats, (F,).
         """
         steps = sorted(self._taken)
         names = self._taken[steps[0]] if steps else ()
@@ -77,7 +77,7 @@ class Snapshots:
         return {"steps": np.array(steps), **stacked}
 
     def restore(self, path: Path, step: int) -> None:
-        """Take up what ``arrays`` returned, from a file, up to ``step``.
+        """Take the snapshots up to ``step`` from a file that holds what ``arrays`` returned.
 
         Raises:
             BadCheckpointError: If the file holds anything else.
@@ -95,7 +95,9 @@ class Snapshots:
             or {name: values.shape for name, values in arrays.items()} != fit
             or any(values.dtype.kind != "f" for values in arrays.values())
         ):
-            raise BadCheckpointError(f"{path}: not the snapshots of this run; go on without it")
+            raise BadCheckpointError(
+                f"{path}: not the snapshots of this run; remove the file to resume without it"
+            )
         for i, kept in enumerate(steps.tolist()):
             if kept <= step:
                 self._taken[kept] = {name: values[i] for name, values in arrays.items()}

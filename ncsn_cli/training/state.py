@@ -1,4 +1,4 @@
-"""A training as a state that advances by steps, and is saved and restored to the bit."""
+"""The state of a training: it advances by steps, and is saved and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float | None]
-"""One line of ``history.csv``."""
+"""One row of ``history.csv``."""
 
 COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
-_POINTS_ALONG_THE_WAY = 1000  # exact draws a level for the excess loss in history.csv
-_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000  # on one of many levels; over all
+_POINTS_ALONG_THE_WAY = 1000  # exact draws per level for the excess loss in history.csv
+# The least draws per level if there are many levels, and the most draws over all levels.
+_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000
 
-# At the first call of these methods torch imports its compiler, which takes a second, to mark them
-# as not to be compiled; it keeps the marked one in this attribute. Nothing here compiles them.
-# Should a torch not look there, it imports its compiler as before.
+# At the first call of one of these methods, torch imports its compiler (which takes a second) to
+# mark the method as not to be compiled, and keeps the marked method in this attribute. Nothing
+# here compiles these methods, so the attribute may hold the plain ones. A version of torch that
+# does not read the attribute imports its compiler as before.
 for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
     _method = inspect.unwrap(getattr(Optimizer, _name))
     _method.__dynamo_disable = _method
@@ -47,10 +49,11 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 class Training:
-    """All that a training step reads or writes, so that saving it loses nothing.
+    """Everything that a training step reads or writes, so that a saved training loses nothing.
 
-    The noise comes from one stream of random numbers, whose state is saved; the order of the
-    training points in epoch e is a function of the seed and e, so the step is their position.
+    The noise comes from one stream of random numbers, whose state is saved. The order of the
+    training points in epoch e is a function of the seed and e, so the step alone gives the
+    position in the training set.
 
     Args:
         trainer: The settings.
@@ -93,11 +96,11 @@ class Training:
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
         self.compiling_failed = False
-        """Whether steps are plain because they could not be compiled, here or before resuming."""
+        """Whether steps are plain because compiling failed, in this process or before resuming."""
         self.grad_norm = math.nan
         """Norm of the last step's gradient before clipping."""
         self.clipped_grad_norm = math.nan
-        """Norm of the last step's gradient after clipping; the same where nothing is clipped."""
+        """Norm of the last step's gradient after clipping; ``grad_norm`` if nothing is clipped."""
 
     def _fixed_noise(self) -> Tensor | None:
         stream = random_stream(self.seed, "fixed noise", self.device)
@@ -109,34 +112,34 @@ class Training:
 
     @property
     def score(self) -> nn.Module:
-        """The network to use: the average of the weights where there is one."""
+        """Return the network to use: the one with averaged weights if an average is kept."""
         return self.model if self._average is None else self._average.module
 
     def advance(self, most: int = 1) -> float:
-        """At least one optimizer step, at most so many; returns the loss of the last one's batch.
+        """Make at least one and at most ``most`` steps; return the loss of the last batch.
 
         Raises:
-            DivergedError: If the loss or a gradient is not finite; the weights are then those
-                before the step.
+            DivergedError: If the loss or a gradient is not finite. The weights are then those
+                from before that step.
         """
         if self._compiled is not None:
             state = self.generator.get_state()
             value = self._advance_compiled(self._compiled, most)
             if value is not None:
                 return value
-            self.generator.set_state(state)  # the plain steps find which one it is
+            self.generator.set_state(state)  # plain steps find which step is not finite
         return self._advance_plainly()
 
     @property
     def is_to_compile(self) -> bool:
-        """Whether steps from here on are to be compiled, and are not yet.
+        """Return whether the next steps are to be compiled, and are not compiled yet.
 
-        The optimizer's first step makes its state, which the compiled ones read.
+        The first step is plain: it creates the optimizer's state, which compiled steps read.
         """
         return self._is_to_compile and self.step > 0
 
     def compile(self) -> None:
-        """Compile the steps, if that can be done; else say so in ``trainer`` and in the log."""
+        """Compile the steps if possible; otherwise record so in ``trainer`` and in the log."""
         from ncsn_cli.training.compiled import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
@@ -148,11 +151,11 @@ class Training:
                 self.model, self.optimizer, self._average, self.loss, self.sigmas,
                 self.dataset.score, self.trainer.grad_clip, batches[0], draws[0],
             )  # fmt: skip
-        except Exception as error:  # torch's are of many kinds, and plain steps always work
+        except Exception as error:  # torch raises many kinds, and plain steps always work
             self.compiling_failed = True
             self.trainer = replace(self.trainer, compile=False)
             what = "the steps stay plain"
-            if self.step > 1:  # only the first is plain where others are to be compiled
+            if self.step > 1:  # resumed: every step after the first was compiled
                 what = (
                     "the steps are plain from here on; those before were compiled, so the last"
                     " bits of this run will differ from those of an undisturbed one"
@@ -161,11 +164,14 @@ class Training:
         else:
             self._compiled = compiled
             seconds = time.monotonic() - start
-            log.info("trainer.compile: %.1f s, up to %d steps a call", seconds, compiled.most)
+            log.info("trainer.compile: %.1f s, up to %d steps per call", seconds, compiled.most)
         self._is_to_compile = False
 
     def _advance_compiled(self, compiled: CompiledSteps, most: int) -> float | None:
-        """At most so many compiled steps; None, and nothing is changed, if one is not finite."""
+        """Make at most ``most`` compiled steps; return the loss of the last batch.
+
+        Returns None if a step is not finite; only the random numbers have then advanced.
+        """
         steps = range(self.step, self.step + min(most, compiled.most))
         rates = [self._learning_rates[0] * self._decay(step) for step in steps]
         made = 0 if self._average is None else int(self._average.n_averaged)
@@ -207,7 +213,7 @@ class Training:
 
     @torch.no_grad()
     def _diverged(self, what: str, x: Tensor) -> DivergedError:
-        """Names what is not finite after the step failed: weights, data, a level or a gradient."""
+        """Return an error that names what is not finite: weight, data, score or gradient."""
         state = {f"network.{name}": value for name, value in self.model.state_dict().items()}
         outputs = {f"the score at sigma = {s:g}": self.model(x, s) for s in self.sigmas}
         gradients = {
@@ -217,14 +223,14 @@ class Training:
         }
         suspects = state | {"a point of the data": x} | outputs | gradients
         named = [name for name, value in suspects.items() if not bool(value.isfinite().all())]
-        place = f" ({named[0]} is not)" if named else ""
+        place = f" ({named[0]} is not finite)" if named else ""
         return DivergedError(
             f"{what} at step {self.step + 1}{place}; try a smaller optimizer.lr or set"
             " trainer.grad_clip"
         )
 
     def row(self, loss: float, excess: float | None, seconds: float) -> Row:
-        """The line of ``history.csv`` for the step just made.
+        """Return the row of ``history.csv`` for the step just made.
 
         Raises:
             DivergedError: If a number in it is not finite.
@@ -247,7 +253,7 @@ class Training:
         return row
 
     def excess_loss(self) -> float:
-        """The excess loss on draws that are the same at every call."""
+        """Return the excess loss on draws that are the same at every call."""
         stream = random_stream(self.seed, "excess loss along the way", self.device)
         num = max(_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY // len(self.sigmas))
         return excess_loss(
@@ -261,7 +267,7 @@ class Training:
         return (1 + math.cos(math.pi * step / self.trainer.steps)) / 2
 
     def _draw(self, steps: range) -> tuple[Tensor, list[Draws]]:
-        """All that the steps are random in: points (steps, B, D), levels and noise."""
+        """Return the points (steps, B, D) of the steps, and levels and noise drawn for each."""
         size, draws = self.trainer.batch_size, []
         if self._data is None:
             assert size is not None
@@ -283,10 +289,10 @@ class Training:
         return batches, draws
 
     def _rows(self, steps: range, size: int) -> Tensor:
-        """Rows of the training set for each of the steps, (steps, size).
+        """Return the rows of the training set for each of the steps, (steps, size).
 
-        Epochs follow each other without a gap: a batch may hold the last points of one and the
-        first of the next, so all have the same size.
+        Epochs follow each other without a gap, so all batches have the same size: a batch may hold
+        the last points of one epoch and the first points of the next.
         """
         assert self._data is not None
         num, first, end = len(self._data), steps.start * size, steps.stop * size
@@ -299,7 +305,7 @@ class Training:
         return torch.cat(parts).view(len(steps), size)
 
     def _order(self, epoch: int) -> Tensor:
-        """The rows of the training set in the epoch's order, (N,)."""
+        """Return the rows of the training set in the epoch's order, (N,)."""
         if epoch in self._orders:
             return self._orders[epoch]
         assert self._data is not None
@@ -307,7 +313,7 @@ class Training:
         return torch.randperm(len(self._data), generator=stream).to(self.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-able values from which ``restore`` continues exactly.
+        """Return the tensors and the JSON-able values from which ``restore`` continues exactly.
 
         Raises:
             DivergedError: If a weight or a number of the optimizer is not finite.
@@ -333,7 +339,7 @@ class Training:
         }
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Take up the state that ``state`` returned."""
+        """Put this training into the state that ``state`` returned."""
         self.step = record["step"]
         self.compiling_failed = record.get("compiling_failed") is True
         self.model.load_state_dict(_under("network.", tensors))
@@ -350,23 +356,23 @@ class Training:
         for number, entry in entries.items():
             for name, value in entry.items():
                 if isinstance(value, Tensor) and value.shape not in (weights[number].shape, ()):
-                    raise ValueError(f"optimizer.{number}.{name} is of another shape")
+                    raise ValueError(f"optimizer.{number}.{name} has another shape")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         if record["device_type"] == self.device.type:
             self.generator.set_state(tensors["generator"])
         else:
-            log.warning("the run was on another type of device: its noise goes on differently")
+            log.warning("the run was on another type of device: its noise differs from here on")
             name = f"training from step {self.step}"
             self.generator = random_stream(self.seed, name, self.device)
 
 
 def optimizer_step(optimizer: Optimizer) -> Callable[[], object]:
-    """``optimizer.step``, without what torch puts around that of its own optimizers.
+    """Return ``optimizer.step``, without what torch wraps around the steps of its own optimizers.
 
-    That is the import of its compiler, to split what it compiles there, a name for its profiler,
-    and hooks, of which there are none. Modifies ``optimizer``: one operation for all weights,
-    where that was left open.
+    The wrappers import torch's compiler (to interrupt compiled code at the step), name the step
+    for the profiler, and call hooks, of which there are none here. Modifies ``optimizer``: where
+    ``fused`` was left open, one operation updates all weights.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, _FUSED) and group["fused"] is None:
@@ -393,5 +399,5 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
 
 
 def _lerp_weight(decay: float, num: int) -> float:
-    """How far the average of ``num`` weights moves to the next ones."""
+    """Return the fraction of the way that an average of ``num`` weights moves to the next."""
     return 1 - min(decay, (1 + num) / (10 + num))

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training: the numbers of ``history.csv`` and the pictures."""
+"""A training in TensorBoard: the numbers of ``history.csv`` and the pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ncsn_cli.core.errors import ConfigError
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of a run's folder.
+    """A writer of TensorBoard's event files into ``tensorboard/`` in a run's folder.
 
     Args:
         folder: The run's folder.
-        step: Steps made before; what was written of later ones is dropped.
+        step: Number of steps made before; events of later steps are dropped.
 
     Raises:
         ConfigError: If tensorboard is not installed.
@@ -26,12 +26,13 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError(
-                "trainer.tensorboard: it needs pip install 'ncsn_cli[tensorboard]'"
+                "trainer.tensorboard: TensorBoard is not installed; run"
+                " pip install 'ncsn_cli[tensorboard]'"
             ) from None
         self._folder, self._step, self._open = folder, step, SummaryWriter
 
     def write(self, history: list[dict[str, Any]], with_pictures: bool = False) -> None:
-        """Write those rows of the history that have come since, and the pictures in ``plots/``."""
+        """Write the new rows of ``history`` and, ``with_pictures``, the pictures in ``plots/``."""
         from PIL import Image
 
         files = self._folder.glob("plots/*.png") if with_pictures else []

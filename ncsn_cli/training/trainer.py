@@ -1,4 +1,4 @@
-"""How to train: the settings, and what ``auto`` means for them."""
+"""The settings of a training, and the rules for ``auto``."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ncsn_cli.core.settings import STRICT, Count
 
 @dataclass(frozen=True, config=STRICT)
 class Trainer:
-    """How to train.
+    """The settings of a training.
 
     Args:
-        steps: Optimizer steps in all.
-        max_seconds: Stop after so many seconds of training; null: no limit.
-        batch_size: Points a step; null, or the training set's size and above: all of them.
+        steps: Total number of optimizer steps.
+        max_seconds: Stop after this many seconds of training; null: no limit.
+        batch_size: Points per step; null, or the training set's size or more: all points.
         lr_decay: ``none``, or ``cosine`` from the optimizer's lr to 0 over ``steps``.
         grad_clip: Largest norm of the gradient; null: no limit.
         ema_decay: Exponential moving average of the weights (Technique 5 of Song & Ermon 2020,
             arXiv:2006.09011), with decay min(ema_decay, (1 + n)/(10 + n)) at step n; null: none.
         log_every: Steps between rows of ``history.csv``.
         eval_every: Steps between evaluations of the excess loss; a multiple of ``log_every``
-            serves best, as it is written with a row.
+            works best, because each evaluation is written with a row.
         checkpoint_every: Steps between checkpoints; the last step always has one.
         keep_last: Number of checkpoints kept.
-        snapshots: States of the score kept for animations, where any is chosen, after the first;
-            denser towards the beginning of ``steps``.
-        tensorboard: Whether to write the history, with each checkpoint, and the pictures for
-            TensorBoard, too.
+        snapshots: States of the score kept for animations, after the first state; denser towards
+            the beginning of ``steps``. None are kept unless an animation is chosen.
+        tensorboard: Whether to write the history and the pictures for TensorBoard, too. The
+            history is written with each checkpoint.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
-            ``auto``: as ``settle`` finds for the sizes.
-        compile: Whether steps are compiled, many to a call (``CompiledSteps``): 10 seconds or
-            more to begin with, then quicker; ``auto``: where ``settle`` finds that it pays. What
-            is recorded is false where compiling failed.
+            ``auto``: the number that ``settle`` finds for the sizes.
+        compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
+            10 seconds or more; the steps are faster afterwards. ``auto``: where ``settle`` finds
+            that this pays. The recorded value is false if compiling failed.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
@@ -62,11 +62,11 @@ class Trainer:
     resume: str | None
 
 
-_OUTPUTS_FOR_TWO_THREADS = 2**18
+_OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``settle``
 
-_SECONDS_TO_COMPILE = 15.0
+_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
 
-_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds
+_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds that compiling saves
 
 
 def settle(
@@ -76,15 +76,16 @@ def settle(
     points: int,
     earlier: dict[str, Any],
 ) -> Trainer:
-    """The trainer with values for ``auto``: those of an ``earlier`` part of the run, or by rule.
+    """Return the trainer with values for ``auto``, from an ``earlier`` part of the run or by rule.
 
-    Both change the last bits of results, so the rules know sizes alone and no machine; their
-    numbers are from benchmarks/steps.py on two cores (docs/performance.md). With P ``points`` a
-    step and a widest layer of W units: two threads from P W = 2^18 on; compiled steps, of Adam
-    and AdamW, where all ``steps`` are to save 15 seconds, each 1.5 ms and 2 ns for each of P W.
+    Threads and compiling change the last bits of results, so the rules depend on sizes alone, not
+    on the machine. Their numbers were measured by benchmarks/steps.py on two cores
+    (docs/performance.md). With P ``points`` per step and W units in the widest layer: two threads
+    are used from P W = 2^18 on. Steps of Adam and AdamW are compiled where all ``steps`` together
+    save more than 15 seconds: each step saves 1.5 ms, and 2 ns more for each of the P W outputs.
 
     Raises:
-        ConfigError: If steps are to be compiled that cannot be.
+        ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.
     """
     can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
     if trainer.compile is True and not can_compile:
