@@ -47,7 +47,7 @@ def new_training(overrides: list[str]) -> Training:
     """The training that ``ncsn-train`` would begin."""
     import torch
 
-    from ncsn_cli.commands.build import fit_schedule, instantiate, known_points
+    from ncsn_cli.commands.build import fit_schedule, instantiate, reference_data
     from ncsn_cli.commands.train import _initial_model
     from ncsn_cli.training.state import Training
     from ncsn_cli.training.trainer import settle
@@ -56,7 +56,7 @@ def new_training(overrides: list[str]) -> Training:
     seed = config["seed"]
     trainer = instantiate(config, "trainer")
     dataset = instantiate(config, "dataset")
-    data = known_points(dataset, seed)
+    data = reference_data(dataset, seed)
     sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
     model = _initial_model(config, dataset.dim, seed)
     if hasattr(model, "adapt_to"):

@@ -159,7 +159,7 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
     return known
 
 
-def known_points(dataset: Dataset, seed: int) -> Tensor:
+def reference_data(dataset: Dataset, seed: int) -> Tensor:
     """Return points (N, D) to take scales from: the training set, or draws if it is endless."""
     data = dataset.training_set()
     if data is not None:

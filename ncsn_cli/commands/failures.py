@@ -12,16 +12,12 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-
-if TYPE_CHECKING:
-    pass
-
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
@@ -92,7 +88,7 @@ def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[s
     """Return the lines to print for the user of ``ncsn-name``, and the exit code."""
     code = getattr(error, "exit_code", None)
     if code is not None:
-        return [str(error)], code
+        return [str(error), *getattr(error, "__notes__", [])], code
     if isinstance(error, KeyboardInterrupt):
         return ["stopped from the keyboard"], 130
     if isinstance(error, OverrideParseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.names import for_shell
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.commands.names import for_shell, override
+from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
 
@@ -64,3 +65,13 @@ def objective_of(metrics: Config, name: str | None) -> float | None:
         known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
         raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")
     return None if name is None else float(numbers[name])
+
+
+def add_resume_command(stop: InterruptedRun, folder: RunFolder, key: str) -> None:
+    """Add to ``stop`` the command that resumes the run in ``folder`` through ``key``.
+
+    A sweep ends with one command for all of its jobs instead.
+    """
+    if not in_sweep():
+        place = override(key, os.path.relpath(folder.path))
+        stop.add_note(f"Resume: {folder.record['command']} {place}")

@@ -22,7 +22,7 @@ from ncsn_cli.runs.records import flatten
 class Pictures:
     """The pictures to draw, by name: functions of a ``Scene``, which return None if inapplicable.
 
-    Functions in ``plots`` return a matplotlib ``Figure``, functions in ``animations`` a ``Film``.
+    Those in ``plots`` return a matplotlib ``Figure``, those in ``animations`` an ``Animation``.
     """
 
     def __init__(self, config: Config) -> None:

@@ -29,7 +29,7 @@ def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def refuse_changes(
+def check_same_request(
     before: Config, now: Config, may_change: Callable[[str], bool], key: str, path: Path
 ) -> None:
     """Check that the run at ``path`` may be resumed, as ``key`` asks, with the settings ``now``.

@@ -22,17 +22,24 @@ from ncsn_cli.commands.build import (
     fit_schedule,
     instantiate,
     instantiate_list,
-    known_points,
+    reference_data,
 )
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
-from ncsn_cli.commands.job import in_sweep, objective_of, open_folder, output_folder, write_config
+from ncsn_cli.commands.job import (
+    add_resume_command,
+    in_sweep,
+    objective_of,
+    open_folder,
+    output_folder,
+    write_config,
+)
 from ncsn_cli.commands.moved import with_new_names
 from ncsn_cli.commands.present import Pictures, present
-from ncsn_cli.commands.resume import compile_again, digest_of, done_before, refuse_changes
+from ncsn_cli.commands.resume import check_same_request, compile_again, digest_of, done_before
 from ncsn_cli.commands.startup import choose_device, keep_freed_memory
 from ncsn_cli.core.compiler import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
@@ -115,7 +122,7 @@ def sample(cfg: DictConfig) -> float | None:
             raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
     # Find the chains of a stopped run, and build the score.
-    found = _begun_before(run)
+    found = _started_before(run)
     # Chains run around the data's mean; those started by an earlier version run in data units.
     is_moved = found is None or "origin" in found[1][1]
     truth = dataset.truth.centred() if is_moved else dataset.truth
@@ -140,7 +147,7 @@ def sample(cfg: DictConfig) -> float | None:
         "device_type": device.type,
         "origin": truth.origin.tolist(),
     }
-    begun = None if found is None else _refuse_another(*found, identity)
+    started = None if found is None else _refuse_another(*found, identity)
     # Prepare the run.
     sigma_max = float(schedule.sigmas[0])
     sampling = Sampling(
@@ -163,7 +170,7 @@ def sample(cfg: DictConfig) -> float | None:
     floors = partial(noise_floor, cache=Path(config["paths"]["outputs"], "floors"))
     facts: Config = {"device": str(device), "seed": run.seed, "request": request}
     # Compare the schedule and the sampler with the advice of the literature.
-    data = known_points(dataset, run.seed)
+    data = reference_data(dataset, run.seed)
     seen = data if run.score == "checkpoint" else data - truth.origin  # networks take data units
     facts["schedule"] = examine(schedule.sigmas, sampler, seen, dataset.smallest_std)
     lost = unresolved(data, schedule.sigmas, plan[-1].tau, dataset.smallest_std)
@@ -183,7 +190,11 @@ def sample(cfg: DictConfig) -> float | None:
             last_sigma,
         )  # fmt: skip
         start = time.monotonic()
-        chains = sampling.run(save, begun)
+        try:
+            chains = sampling.run(save, started)
+        except InterruptedRun as stop:
+            add_resume_command(stop, folder, "resume")
+            raise
         seconds = round(time.monotonic() - start, 3)
         shown = chains.in_data_units(truth.origin)
         folder.write("samples.npz", to_npz(_arrays(shown)))
@@ -292,7 +303,7 @@ _IDENTITY = {"config", "checkpoint", "device_type"}
 """Other entries in the file of stopped chains: the request that the chains were made for."""
 
 
-def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
+def _started_before(run: SampleSettings) -> tuple[Path, Saved] | None:
     """Return the folder and the state of the chains to resume, or None.
 
     In a sweep that is run again, the job's own chains come before those that ``resume`` names.
@@ -323,7 +334,7 @@ def _begun_before(run: SampleSettings) -> tuple[Path, Saved] | None:
 def _refuse_another(folder: Path, saved: Saved, identity: Config) -> Saved:
     """Return ``saved``, the chains in ``folder``; raise if ``identity`` is another request."""
     _, record = saved
-    refuse_changes(
+    check_same_request(
         record["config"], identity["config"],
         lambda key: key.split(".")[0] in _MAY_CHANGE_ON_RESUME, "resume", folder,
     )  # fmt: skip
@@ -353,7 +364,7 @@ def _schedule(config: Config, trained: Config, dataset: Dataset, run: SampleSett
     schedule: Schedule | FromData = _object(config, trained, "schedule", run.plugins)
     if isinstance(schedule, Schedule):
         return schedule
-    return fit_schedule(config, schedule, known_points(dataset, run.seed))
+    return fit_schedule(config, schedule, reference_data(dataset, run.seed))
 
 
 def _score(

@@ -168,8 +168,10 @@ def conclude() -> list[Job]:
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
     # All trials of a study belong together, including those of another day.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
-    begun = dict.fromkeys(_folder_of(path) for path in sorted(entries))
-    runs = [os.path.relpath(job) for job in begun if job.is_dir()]  # a user may have removed some
+    started = dict.fromkeys(_folder_of(path) for path in sorted(entries))
+    runs = [
+        os.path.relpath(job) for job in started if job.is_dir()
+    ]  # a user may have removed some
     program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     hydras = watch.folder / "multirun.yaml"
     if hydras.is_file():

@@ -21,7 +21,7 @@ from ncsn_cli.commands.build import (
     fit_schedule,
     instantiate,
     instantiate_list,
-    known_points,
+    reference_data,
     what_torch_refuses,
 )
 from ncsn_cli.commands.config import (
@@ -32,13 +32,20 @@ from ncsn_cli.commands.config import (
     settings,
     without_paths,
 )
-from ncsn_cli.commands.job import in_sweep, objective_of, open_folder, output_folder, write_config
+from ncsn_cli.commands.job import (
+    add_resume_command,
+    in_sweep,
+    objective_of,
+    open_folder,
+    output_folder,
+    write_config,
+)
 from ncsn_cli.commands.present import Pictures, present
-from ncsn_cli.commands.resume import compile_again, digest_of, done_before, refuse_changes
+from ncsn_cli.commands.resume import check_same_request, compile_again, digest_of, done_before
 from ncsn_cli.commands.startup import choose_device, keep_freed_memory
 from ncsn_cli.core.compiler import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.grid import compose_scene
@@ -94,7 +101,7 @@ def train(cfg: DictConfig) -> float | None:
     keep_compiled_code()
     # Build the objects, and refuse what does not fit together.
     dataset: Dataset = instantiate(config, "dataset")
-    data = known_points(dataset, run.seed)
+    data = reference_data(dataset, run.seed)
     sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
     loss = instantiate(config, "loss")
     model = _initial_model(config, dataset.dim, run.seed).to(device)
@@ -111,12 +118,12 @@ def train(cfg: DictConfig) -> float | None:
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
     # Find the checkpoint to resume, and decide on threads and compiling.
-    begun = _begun_before(trainer.resume)
-    kept = {} if begun is None else begun[2]
+    started = _started_before(trainer.resume)
+    kept = {} if started is None else started[2]
     compiles = compile_again(trainer.compile, kept, "trainer.compile")
     trainer = replace(trainer, compile=compiles)
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
-    trainer = settle(trainer, model, optimizer, points, _settings_of(begun))
+    trainer = settle(trainer, model, optimizer, points, _settings_of(started))
     config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
     torch.set_num_threads(int(trainer.threads))
     # Prepare the training, and resume the checkpoint if there is one.
@@ -126,7 +133,7 @@ def train(cfg: DictConfig) -> float | None:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
     weights = list(model.parameters())  # also kept: their average and the optimizer's state
     check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
-    history = _resume(training, config, snapshots, begun)
+    history = _resume(training, config, snapshots, started)
 
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request}
@@ -145,6 +152,9 @@ def train(cfg: DictConfig) -> float | None:
         start = time.monotonic()
         try:
             fit(training, history, snapshots, save)
+        except InterruptedRun as stop:
+            add_resume_command(stop, folder, "trainer.resume")
+            raise
         finally:
             folder.step = training.step
             folder.write("history.csv", _history_csv(history))
@@ -287,11 +297,11 @@ def _read_history(path: Path) -> list[Row]:
     return history
 
 
-_Begun = tuple[Path, dict[str, Tensor], Config]
+_Started = tuple[Path, dict[str, Tensor], Config]
 """A checkpoint to resume: its file, tensors and record."""
 
 
-def _begun_before(resume: str | None) -> _Begun | None:
+def _started_before(resume: str | None) -> _Started | None:
     """Return the checkpoint to resume, or None.
 
     In a sweep that is run again, the job's own checkpoint comes before the one that ``resume``
@@ -307,20 +317,20 @@ def _begun_before(resume: str | None) -> _Begun | None:
     return None if resume is None else load_newest(Path(resume))
 
 
-def _settings_of(begun: _Begun | None) -> Config:
+def _settings_of(started: _Started | None) -> Config:
     """Return the group ``trainer`` of the run to resume, or {}."""
-    trainer = {} if begun is None else begun[2]["config"].get("trainer")
+    trainer = {} if started is None else started[2]["config"].get("trainer")
     return trainer if isinstance(trainer, dict) else {}
 
 
 def _resume(
-    training: Training, config: Config, snapshots: Snapshots | None, begun: _Begun | None
+    training: Training, config: Config, snapshots: Snapshots | None, started: _Started | None
 ) -> list[Row]:
-    """Restore ``training`` and ``snapshots`` from ``begun``, if given; return the history."""
-    if begun is None:
+    """Restore ``training`` and ``snapshots`` from ``started``, if given; return the history."""
+    if started is None:
         return []
-    path, tensors, record = begun
-    refuse_changes(
+    path, tensors, record = started
+    check_same_request(
         record["config"], config, lambda key: _may_change(key, training.trainer),
         "trainer.resume", path,
     )  # fmt: skip

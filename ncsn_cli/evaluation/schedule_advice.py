@@ -81,8 +81,9 @@ def _examine_levels(
     )  # fmt: skip
     if sigma_max < distance / 2:  # two equal Gaussians more than 2 sigma apart form two modes
         complaints.append(
-            f"sigma_max = {sigma_max:g} is below half the largest distance {distance:.3g}, so"
-            " chains may not cross between far modes"
+            f"sigma_max = {sigma_max:g} is small for this data (largest distance {distance:.3g}):"
+            " chains may not cross between far modes. Try schedule.sigma_max="
+            f"{math.ceil(distance) if distance > 1 else f'{distance:.2g}'}"
         )
     ratio, best = float((sigmas[:-1] / sigmas[1:]).max()), level_ratio(dim)
     advice = {

@@ -1,4 +1,4 @@
-"""Animations: a ``Scene`` in, a ``Film`` out, or None if the animation does not apply."""
+"""Animations: a ``Scene`` in, an ``Animation`` out, or None if the animation does not apply."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     TRUTH,
+    Animation,
     Array,
-    Film,
     as_image,
     field_figure,
     heat_map,
@@ -23,7 +23,7 @@ from ncsn_cli.plots.fields import arrows, at_arrows, shortened, with_margin
 _MOST_FRAMES = 80  # limit for the animation of chains
 
 
-def score(scene: Scene) -> Film | None:
+def score(scene: Scene) -> Animation | None:
     """Draw the learned score during training, and the true score, at every level shown."""
     if scene.snapshots is None:
         return None
@@ -32,7 +32,7 @@ def score(scene: Scene) -> Film | None:
     return _score_arrows(scene, scene.snapshots["scores"], scene.snapshots["steps"])
 
 
-def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film:
+def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=8)
     (x,), true, lines = scene.axes, scene.true_scores[..., 0], []
     for sigma, values, start in zip(scene.sigmas, true, scores[0], strict=True):
@@ -46,10 +46,10 @@ def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film:
             line.set_ydata(values)
         axes.set_title(f"learned score (dotted: true), {_step(steps, frame)}")
 
-    return Film(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)))
 
 
-def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film:
+def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Animation:
     figure, panels = field_figure(2, scene)
     levels = range(len(scene.sigmas))
     for axes, level in zip(panels, levels, strict=False):
@@ -66,10 +66,10 @@ def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Film
             learned[level].set_UVC(*shortened(scores[frame, level], level, scene))
         title.set_text(f"true (blue) and learned score, {_step(steps, frame)}")
 
-    return Film(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)))
 
 
-def recovered_density(scene: Scene) -> Film | None:
+def recovered_density(scene: Scene) -> Animation | None:
     """Draw the density recovered from the learned score during training, smallest level, D = 1."""
     if scene.snapshots is None or scene.dim != 1:
         return None
@@ -88,10 +88,10 @@ def recovered_density(scene: Scene) -> Film | None:
         known = "" if np.isnan(kl[frame]) else f": KL = {kl[frame]:.2g} nats"
         axes.set_title(f"{_step(steps, frame)}{known}")
 
-    return Film(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)))
 
 
-def chains(scene: Scene) -> Film | None:
+def chains(scene: Scene) -> Animation | None:
     """Draw chains over time, on the density at their current level."""
     if scene.paths is None or scene.path_densities is None:
         return None
@@ -103,7 +103,7 @@ def chains(scene: Scene) -> Film | None:
 
 def _chains_on_line(
     scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
-) -> Film:
+) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=8)
     (x,), heights = scene.axes, densities / densities.max(axis=1, keepdims=True)
     # Dots at (x, u p(x)) with u ~ U(0, 1) fill the area under p evenly if x ~ p.
@@ -119,12 +119,12 @@ def _chains_on_line(
         dots.set_data(place, shares * np.interp(place, x, heights[frame]))
         axes.set_title(f"chains, at random heights under $p_\\sigma$; {_moment(scene, frame)}")
 
-    return Film(figure, update, frames.tolist())
+    return Animation(figure, update, frames.tolist())
 
 
 def _chains_in_plane(
     scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
-) -> Film:
+) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=6, height=6)
     mesh = heat_map(axes, densities[0], scene, cmap="Blues")
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
@@ -135,7 +135,7 @@ def _chains_in_plane(
         dots.set_data(*paths[frame].T)
         axes.set_title(_moment(scene, frame))
 
-    return Film(figure, update, frames.tolist())
+    return Animation(figure, update, frames.tolist())
 
 
 def _moment(scene: Scene, frame: int) -> str:

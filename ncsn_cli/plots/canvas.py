@@ -82,7 +82,7 @@ def with_one_palette(pictures: Sequence[Image.Image], colours: int) -> list[Imag
 
 
 @dataclass(frozen=True)
-class Film:
+class Animation:
     """A figure that changes: ``update(frame)`` makes it show one of ``frames``."""
 
     figure: Figure
@@ -90,18 +90,22 @@ class Film:
     frames: Sequence[int]
 
 
-def to_gif(film: Film, name: str) -> bytes:
-    """Return the film as a GIF file, drawing its frames with a progress bar.
+def to_gif(animation: Animation, name: str) -> bytes:
+    """Return the animation as a GIF file, drawing its frames with a progress bar.
 
     The last frame is shown longer than the others.
     """
-    film.figure.set_dpi(_DPI_OF_FILMS)
-    canvas = FigureCanvasAgg(film.figure)
+    animation.figure.set_dpi(_DPI_OF_FILMS)
+    canvas = FigureCanvasAgg(animation.figure)
     pictures = []
-    for frame in tqdm(film.frames, desc=f"film {name}", unit="frame", disable=None, leave=False):
-        film.update(int(frame))
+    for frame in tqdm(
+        animation.frames, desc=f"animation {name}", unit="frame", disable=None, leave=False
+    ):
+        animation.update(int(frame))
         canvas.draw()  # type: ignore[no-untyped-call]
-        film.figure.set_layout_engine("none")  # lay out once: it is slow, and panels must not move
+        animation.figure.set_layout_engine(
+            "none"
+        )  # lay out once: it is slow, and panels must not move
         image = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
         pictures.append(image.convert("RGB"))
     first, *others = with_one_palette(pictures, _COLOURS_OF_FILMS)

@@ -27,7 +27,7 @@ class _Ended(BaseException):
     """Raised to leave work that a signal ends."""
 
 
-class Requests(list[int]):
+class StopSignals(list[int]):
     """The signals that have asked to stop."""
 
     def __init__(self) -> None:
@@ -70,14 +70,14 @@ class Requests(list[int]):
 
 
 @contextmanager
-def signals_as_requests() -> Iterator[Requests]:
+def collect_stop_signals() -> Iterator[StopSignals]:
     """Yield a list that collects signals that ask to stop, to be looked at between steps.
 
     The second signal of a kind acts as it would outside this context, so that Ctrl-C twice ends
     the run at once. Signals that submitit lets pass are not collected: submitit asks with another
     signal. Ignored signals stay ignored.
     """
-    requests = Requests()
+    requests = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return

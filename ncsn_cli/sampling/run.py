@@ -28,12 +28,12 @@ from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedR
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
-from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.samplers import LogProb, Sampler, State
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.compiled import CompiledLangevin
-from ncsn_cli.sampling.tile import Begun, Counted, Finished, Running
-from ncsn_cli.sampling.workers import shared_zeros, side_by_side
+from ncsn_cli.sampling.tile import Counted, Finished, Running, Started
+from ncsn_cli.sampling.workers import run_in_processes, shared_zeros
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +103,12 @@ class Sampling:
         self._begins = {0: 0, **{step: i for step, i in begins.items() if step < self._last}}
         frames = [*range(0, self._last, -(-self._last // _FRAMES)), self._last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
-        self._looks = sorted({*self._begins, *self._frames, *self._ends.values()})
+        self._recorded_steps = sorted({*self._begins, *self._frames, *self._ends.values()})
         self._frame_sigmas = [self._plan[levels[step]].sigma for step in frames]
         num_kept = min(len(self._plan), _KEPT_LEVELS) if keep_by_level else 0
         kept = np.linspace(0, len(self._plan) - 1, num_kept).round().astype(int).tolist()
         self._kept_levels = {level: i for i, level in enumerate(kept)}
-        self._left = {
+        self._outputs = {
             "samples": shared_zeros(num, truth.dim),
             "init": shared_zeros(num, truth.dim),
             "settled": shared_zeros(num, dtype=torch.int32),
@@ -138,20 +138,20 @@ class Sampling:
             DivergedError: If a chain is not finite.
             InterruptedRun: If a signal asked to stop; ``save`` has been called before.
         """
-        begun = {} if saved is None else self._take_up(saved)
-        missing = (~self._left["finished"]).nonzero()[:, 0].tolist()
-        with signals_as_requests() as requests:
+        started = {} if saved is None else self._restore(saved)
+        missing = (~self._outputs["finished"]).nonzero()[:, 0].tolist()
+        with collect_stop_signals() as requests:
             if self.is_to_compile and missing:
                 # Save first: if a signal ends compiling, torch may be unable to save.
-                save(self._to_save(begun))
+                save(self._to_save(started))
                 requests.end(self.compile)
                 if self.compiling_failed and not requests:  # no signal broke it off
-                    save(self._to_save(begun))  # record that the steps are plain from here on
+                    save(self._to_save(started))  # record that the steps are plain from here on
             if not requests:
-                self._run_tiles(missing, begun, save, requests)
+                self._run_tiles(missing, started, save, requests)
         if requests:
             hand_to_scheduler(requests[0])
-            raise InterruptedRun(f"stopped by a signal {self._where(begun)}", requests[0])
+            raise InterruptedRun(f"stopped {self._where(started)} and saved", requests[0])
         return self._chains()
 
     @torch.no_grad()
@@ -178,42 +178,42 @@ class Sampling:
     def _run_tiles(
         self,
         numbers: list[int],
-        begun: dict[int, Begun],
+        started: dict[int, Started],
         save: Callable[[Saved], None],
         requests: list[int],
     ) -> None:
         """Run the tiles with these ``numbers``; save once a minute, and on a request to stop.
 
-        Updates ``begun``: where each unfinished tile would resume.
+        Updates ``started``: where each unfinished tile would resume.
         """
-        tiles = [self._run_tile(number, begun.get(number)) for number in numbers]
+        tiles = [self._run_tile(number, started.get(number)) for number in numbers]
         running: dict[int, Running] = {}
         last_save = time.monotonic()
         with (
             tqdm(
                 total=self._num_tiles * self._last, desc="sampling", unit="step", disable=None
             ) as bar,
-            closing(side_by_side(tiles, self._workers)) as all_news,
+            closing(run_in_processes(tiles, self._workers)) as all_news,
         ):
             for news in all_news:
-                for i, told in news:
+                for i, message in news:
                     number = numbers[i]
-                    if isinstance(told, Running):
-                        running[number], begun[number] = told, told.begun
+                    if isinstance(message, Running):
+                        running[number], started[number] = message, message.started
                     else:
                         running.pop(number, None)
-                        begun.pop(number, None)
-                        self._add(number, told)
+                        started.pop(number, None)
+                        self._add(number, message)
                 self._show(bar, running)
                 if requests:
                     break
                 if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-                    save(self._to_save(begun))
+                    save(self._to_save(started))
                     last_save = time.monotonic()
         if requests:
-            save(self._to_save(begun))
+            save(self._to_save(started))
 
-    def _take_up(self, saved: Saved) -> dict[int, Begun]:
+    def _restore(self, saved: Saved) -> dict[int, Started]:
         """Restore the results from ``saved``; return the unfinished tiles, by number.
 
         Raises:
@@ -231,7 +231,7 @@ class Sampling:
             )
 
         if (
-            not all(has(name, like) for name, like in (self._left | self._counts).items())
+            not all(has(name, like) for name, like in (self._outputs | self._counts).items())
             or not _is_place([evaluations])
             or not isinstance(places, list)
             or not all(_is_place(place) and len(place) == 4 for place in places)
@@ -239,7 +239,7 @@ class Sampling:
             or _beyond(tensors["settled"], len(self._plan))
         ):
             raise refusal
-        begun = {}
+        started = {}
         stream = torch.Generator(self._device)
         for number, step, level, evaluated in places:
             x, state, labels = (f"{number}.{name}" for name in ("x", "generator", "labels"))
@@ -258,31 +258,31 @@ class Sampling:
                 stream.set_state(tensors[state])
             except RuntimeError:
                 raise refusal from None
-            begun[number] = Begun(
+            started[number] = Started(
                 step, level, evaluated, *(tensors[name].numpy() for name in (x, state, labels))
             )
-        for name, tensor in self._left.items():
+        for name, tensor in self._outputs.items():
             tensor.copy_(tensors[name])
         self._counts = {name: tensors[name] for name in self._counts}
         self._evaluations = record["evaluations"]
         self.compiling_failed = record.get("compiling_failed") is True
-        is_far = any(at.step > 0 for at in begun.values())
-        self._has_steps_of_before = is_far or bool(self._left["finished"].any())
-        return begun
+        is_far = any(at.step > 0 for at in started.values())
+        self._has_steps_of_before = is_far or bool(self._outputs["finished"].any())
+        return started
 
     def finished(self) -> Saved:
         """Return, after ``run``, the state from which ``run`` returns the same chains again."""
         return self._to_save({})
 
-    def _to_save(self, begun: dict[int, Begun]) -> Saved:
-        """Return all that is needed to resume: the results so far, and the tiles in ``begun``.
+    def _to_save(self, started: dict[int, Started]) -> Saved:
+        """Return all that is needed to resume: the results so far, and the tiles in ``started``.
 
         A resumed tile writes its results again from the level at which it resumes.
         """
         # Copies, because the processes that run tiles continue to write.
-        tensors = {name: tensor.clone() for name, tensor in (self._left | self._counts).items()}
+        tensors = {name: tensor.clone() for name, tensor in (self._outputs | self._counts).items()}
         places = []
-        for number, at in sorted(begun.items()):
+        for number, at in sorted(started.items()):
             tensors[f"{number}.x"] = torch.from_numpy(at.x)
             tensors[f"{number}.generator"] = torch.from_numpy(at.generator)
             tensors[f"{number}.labels"] = torch.from_numpy(at.labels)
@@ -294,9 +294,9 @@ class Sampling:
         }
 
     @torch.no_grad()
-    def _run_tile(self, number: int, begun: Begun | None) -> Iterator[Running | Finished]:
-        """Run a tile, from ``begun`` if given; yield its progress, and finally its counts."""
-        sampler, left = self._sampler, self._left
+    def _run_tile(self, number: int, started: Started | None) -> Iterator[Running | Finished]:
+        """Run a tile, from ``started`` if given; yield its progress, and finally its counts."""
+        sampler, left = self._sampler, self._outputs
         rows = slice(number * self._tile, min((number + 1) * self._tile, self._num))
         num = rows.stop - rows.start
         paths = slice(rows.start, max(rows.start, min(rows.stop, left["paths"].shape[1])))
@@ -312,23 +312,27 @@ class Sampling:
                 if level in self._kept_levels:
                     left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
 
-        def begin(step: int, x: Tensor) -> Begun:
-            return Begun(
+        def begin(step: int, x: Tensor) -> Started:
+            return Started(
                 step, self._begins[step], score.evaluations, x.cpu().numpy(),
                 stream.get_state().numpy(),
                 labels[: bisect_right(self._level_ends, step)].numpy(),
             )  # fmt: skip
 
-        if begun is None:
+        if started is None:
             score, step, level, x = Counted(self._score, 0), 0, 0, self._init(self._tile, stream)
             left["init"][rows] = x[:num].cpu()
             look(0, 0, x)
-            begun = begin(0, x)
+            started = begin(0, x)
         else:
-            step, level, x = begun.step, begun.level, torch.from_numpy(begun.x).to(self._device)
-            score = Counted(self._score, begun.evaluations)
-            stream.set_state(torch.from_numpy(begun.generator))
-            labels[: len(begun.labels)] = torch.from_numpy(begun.labels)
+            step, level, x = (
+                started.step,
+                started.level,
+                torch.from_numpy(started.x).to(self._device),
+            )
+            score = Counted(self._score, started.evaluations)
+            stream.set_state(torch.from_numpy(started.generator))
+            labels[: len(started.labels)] = torch.from_numpy(started.labels)
         accepted = left["accepted"][number : number + 1]  # empty if no proposals are refused
         accepted[:, level:] = 0
         chain = sampler.chain(
@@ -336,7 +340,7 @@ class Sampling:
         )
         last_news = time.monotonic()
         while step < self._last:
-            next_look = self._looks[bisect_right(self._looks, step)]
+            next_look = self._recorded_steps[bisect_right(self._recorded_steps, step)]
             block = list(islice(chain, min(next_look - step, _BLOCK)))
             _refuse_non_finite(block, step)
             for state in block:
@@ -345,9 +349,9 @@ class Sampling:
             step, x = step + len(block), state.x
             look(step, state.level, x)
             if step in self._begins:
-                begun = begin(step, x)
+                started = begin(step, x)
             if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
-                yield Running(begun, step, state.level, state.acceptance)
+                yield Running(started, step, state.level, state.acceptance)
                 last_news = time.monotonic()
         modes = labels[:, :num]  # (V, num)
         left["samples"][rows] = x[:num].cpu()
@@ -357,18 +361,18 @@ class Sampling:
 
     def _add(self, number: int, finished: Finished) -> None:
         """Add a finished tile to the results of the run."""
-        self._left["finished"][number] = True
+        self._outputs["finished"][number] = True
         for name, count in finished.counts.items():
             self._counts[name] = self._counts[name] + torch.from_numpy(count)
         self._evaluations = max(self._evaluations, finished.evaluations)
 
-    def _where(self, begun: dict[int, Begun]) -> str:
-        """Return where the first of the tiles in ``begun`` was stopped, as words of a message."""
-        if bool(self._left["finished"].all()):
+    def _where(self, started: dict[int, Started]) -> str:
+        """Return in words where the first of the tiles in ``started`` was stopped."""
+        if bool(self._outputs["finished"].all()):
             return "after the last step"
-        if not begun:
+        if not started:
             return "between tiles"
-        number, at = min(begun.items())
+        number, at = min(started.items())
         where = f"at level {at.level + 1} of {len(self._plan)}"
         return (
             where if self._num_tiles == 1 else f"{where}, tile {number + 1} of {self._num_tiles}"
@@ -376,7 +380,7 @@ class Sampling:
 
     def _show(self, bar: tqdm[Any], running: dict[int, Running]) -> None:
         """Update the progress bar."""
-        steps = int(self._left["finished"].sum()) * self._last
+        steps = int(self._outputs["finished"].sum()) * self._last
         for tile in running.values():
             steps += tile.step
             bar.set_postfix(self._numbers(tile.level, tile.acceptance), refresh=False)
@@ -393,7 +397,7 @@ class Sampling:
         return numbers
 
     def _chains(self) -> Chains:
-        left, sigmas = self._left, [level.sigma for level in self._plan]
+        left, sigmas = self._outputs, [level.sigma for level in self._plan]
         by_level = {sigmas[level]: left["by_level"][i] for level, i in self._kept_levels.items()}
         steps = torch.tensor([level.steps for level in self._plan])
         acceptance = left["accepted"].sum(0) / (steps * self._num_tiles)

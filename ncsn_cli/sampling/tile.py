@@ -13,7 +13,7 @@ from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.samplers import steps_with
 
 
-class Begun(NamedTuple):
+class Started(NamedTuple):
     """A tile at the start of a level.
 
     Args:
@@ -37,13 +37,13 @@ class Running(NamedTuple):
     """The progress of a running tile.
 
     Args:
-        begun: Where the tile resumes if it is stopped.
+        started: Where the tile resumes if it is stopped.
         step: Number of steps made so far.
         level: Row of ``Sampler.levels``.
         acceptance: The last step's acceptance; see ``State``.
     """
 
-    begun: Begun
+    started: Started
     step: int
     level: int
     acceptance: float | None

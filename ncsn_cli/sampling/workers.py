@@ -26,14 +26,14 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return zeros on the CPU, in memory shared with the processes of ``side_by_side``."""
+    """Return zeros on the CPU, in memory shared with the processes of ``run_in_processes``."""
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
 
 
-def side_by_side(
+def run_in_processes(
     tasks: Sequence[Iterator[T]], workers: int
 ) -> Generator[list[tuple[int, T]], None, None]:
     """Run the tasks; yield lists of pairs: a task's number, and something that the task yielded.

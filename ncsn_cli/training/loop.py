@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from ncsn_cli.core.errors import InterruptedRun
-from ncsn_cli.runs.signals import hand_to_scheduler, signals_as_requests
+from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.training.snapshots import Snapshots
 from ncsn_cli.training.state import Row, Training
 from ncsn_cli.training.trainer import Trainer
@@ -37,7 +37,7 @@ def fit(
     if snapshots is not None and len(snapshots) == 0:
         snapshots.take(training.step, training.score)
     with (
-        signals_as_requests() as requests,
+        collect_stop_signals() as requests,
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
         while training.step < trainer.steps and not (late or requests):
@@ -73,7 +73,8 @@ def fit(
             save()
     if requests:
         hand_to_scheduler(requests[0])
-        raise InterruptedRun(f"stopped by a signal after step {training.step}", requests[0])
+        message = f"stopped at step {training.step} of {trainer.steps} and saved"
+        raise InterruptedRun(message, requests[0])
     if late:
         log.info("stopped at step %d: trainer.max_seconds has passed", training.step)
 

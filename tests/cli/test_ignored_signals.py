@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli.runs.signals import STOPPING, heeded, signals_as_requests
+from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, heeded
 from ncsn_cli.sampling import workers
 from tests.helpers.commands import BIN, only_run, read
 
@@ -62,7 +62,7 @@ def ignored(request):
 def test_an_ignored_signal_is_no_request(ignored):
     other = signal.SIGUSR1 if ignored == signal.SIGUSR2 else signal.SIGUSR2
     assert ignored not in heeded()
-    with signals_as_requests() as requests:
+    with collect_stop_signals() as requests:
         os.kill(os.getpid(), ignored)
         assert requests == []
         os.kill(os.getpid(), other)
@@ -144,5 +144,5 @@ def test_workers_go_on_where_a_signal_is_ignored(ignored):
         os.kill(os.getpid(), ignored)
         yield os.getpid()
 
-    told = [news for some in workers.side_by_side([task(), task()], 2) for news in some]
+    told = [news for some in workers.run_in_processes([task(), task()], 2) for news in some]
     assert len(told) == 2

@@ -28,7 +28,10 @@ def trained(forked, tmp_path_factory):
         ("metric: [moments]", "- override /metric: []"),
         ("plot: score", "plot: choose a list of options"),
         ("animation: [score]", "or in an experiment's defaults list - override /animation:"),
-        ("sampler: [1]", "sampler: in experiment/own this is a list; its values are key: value"),
+        (
+            "sampler: [1]",
+            "sampler: in experiment/own this is a list; write its values as key: value",
+        ),
         ("hydra: []", "given: "),
     ],
 )

@@ -59,7 +59,7 @@ def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(tmp_path, m
     assert list((tmp_path / "cache" / "ncsn_cli").iterdir())
     config = OmegaConf.load(compiled / "config.yaml")
     assert (config.trainer.threads, config.trainer.compile) == (1, True)
-    assert "steps a call" in (compiled / "train.log").read_text()
+    assert "steps per call" in (compiled / "train.log").read_text()
 
 
 def test_tensorboard_shows_history_and_pictures(trained, tmp_path):
@@ -142,7 +142,7 @@ def test_the_schedule_doctor_writes_into_run_json_and_warns_once(trained, forked
     arguments = [*QUICK, "trainer.steps=1", "schedule.sigma_max=2", "schedule.sigma_min=0.9"]
     result = forked.call("train", arguments, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("schedule and sampler may not serve") == 1
+    assert result.stdout.count("schedule and sampler may not suit the data") == 1
     warnings = read(only_run(tmp_path, "train") / "run.json")["schedule"]["warnings"]
     assert len(warnings) == 2  # sigma_max and sigma_min
 

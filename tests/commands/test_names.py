@@ -210,7 +210,7 @@ def test_a_folder_that_hydra_would_take_for_a_value_is_refused(forked, tmp_path)
         words = [*command, *SHORT, *shlex.split(override("paths.outputs", "o${b}"))]
         result = forked.call("train", words, tmp_path)
         assert result.returncode == 2
-        assert "Hydra takes ${ in this path for a value" in result.stderr
+        assert "Hydra reads ${ in this path as a reference" in result.stderr
         assert not list(tmp_path.iterdir())
 
 

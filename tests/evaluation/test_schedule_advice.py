@@ -62,8 +62,8 @@ def test_both_ratios_of_technique_2_are_told(caplog):
     ("schedule", "sampler", "words"),
     [
         (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens the data by 1.17"),
-        (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is below half the largest distance"),
-        (Geometric(20.0, 0.1, 5), ANNEALED, "take more levels"),
+        (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is small for this data"),
+        (Geometric(20.0, 0.1, 5), ANNEALED, "use more levels"),
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),
@@ -82,7 +82,7 @@ def test_both_ratios_of_technique_2_are_told(caplog):
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size="auto", steps_per_level=1, denoise=False),
-            "take more steps a level",
+            "use more steps per level",
         ),
         (
             Geometric(20.0, 0.1, 20),

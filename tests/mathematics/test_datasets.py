@@ -215,7 +215,7 @@ def test_points_have_a_density_only_when_perturbed():
     ("change", "message"),
     [
         ({"weights": [0.5, 0.6]}, "sum to 1"),
-        ({"weights": [1.0]}, "1 of them, but 2 means"),
+        ({"weights": [1.0]}, "got 1, but there are 2 means"),
         ({"weights": [-0.5, 1.5]}, "greater than 0"),
         ({"means": [[0.0, 1.0], [2.0]]}, "unequal length"),
         ({"stds": None}, "exactly one"),

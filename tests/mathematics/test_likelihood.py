@@ -228,7 +228,7 @@ def test_what_one_grid_gives_is_kept_when_a_wider_one_fails(caplog):
     assert numbers["kl"] == pytest.approx(divergence(p, wide, 0.5, 0.5), rel=0.02)
     assert (numbers["mass"], numbers["recovered_kl"]) == (None, None)
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert ["no mass, as" in said[0], "no recovered_kl, as" in said[1]] == [True, True]
+    assert ["no mass, because" in said[0], "no recovered_kl, because" in said[1]] == [True, True]
 
 
 def test_no_kl_divergence_on_a_grid_too_coarse(caplog):

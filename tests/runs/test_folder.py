@@ -10,7 +10,7 @@ import pytest
 from ncsn_cli.core.errors import DivergedError, InterruptedRun, OutputExistsError
 from ncsn_cli.runs.folder import RunFolder, hold, release_all
 from ncsn_cli.runs.records import without_home
-from ncsn_cli.runs.signals import signals_as_requests
+from ncsn_cli.runs.signals import collect_stop_signals
 
 
 def status(folder):
@@ -70,7 +70,7 @@ def test_a_signal_is_known_beyond_the_process_of_its_job(number):
 
 
 def test_the_first_signal_is_a_request_and_the_second_acts():
-    with signals_as_requests() as requests:
+    with collect_stop_signals() as requests:
         os.kill(os.getpid(), signal.SIGINT)
         assert requests == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_a_signal_ends_work_that_drops_exceptions(begin, capfd):
         done.append("all")
 
     done = []
-    with signals_as_requests() as requests:
+    with collect_stop_signals() as requests:
         requests.end(lambda: done.append("before"))
         requests.end(work)
         requests.end(work)
@@ -116,7 +116,7 @@ def test_what_fails_in_work_is_raised():
     def work():
         raise ValueError("wrong")
 
-    with signals_as_requests() as requests, pytest.raises(ValueError, match="wrong"):
+    with collect_stop_signals() as requests, pytest.raises(ValueError, match="wrong"):
         requests.end(work)
 
 

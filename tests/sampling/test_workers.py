@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ncsn_cli.core.errors import DivergedError
-from ncsn_cli.sampling.workers import shared_zeros, side_by_side
+from ncsn_cli.sampling.workers import run_in_processes, shared_zeros
 
 
 def is_running(process):
@@ -23,7 +23,7 @@ def is_running(process):
 
 
 def told(tasks, workers):
-    return [each for news in side_by_side(tasks, workers) for each in news]
+    return [each for news in run_in_processes(tasks, workers) for each in news]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -110,7 +110,7 @@ def test_workers_hear_no_signals_and_end_with_the_iteration():
         yield os.getpid()
         time.sleep(60)
 
-    with closing(side_by_side([task(), task()], 2)) as all_news:
+    with closing(run_in_processes([task(), task()], 2)) as all_news:
         processes = []
         for news in all_news:
             processes += [process for _, process in news]
@@ -124,12 +124,12 @@ def test_workers_hear_no_signals_and_end_with_the_iteration():
 def test_workers_end_with_a_process_that_is_killed():
     source = (
         "import os, time\n"
-        "from ncsn_cli.sampling.workers import side_by_side\n"
+        "from ncsn_cli.sampling.workers import run_in_processes\n"
         "def task():\n"
         "    yield os.getpid()\n"
         "    time.sleep(60)\n"
         "    print('the end', flush=True)\n"
-        "for news in side_by_side([task(), task()], 2):\n"
+        "for news in run_in_processes([task(), task()], 2):\n"
         "    for _, process in news:\n"
         "        print(process, flush=True)\n"
     )
