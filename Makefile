@@ -28,7 +28,7 @@ test-slow: install  ## Run the tests that take longer
 	$(BIN)/pytest -n 2 -m slow
 
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
-	$(BIN)/pytest -n 2 --dist worksteal tests/faults --all-trials
+	$(BIN)/pytest -n 2 --dist worksteal -m 'slow or not slow' tests/faults --all-trials
 
 bench: install  ## Measure speed, and the quality of the default network and every sampler (hours)
 	$(BIN)/python benchmarks/speed.py

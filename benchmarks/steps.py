@@ -1,7 +1,7 @@
 """Times of a step, plain and compiled: of training, on one thread and on two, and of Langevin.
 
-From these come the rules of ``training.settle`` for ``trainer.threads`` and ``trainer.compile``,
-and of ``compiled_langevin.settle`` for ``compile``:
+From these come the rules of ``training.trainer.settle`` for ``trainer.threads`` and
+``trainer.compile``, and of ``sampling.compiled_langevin.settle`` for ``compile``:
 
     python benchmarks/steps.py [training] [langevin] [--beside N]
 
@@ -23,7 +23,7 @@ from ncsn_cli.commands.startup import keep_freed_memory
 from ncsn_cli.core.score import Score
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin
-from ncsn_cli.sampling.compiled import CompiledLangevin
+from ncsn_cli.sampling.compiled_langevin import CompiledLangevin
 from ncsn_cli.sampling.run import TILE
 from ncsn_cli.training.state import Training
 

@@ -7,14 +7,14 @@ import sys
 
 from ncsn_cli import __version__
 from ncsn_cli.commands import cli
-from ncsn_cli.commands.streams import forgive
+from ncsn_cli.commands.streams import ignore_failed_writes
 
 _COMMANDS = {"train": cli.train, "sample": cli.sample, "compare": cli.compare}
 
 
 def main() -> None:
     """Run the command that the first argument names, with the arguments after it."""
-    forgive()
+    ignore_failed_writes()
     parser = argparse.ArgumentParser(
         prog="python -m ncsn_cli",
         usage="%(prog)s {train,sample,compare} ...",

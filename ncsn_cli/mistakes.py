@@ -1,7 +1,7 @@
-"""Mistakes that real implementations made, each in a class that differs only by its mistake.
+"""Known bugs of other programs, each in a class that differs from the correct one only by its bug.
 
-``experiment=bug_...`` runs them; the README says where each was seen and which number exposes it.
-Do not use them for anything else.
+They are here on purpose: ``experiment=bug_...`` runs them. The README says where each was seen and
+which number exposes it. Do not use them for anything else.
 """
 
 from __future__ import annotations

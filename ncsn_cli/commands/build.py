@@ -122,9 +122,9 @@ def build_from_checkpoint(
 ) -> Any:  # noqa: ANN401
     """Build and return the object of the group ``key`` that a checkpoint describes.
 
-    The plain values of ``settings`` and ``runtime`` are passed to a known constructor (see
-    ``known_class``), or to the class ``named``, if the user named this class on the command line.
-    Errors name the key.
+    The plain values of ``settings`` and ``runtime`` are passed to its constructor. The
+    constructor must be known (see ``known_class``). A class that the user named on the command
+    line (``named``) is also accepted. Errors name the key.
     """
     values = {**settings, **runtime}
     target = values.pop("_target_", None)
@@ -160,7 +160,10 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
 
 
 def reference_data(dataset: Dataset, seed: int) -> Tensor:
-    """Return points (N, D) to take scales from: the training set, or draws if it is endless."""
+    """Return points (N, D) to take scales from.
+
+    These are the training set, or fresh draws if the dataset is endless.
+    """
     data = dataset.training_set()
     if data is not None:
         return data

@@ -25,7 +25,7 @@ from ncsn_cli.core.errors import ConfigError, RefusedStart
 from ncsn_cli.runs.files import refuse_links, to_json, write_atomic
 from ncsn_cli.runs.folder import hold, refuse_run
 from ncsn_cli.runs.records import without_home
-from ncsn_cli.runs.signals import heeded
+from ncsn_cli.runs.signals import stop_signals
 
 
 def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +69,7 @@ class Callbacks(Callback):
         watch.start()
         os.environ[ROSTER] = str(watch.roster)
         if not config.hydra.launcher["_target_"].endswith(".BasicLauncher"):
-            for number in heeded():
+            for number in stop_signals():
                 signal.signal(number, watch.interrupt)
 
     @_refuse
@@ -104,7 +104,7 @@ class Callbacks(Callback):
 
 
 def _check(config: DictConfig, folder: Path) -> None:
-    """Raise if a run would write outside ``folder``, or into another folder."""
+    """Raise if the job's name, ``chdir``, a reference or a link moves files out of ``folder``."""
     if not re.fullmatch(r"(?a:\w[\w.-]{0,99})", config.hydra.job.name):  # Hydra reads no other
         raise ConfigError(
             "hydra.job.name: a name may hold A to z, digits and _ . - only, at most 100 characters"

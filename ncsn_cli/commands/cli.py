@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ncsn_cli.commands.failures import exit_with, last_written, record_failure, status_file
-from ncsn_cli.commands.moved import MovedOptions
+from ncsn_cli.commands.old_names import MovedOptions
 
 if TYPE_CHECKING:
     from ncsn_cli.commands.sweep import Job
@@ -71,7 +71,7 @@ def sample() -> None:
 
 def compare() -> None:
     """Run ``ncsn-compare``."""
-    importlib.import_module("ncsn_cli.commands.streams").forgive()
+    importlib.import_module("ncsn_cli.commands.streams").ignore_failed_writes()
     try:
         importlib.import_module("ncsn_cli.commands.compare").compare(sys.argv[1:])
     except (Exception, KeyboardInterrupt) as error:
@@ -79,9 +79,9 @@ def compare() -> None:
 
 
 def _run(name: str) -> None:
-    from ncsn_cli.commands.streams import forgive
+    from ncsn_cli.commands.streams import ignore_failed_writes
 
-    forgive()
+    ignore_failed_writes()
     if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
         return
@@ -91,8 +91,9 @@ def _run(name: str) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         state.job_started = True
+        # Leave alone a signal that is ignored or has a scheduler's handler.
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            if signal.getsignal(number) is signal.SIG_DFL:  # otherwise a scheduler's, or ignored
+            if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _interrupt)
         before = last_written(status_file())
         _keep_home_out_of_logs()
@@ -143,7 +144,8 @@ def _task(name: str) -> Callable[[DictConfig], float | None]:
     Import its module with the garbage collector off: the many objects made are permanent.
     """
     module = f"ncsn_cli.commands.{name}"
-    if module not in sys.modules:  # only once: an earlier job of a sweep leaves garbage to collect
+    # Freeze only at the first job: later there is garbage of earlier jobs.
+    if module not in sys.modules:
         gc.disable()
         try:
             importlib.import_module(module)

@@ -22,11 +22,11 @@ import yaml
 from markupsafe import Markup
 
 from ncsn_cli import __version__
-from ncsn_cli.commands.moved import OPTIONS
 from ncsn_cli.commands.names import for_shell
+from ncsn_cli.commands.old_names import OPTIONS
 from ncsn_cli.commands.report import drawing, html_report, link
 from ncsn_cli.core.errors import ConfigError, MissingInputError, one_line
-from ncsn_cli.runs.files import inside, read_json, write_atomic
+from ncsn_cli.runs.files import path_inside, read_json, write_atomic
 from ncsn_cli.runs.records import flatten, read_yaml, without_home
 
 Value = str | float | int | bool | None
@@ -508,7 +508,7 @@ def _draw(folder: Path, pictures: Iterable[tuple[str, Callable[[], Any]]]) -> di
                 png = to_png(draw())
         if png is not None:
             file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # a name may be from a run's files
-            write_atomic(inside(folder, f"plots/{file}.png"), png)
+            write_atomic(path_inside(folder, f"plots/{file}.png"), png)
     return missing
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ncsn_cli.commands.moved import with_new_names
+from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.runs.files import check_plain
@@ -45,6 +45,10 @@ class TrainSettings:
 class SampleSettings(TrainSettings):
     """Keys of ``ncsn-sample`` outside the groups.
 
+    A new key also goes into ``configs/sample.yaml``, into ``_UNSET_SAMPLE_KEYS`` and
+    ``_MAY_CHANGE_ON_RESUME`` in ``commands/train.py``, and, if a resumed run of ``ncsn-sample``
+    may change it, into ``_MAY_CHANGE_ON_RESUME`` in ``commands/sample.py``.
+
     Args:
         seed: Seed of the initial points, the chains and the noise floors.
         device: As for ``ncsn-train``.
@@ -58,7 +62,8 @@ class SampleSettings(TrainSettings):
         log_density: Whether to write the log-density that the score implies, on a grid.
         compile: Whether Langevin steps are compiled, several per call. Compiling takes 10 seconds
             or more at the start; the steps are then faster. ``auto``: compile where
-            ``sampling.compiled.settle`` finds that it pays. False is recorded if compiling failed.
+            ``sampling.compiled_langevin.settle`` finds that it pays. False is recorded if
+            compiling failed.
         resume: Folder of the stopped run to resume; null: start afresh.
         plugins: The user's own modules whose classes a checkpoint may name.
     """
@@ -134,7 +139,10 @@ def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
 
 
 def reason_of(key: str, error: BaseException) -> str:
-    """Return one line for an error of a constructor called with the settings under ``key``."""
+    """Return one line for an error of a constructor called with the settings under ``key``.
+
+    The messages about wrong values of settings are made here.
+    """
     if isinstance(error, ConfigError):
         return f"{key}.{error}"
     if not isinstance(error, ValidationError):

@@ -66,10 +66,10 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
 
         status = read_json(status_file())
         state, untouched = status.get("state"), last_written(status_file()) == before
-        # A finished run stays finished if its folder is named again. A signal that comes before
-        # the run starts leaves nothing.
-        is_begun = state == "running" or (untouched and isinstance(error, Exception))
-        if state == "done" or not is_begun:
+        # Do not overwrite the status of a finished run. Write no status if a signal came before
+        # the run started.
+        may_record = state == "running" or (untouched and isinstance(error, Exception))
+        if state == "done" or not may_record:
             return
         reason = without_home(" ".join(_explain(name, error, True)[0]))
         state = "failed" if isinstance(error, Exception) else "interrupted"
@@ -97,7 +97,8 @@ def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[s
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = _clash(error) or _shorten(name, str(error))
         lines = lines if job_started else _with_overrides(lines)
-        return lines[: 2 if job_started else 3], 2  # Hydra adds a line for a job
+        # During a job, drop the third line: Hydra wrote it.
+        return lines[: 2 if job_started else 3], 2
     if _is_out_of_memory(error):
         return [f"out of memory; {_LESS_MEMORY[name]}"], 71
     # Before the job, an OSError without errno is Hydra's own.
@@ -161,7 +162,10 @@ def _clash(error: BaseException) -> list[str]:
 
 
 def _with_overrides(lines: list[str]) -> list[str]:
-    """Return ``lines`` and, unless they name one of the overrides, the overrides in short."""
+    """Return ``lines``.
+
+    If they name no override, add the shortened overrides to the first line.
+    """
     given = [word for word in sys.argv[1:] if word]
     if any(word.lstrip("+~").partition("=")[0] in " ".join(lines) for word in given):
         return lines
@@ -182,8 +186,8 @@ def _shorten(name: str, message: str) -> list[str]:
     """Return Hydra's explanation, which has many lines, in at most three for ``ncsn-name``."""
     if match := re.search(r"Could not override '(.*)'\.\n(?:To append|Key)", message):
         key = match[1]
-        is_theirs = name == "sample" and "." in key
-        advice = f"; ++{key}=... changes a checkpoint's value" if is_theirs else ""
+        may_be_in_checkpoint = name == "sample" and "." in key
+        advice = f"; ++{key}=... changes a checkpoint's value" if may_be_in_checkpoint else ""
         return [f"{key}: there is no such key here, see --cfg job{advice}"]
     if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)

@@ -30,7 +30,7 @@ def output_folder() -> Path:
 
 
 def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
-    """Open the run's folder as a context.
+    """Return the run's folder; entering it as a context locks it.
 
     In a sweep the folder may already hold this job, interrupted earlier.
     """
@@ -50,7 +50,7 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
 
 
 def write_config(folder: RunFolder, config: Config) -> None:
-    """Write ``config.yaml`` again, because the run did not do exactly what was asked for."""
+    """Write ``config.yaml`` again after a setting changed during the run, such as ``compile``."""
     folder.write("config.yaml", _as_yaml(config).encode())
 
 

@@ -27,7 +27,7 @@ _LONGEST = 80  # characters before the digest; file systems allow 255 bytes
 
 
 def job_folder(sweep: str, overrides: list[str]) -> str:
-    """Return the name, in the folder ``sweep``, of the folder for the job of these ``overrides``.
+    """Return the name of the job's folder inside ``sweep``.
 
     A job is recognised by the overrides recorded in its folder, whatever the folder's name. If
     several folders match, one with a finished job comes first. A new name says what was swept.
@@ -55,8 +55,8 @@ def old_study_name(dirname: str) -> str:
 def _name(overrides: list[str], swept: set[str]) -> str:
     """Return a name of letters, digits and ``. _ -``, made from overrides of the keys ``swept``.
 
-    If no key is swept, all overrides are named. The digest tells jobs apart whose names would
-    read the same, because overrides were simplified, cut off or left out.
+    If no key is swept, all overrides are named. The digest keeps names unique where overrides
+    were simplified, cut off or left out.
     """
     words = [word for word in overrides if word.partition("=")[0] in swept] or overrides
     parts = [word.lstrip("+~").replace("=", "-", 1) for word in _without_places(words)]

@@ -11,8 +11,8 @@ from typing import Literal
 
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.job import in_sweep, output_folder
-from ncsn_cli.commands.moved import with_new_names, with_old_names
 from ncsn_cli.commands.names import override
+from ncsn_cli.commands.old_names import with_new_names, with_old_names
 from ncsn_cli.core.errors import ConfigError, OutputExistsError
 from ncsn_cli.runs.files import read_json
 from ncsn_cli.runs.records import flatten
@@ -38,13 +38,13 @@ def check_same_request(
         ConfigError: If a setting that must not change has changed. It names the old value.
     """
     then, today = flatten(without_paths(with_new_names(before))), flatten(without_paths(now))
-    changed = [key for key in then.keys() | today.keys() if then.get(key) != today.get(key)]
-    if changed := sorted(key for key in changed if not may_change(key)):
-        was = " ".join(override(key, then.get(key)) for key in changed[:5])
+    changed = [name for name in then.keys() | today.keys() if then.get(name) != today.get(name)]
+    if changed := sorted(name for name in changed if not may_change(name)):
+        was = " ".join(override(name, then.get(name)) for name in changed[:5])
         raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
 
 
-def compile_again(
+def compile_setting_on_resume(
     asked: bool | Literal["auto"], record: Config, key: str
 ) -> bool | Literal["auto"]:
     """Return ``asked``, the value of ``key``, but false if ``record`` says that compiling failed.
@@ -59,7 +59,7 @@ def compile_again(
 
 
 def done_before(request: str) -> Config:
-    """Return the metrics of this job if a sweep that is run again has done it, otherwise {}.
+    """Return this job's metrics if it finished in an earlier run of the sweep; otherwise {}.
 
     Raises:
         OutputExistsError: If the folder holds a run that was done for another request.

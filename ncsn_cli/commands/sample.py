@@ -33,11 +33,16 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
-from ncsn_cli.commands.moved import with_new_names
+from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import Pictures, present
-from ncsn_cli.commands.resume import check_same_request, compile_again, digest_of, done_before
+from ncsn_cli.commands.resume import (
+    check_same_request,
+    compile_setting_on_resume,
+    digest_of,
+    done_before,
+)
 from ncsn_cli.commands.startup import choose_device, keep_freed_memory
-from ncsn_cli.core.compiler import keep_compiled_code
+from ncsn_cli.core.compiler_cache import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
 from ncsn_cli.core.scene import Scene
@@ -56,13 +61,13 @@ from ncsn_cli.runs.checkpoints import load_checkpoint, load_newest, save_checkpo
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.samplers import LogProb, Sampler
 from ncsn_cli.sampling.chains import Chains
-from ncsn_cli.sampling.compiled import settle
+from ncsn_cli.sampling.compiled_langevin import settle
 from ncsn_cli.sampling.run import Sampling, Saved
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
 
-_STOPPED = "sampling.safetensors"
+_STOPPED_CHAINS = "sampling.safetensors"
 """File in which a stopped run keeps its chains."""
 
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
@@ -122,7 +127,7 @@ def sample(cfg: DictConfig) -> float | None:
             raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     config = {key: config[key] for key in config if key not in ("loss", "optimizer", "trainer")}
     # Find the chains of a stopped run, and build the score.
-    found = _started_before(run)
+    found = _find_stopped_chains(run)
     # Chains run around the data's mean; those started by an earlier version run in data units.
     is_moved = found is None or "origin" in found[1][1]
     truth = dataset.truth.centred() if is_moved else dataset.truth
@@ -139,7 +144,8 @@ def sample(cfg: DictConfig) -> float | None:
 
     # Decide on compiling, and check that the stopped run had the same request.
     kept = {} if found is None else found[1][1]
-    earlier, compiles = kept.get("config", {}), compile_again(run.compile, kept, "compile")
+    earlier = kept.get("config", {})
+    compiles = compile_setting_on_resume(run.compile, kept, "compile")
     config["compile"] = settle(compiles, score, sampler, plan, run.num_samples, device, earlier)
     identity: Config = {
         "config": without_paths(config),
@@ -225,7 +231,7 @@ def sample(cfg: DictConfig) -> float | None:
             report["log_density"], log_density = evaluate_log_density(score, truth, sigmas)
             folder.write("log_density.npz", to_npz(log_density))
         folder.write("metrics.json", to_json(report))
-        (folder.path / _STOPPED).unlink(missing_ok=True)
+        (folder.path / _STOPPED_CHAINS).unlink(missing_ok=True)
 
         def compose() -> Scene:  # slow: it evaluates truth and score on a grid
             stream = random_stream(run.seed, "exact draws shown")
@@ -294,7 +300,7 @@ def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor
 def _save(folder: Path, state: Saved, identity: Config) -> None:
     tensors, record = state
     try:
-        save_checkpoint(folder / _STOPPED, tensors, record | identity)
+        save_checkpoint(folder / _STOPPED_CHAINS, tensors, record | identity)
     except ConfigError:
         log.warning("too many chains to save: if this run is stopped, it has to start afresh")
 
@@ -303,26 +309,29 @@ _IDENTITY = {"config", "checkpoint", "device_type"}
 """Other entries in the file of stopped chains: the request that the chains were made for."""
 
 
-def _started_before(run: SampleSettings) -> tuple[Path, Saved] | None:
+def _find_stopped_chains(run: SampleSettings) -> tuple[Path, Saved] | None:
     """Return the folder and the state of the chains to resume, or None.
 
     In a sweep that is run again, the job's own chains come before those that ``resume`` names.
     """
     folder = output_folder()
-    if not (in_sweep() and (folder / _STOPPED).exists()):
+    if not (in_sweep() and (folder / _STOPPED_CHAINS).exists()):
         if run.resume is None:
             return None
         folder = Path(os.path.expanduser(run.resume))
-        if not os.path.exists(folder / _STOPPED):  # pathlib's raises for a name that is too long
+        # Not pathlib's ``exists``, which raises for a name that is too long.
+        if not os.path.exists(folder / _STOPPED_CHAINS):
             if os.path.exists(folder / "metrics.json"):
                 raise ConfigError(f"resume: {folder} has all its samples and metrics already")
             raise MissingInputError(
                 f"{folder}: no stopped chains in this folder; run its command again"
             )
     try:
-        tensors, record = load_checkpoint(folder / _STOPPED)
+        tensors, record = load_checkpoint(folder / _STOPPED_CHAINS)
         if not record.keys() >= _IDENTITY or not isinstance(record["config"], dict):
-            raise BadCheckpointError(f"{folder / _STOPPED}: this file holds no stopped chains")
+            raise BadCheckpointError(
+                f"{folder / _STOPPED_CHAINS}: this file holds no stopped chains"
+            )
     except BadCheckpointError as error:
         if folder != output_folder():
             raise

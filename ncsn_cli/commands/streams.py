@@ -45,7 +45,7 @@ class _Forgiving(io.TextIOWrapper):
             super().flush()
 
 
-def forgive() -> None:
+def ignore_failed_writes() -> None:
     r"""Replace ``sys.stdout`` and ``sys.stderr`` by streams on which no write fails.
 
     Characters that the encoding lacks are written as ``\xb1``. A descriptor that is closed, such

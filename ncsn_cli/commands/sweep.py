@@ -1,7 +1,8 @@
 """Watch the jobs of a sweep, and report their results at the end.
 
 Jobs may run in other processes or on other machines. Each job registers with a file in the
-roster, a folder that all of them see. The ``status.json`` in a job's own folder says the rest.
+roster, a folder that all of them see. Each job's state is in the ``status.json`` of its own
+folder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ncsn_cli.core.errors import InterruptedRun
 from ncsn_cli.runs.files import read_json, write_atomic
 from ncsn_cli.runs.folder import release_all
 from ncsn_cli.runs.records import flatten, without_home
-from ncsn_cli.runs.signals import heeded
+from ncsn_cli.runs.signals import stop_signals
 
 STOPPED = "stopped"  # a file in the roster, after which no further job starts
 
@@ -86,11 +87,11 @@ class Watch(threading.Thread):
         """Handle a signal: let the jobs save, then raise InterruptedRun.
 
         The launcher kills the jobs once it learns of the signal, so they must save before that.
-        Ctrl-C reaches all processes. Other signals reach this process alone, or all processes,
-        too. So the jobs are sent a signal of another kind, because a second signal of the same
-        kind would not let them save. If this process gets a second signal, it does not wait.
+        Ctrl-C reaches all processes. Another signal may or may not have reached the jobs. They are
+        sent a different one: a second signal of the same kind would end a job that is saving. If
+        this process gets a second signal, it does not wait.
         """
-        kinds = heeded()  # the jobs handle the same signals
+        kinds = stop_signals()  # the jobs handle the same signals
         for each in kinds:
             signal.signal(each, signal.default_int_handler)
         (self.roster / STOPPED).touch()  # no further job starts
@@ -112,7 +113,7 @@ class Watch(threading.Thread):
     def with_place(self, words: list[str]) -> str:
         """Return the command line ``words`` for a shell, with this sweep's folder as an override.
 
-        Hydra only reads overrides that follow each other, so the new override is put beside the
+        Hydra accepts overrides only in one unbroken group, so the new override is put beside the
         others.
         """
         place = override("hydra.sweep.dir", os.path.relpath(self.folder))

@@ -41,9 +41,14 @@ from ncsn_cli.commands.job import (
     write_config,
 )
 from ncsn_cli.commands.present import Pictures, present
-from ncsn_cli.commands.resume import check_same_request, compile_again, digest_of, done_before
+from ncsn_cli.commands.resume import (
+    check_same_request,
+    compile_setting_on_resume,
+    digest_of,
+    done_before,
+)
 from ncsn_cli.commands.startup import choose_device, keep_freed_memory
-from ncsn_cli.core.compiler import keep_compiled_code
+from ncsn_cli.core.compiler_cache import keep_compiled_code
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
 from ncsn_cli.core.scene import Scene
@@ -53,7 +58,7 @@ from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.schedule_advice import examine
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
-from ncsn_cli.runs.files import inside, read_rows, to_json, to_npz
+from ncsn_cli.runs.files import path_inside, read_rows, to_json, to_npz
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.training.loop import fit
@@ -72,6 +77,7 @@ _MAY_CHANGE_ON_RESUME = {
     "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
 }  # fmt: skip
 
+# Every key of SampleSettings that must not be null needs a value here.
 _UNSET_SAMPLE_KEYS: Config = {
     "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
     "trajectory_metrics": False, "log_density": False, "compile": "auto", "resume": None,
@@ -118,9 +124,9 @@ def train(cfg: DictConfig) -> float | None:
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
     # Find the checkpoint to resume, and decide on threads and compiling.
-    started = _started_before(trainer.resume)
+    started = _find_checkpoint(trainer.resume)
     kept = {} if started is None else started[2]
-    compiles = compile_again(trainer.compile, kept, "trainer.compile")
+    compiles = compile_setting_on_resume(trainer.compile, kept, "trainer.compile")
     trainer = replace(trainer, compile=compiles)
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
     trainer = settle(trainer, model, optimizer, points, _settings_of(started))
@@ -256,7 +262,7 @@ def _save(
     folder.write("history.csv", _history_csv(history))  # first: resuming drops newer rows
     if snapshots is not None:
         folder.write("snapshots.npz", to_npz(snapshots.arrays()))
-    path = inside(folder.path, str(checkpoint_path(Path(), training.step)))
+    path = path_inside(folder.path, str(checkpoint_path(Path(), training.step)))
     save_checkpoint(path, tensors, record)
     folder.step = training.step
     folder.set_status("running")
@@ -301,7 +307,7 @@ _Started = tuple[Path, dict[str, Tensor], Config]
 """A checkpoint to resume: its file, tensors and record."""
 
 
-def _started_before(resume: str | None) -> _Started | None:
+def _find_checkpoint(resume: str | None) -> _Started | None:
     """Return the checkpoint to resume, or None.
 
     In a sweep that is run again, the job's own checkpoint comes before the one that ``resume``

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.expectation import (
-    Draws,
     FisherInformation,
     ModeMoments,
+    StratifiedDraws,
     fisher_by_draws,
     moments_by_draws,
     nearest_centre,
@@ -66,7 +66,7 @@ class Law(ABC):
         return torch.zeros(self.dim, self.dim, dtype=torch.float64)
 
     @abstractmethod
-    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return draws from each part of the law, in total ``num`` or a few more."""
 
     def mode_moments(self, sigma: float) -> ModeMoments:
@@ -97,7 +97,8 @@ class Law(ABC):
 class Dataset(Law):
     """A distribution p on R^D known exactly, with every p_sigma = p * N(0, sigma^2 I).
 
-    Moments and densities are float64 or, where points are given, like the points.
+    Functions of points return the points' dtype. All other results are float64, except the draws
+    of ``sample``, which are float32.
 
     Args:
         num_samples: Size of the training set; None draws fresh points for ever.
@@ -156,10 +157,12 @@ class Dataset(Law):
     def has_density(self, sigma: float) -> bool:
         """Return whether p_sigma has a density, and therefore a score."""
 
-    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return ``num`` draws from p_sigma as one part, whose probability is 1."""
         x = self.sample(num, sigma=sigma, generator=generator).double()
-        return Draws(x.new_ones(1), torch.zeros(num, dtype=torch.int64, device=x.device), x)
+        return StratifiedDraws(
+            x.new_ones(1), torch.zeros(num, dtype=torch.int64, device=x.device), x
+        )
 
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:

@@ -1,4 +1,7 @@
-"""The errors that end a command, and their exit codes."""
+"""The errors that end a command, and their exit codes.
+
+The codes of other exceptions (71, 73, 74, 130) are in ``commands/failures.py``.
+"""
 
 from __future__ import annotations
 

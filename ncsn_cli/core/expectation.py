@@ -11,10 +11,10 @@ from torch import Tensor
 _DRAWS_PER_ROUND, _MOST_DRAWS = 100_000, 10_000_000
 _TERMS_PER_ROUND, _MOST_TERMS = 5_000_000, 40_000_000  # draws times terms: some seconds at most
 _TERMS_AT_ONCE = 2_000_000  # a float64 array of this size takes 16 MB
-_TARGET = 5e-4  # relative error of a Fisher information at which draws suffice
+_TARGET = 5e-4  # stop drawing at this relative error of the Fisher information
 
 
-class Draws(NamedTuple):
+class StratifiedDraws(NamedTuple):
     """Draws from the parts of a law, at least two from each part.
 
     Args:
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 def mean_over_draws(
-    draw: Callable[[int], Draws],
+    draw: Callable[[int], StratifiedDraws],
     function: Callable[[Tensor, Tensor], Tensor],
     num_terms: int,
     is_enough: Callable[[Estimate], bool],
@@ -89,7 +89,7 @@ class FisherInformation(NamedTuple):
 
 
 def fisher_by_draws(
-    draw: Callable[[int], Draws],
+    draw: Callable[[int], StratifiedDraws],
     function: Callable[[Tensor, Tensor], Tensor],
     num_terms: int,
     known: Tensor,
@@ -161,22 +161,21 @@ def moments_from_sums(modes: Tensor, share: Tensor, first: Tensor, second: Tenso
 
 def moments_by_draws(
     modes: Tensor,
-    draws: Draws,
+    draws: StratifiedDraws,
     own: Tensor | None = None,
     known: ModeMoments | None = None,
 ) -> ModeMoments:
     """Return shares and moments of the points nearest to each of ``modes`` (K, D), with errors.
 
-    Where the moments of each part are known, only those draws count that lie nearer to another
-    mode than to their part's own. Such a draw is subtracted from its part's own mode and added to
-    the other, so that well separated modes have no error. Errors are of first order (delta
-    method).
+    Where the moments of each part are known, only draws that crossed into another mode's region
+    are counted. Such a draw is subtracted from its part's own mode and added to the other, so that
+    well separated modes have no error. Errors are of first order (delta method).
 
     Args:
         modes: Centres, float64.
         draws: Draws from each part of the law.
         own: The mode that each part belongs to (S,); None if nothing is known about the parts.
-        known: The moments that the modes would have if each had all of its own parts.
+        known: Each mode's moments if no draw left its mode.
     """
     num, dim = modes.shape
     sizes = draws.part.bincount(minlength=len(draws.weights))  # (S,)

@@ -13,9 +13,9 @@ from torch.special import log_ndtr
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.expectation import (
-    Draws,
     FisherInformation,
     ModeMoments,
+    StratifiedDraws,
     moments_by_draws,
     moments_from_sums,
 )
@@ -156,7 +156,7 @@ class Checkerboard(Dataset):
         pulls = self._on_squares(sign * slope)  # (B, 2, K)
         return (self._responsibilities(log_shares)[:, None] * pulls).sum(-1)
 
-    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return equally many draws from each square at level sigma."""
         each = max(2, math.ceil(num / len(self._black)))
         k = torch.arange(len(self._black)).repeat_interleave(each)
@@ -167,7 +167,7 @@ class Checkerboard(Dataset):
         }
         offset = self._width * (torch.rand(len(k), 2, **like) - 0.5)
         offset = offset + sigma * torch.randn(len(k), 2, **like)
-        return Draws(self.weights, k, self.modes[k] + offset.cpu())
+        return StratifiedDraws(self.weights, k, self.modes[k] + offset.cpu())
 
     def mode_moments(self, sigma: float) -> ModeMoments:
         """Return shares and moments of the points nearest to each square's centre.

@@ -8,7 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.expectation import Draws, ModeMoments, moments_by_draws, moments_from_sums
+from ncsn_cli.core.expectation import (
+    ModeMoments,
+    StratifiedDraws,
+    moments_by_draws,
+    moments_from_sums,
+)
 from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
 _NODES = 4001  # grid points that bracket the root when d is inverted
@@ -56,7 +61,7 @@ class Denoised(Law):
         x = self._truth.sample(num, sigma=sigma, generator=generator)
         return self._denoise(x.cpu().double(), float(sigma)).to(x)
 
-    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return draws from the dataset's parts after the denoising step."""
         draws = self._truth.strata(num, sigma, generator)
         return draws._replace(x=self._denoise(draws.x, sigma))

@@ -12,9 +12,9 @@ from torch import Tensor
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.expectation import (
-    Draws,
     FisherInformation,
     ModeMoments,
+    StratifiedDraws,
     fisher_by_draws,
     moments_by_draws,
     moments_from_sums,
@@ -200,7 +200,7 @@ class GaussianMixture(Dataset):
             z = torch.einsum("bij,bj->bi", rotations[0][k], z)
         return means[k] + z
 
-    def strata(self, num: int, sigma: float, generator: torch.Generator) -> Draws:
+    def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return draws from each component at level sigma.
 
         Half of the ``num`` draws are shared out by weight and half evenly. Each component has at
@@ -214,7 +214,7 @@ class GaussianMixture(Dataset):
         z = z * (self._variances + sigma**2).sqrt()[k]
         if self._rotations is not None:
             z = torch.einsum("nij,nj->ni", self._rotations[k], z)
-        return Draws(self._weights, k, self._means[k] + z)
+        return StratifiedDraws(self._weights, k, self._means[k] + z)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
@@ -267,12 +267,15 @@ class GaussianMixture(Dataset):
         the result is None.
         """
         per_component = _MOST_NODES // self.num_components
-        if per_component < 40:
+        if per_component < 40:  # the nodes would lie too far apart
             return None
         means = self._means @ direction  # (K,)
         stds = (self._covariances(sigma) @ direction @ direction).clamp(min=0).sqrt()
         spread = float(means.max() - means.min() + stds.max())
-        stds = stds.clamp(min=max(1e-12 * spread, 1e-300))  # a point is a step of F
+        # Avoid 0/0: a component of width 0 makes the distribution function jump.
+        stds = stds.clamp(min=max(1e-12 * spread, 1e-300))
+        # How far the nodes reach beyond a mean, in standard deviations: 90 nodes between -8.5 and
+        # 8.5, and 40 between -4 and 4, lie about a fifth of a standard deviation apart.
         edge = 8.5 if per_component > 90 else 4.0
         u = torch.linspace(-edge, edge, per_component, dtype=torch.float64)
         nodes = (means[:, None] + stds[:, None] * u).flatten().sort().values
@@ -309,11 +312,11 @@ class GaussianMixture(Dataset):
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma, units 1/length^2, and its error.
 
-        For D <= 2 the trapezoid rule is used. Its step is a third of the narrowest standard
-        deviation, and its grid reaches 8 of the widest beyond all means. The relative error is
-        below 1e-5. If the rule needs more than 3e7 terms, and for D > 2, exact draws are used
-        instead. Draws estimate only the overlap of the components, so that well separated
-        components, and a single component, have no error:
+        For D <= 2 the trapezoid rule is used. Its step is a third of the smallest standard
+        deviation, and its grid extends 8 of the largest standard deviations beyond all means. The
+        relative error is below 1e-5. If the rule needs more than 3e7 terms, and for D > 2, exact
+        draws are used instead. Draws estimate only the overlap of the components, so that well
+        separated components, and a single component, have no error:
 
             E[s s^T] = sum_k w_k C_k^-1 - sum_{j<k} E[r_j r_k (g_j - g_k)(g_j - g_k)^T]
 
@@ -499,7 +502,8 @@ class GaussianMixture(Dataset):
         if self.dim != 1:
             raise ValueError(f"a distribution function needs D = 1, this mixture has {self.dim}")
         weights, means, variances, *_ = self._parameters(x)
-        stds = (variances[:, 0] + sigma**2).sqrt().clamp(min=1e-30)  # a point is a step of F
+        # Avoid 0/0: a component of width 0 makes the distribution function jump.
+        stds = (variances[:, 0] + sigma**2).sqrt().clamp(min=1e-30)
         return weights, (x[..., None] - means[:, 0]) / stds, stds
 
 

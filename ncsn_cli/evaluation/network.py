@@ -117,7 +117,7 @@ def evaluate_training(
     kls = []
     precise = in_float64(score)  # one copy for all levels
     for sigma in _with_progress(every_level):
-        found[sigma] = _look(score, truth, sigma, loss, num, stream)
+        found[sigma] = _evaluate_level(score, truth, sigma, loss, num, stream)
         if truth.dim == 1 and len(found) <= len(levels):
             kls.append(recovered_density(precise, truth, sigma, most_points=most_points).kl)
     if None in kls:
@@ -218,7 +218,7 @@ def _weighted_means(
     return found
 
 
-def _look(
+def _evaluate_level(
     score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
 ) -> _AtLevel:
     """Return the loss terms and the products of the score at ``num`` draws of one level."""

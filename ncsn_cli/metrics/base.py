@@ -18,7 +18,10 @@ the exact draws with which the samples are compared."""
 
 
 class SampleMetric(ABC):
-    """A distance from samples to p_sigma. Even for exact draws it is above 0: the noise floor."""
+    """A distance from samples to p_sigma.
+
+    Even for exact draws it is above 0: the noise floor, which ``evaluation/floors.py`` computes.
+    """
 
     is_cheap: ClassVar[bool] = False
     """Whether computing a thousand distances of 10 000 samples takes only seconds."""

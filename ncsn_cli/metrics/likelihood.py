@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 _TOGETHER = 2048  # points in one batch: they take a step together
 _TOLERANCES = 1e-4, 1e-5, 1e-6  # of the solver; each point tries them in this order
 _AGREEMENT = 0.05, 1e-3  # of two answers at one point: in nats, and relative to log q
-_SHARE, _NATS = 0.1, 10.0  # scales of errors: for x, a share of |x| plus sigma; for log q, nats
+# Scales of errors: for x, _SHARE |x| + sigma; for log q, |integral| + _NATS, in nats.
+_SHARE, _NATS = 0.1, 10.0
 _FAR = 1e6  # in units of the reach of data and sigma_max; farther out, log q is -inf
 _LONGEST_STEP = 0.25  # in log sigma; a longer step may miss a change of the score at a few levels
 _SMALLEST_STEP = 1e-12  # in log sigma, for which floats have some 16 digits
@@ -230,9 +231,9 @@ class KL(ScoreMetric):
     samples. ``prior`` is the prior's own part, KL(p_sigma_max || prior), which the exact score has
     too.
 
-    ``solver_error`` says how far the last answers of the flow's solver moved the mean: the root of
-    the sum of the squares of that change and of the change's standard error. ``standard_error`` is
-    the root of the sum of the squares of the draws' error and ``solver_error``. ``value``,
+    ``solver_error`` is the solver's share of the error: sqrt(mean change^2 + its standard error^2)
+    with the change of log q in the solver's last answer (see ``LogLikelihood``). With it,
+    ``standard_error`` = sqrt(the draws' standard error^2 + ``solver_error``^2). ``value``,
     ``solver_error`` and ``standard_error`` are None if the flow cannot be followed from some draw.
 
     Args:

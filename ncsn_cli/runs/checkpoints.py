@@ -1,7 +1,10 @@
 """Checkpoints: tensors and JSON in one safetensors file, read as data, never as code.
 
 One metadata key ``ncsn_cli`` holds the JSON. The JSON's ``sha256`` covers the JSON without that
-digest, and every tensor's name, dtype, shape and bytes, sorted by name.
+digest, and every tensor's name, dtype, shape and bytes, sorted by name. The other entries of a
+training checkpoint's JSON are ``config`` (added by ``_save`` in ``commands/train.py``), and those
+of ``Training.state`` in ``training/state.py``: ``step``, ``device_type``, ``optimizer`` (numbers
+that are not tensors) and, if compiling failed, ``compiling_failed``.
 """
 
 from __future__ import annotations

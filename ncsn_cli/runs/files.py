@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, OutsideFolderError
 
-_MOST_BYTES = 1 << 24  # of a JSON file
-_MOST_BYTES_OF_ARRAYS = 1 << 28
-_MOST_LISTS = 100_000
-_DEEPEST = 64
-_LARGEST = 1e100  # its square is finite
+_MOST_BYTES = 1 << 24  # max size of a JSON file
+_MOST_BYTES_OF_ARRAYS = 1 << 28  # max size of an npz file
+_MOST_LISTS = 100_000  # max lists and objects in a JSON text; commas: max five times as many
+_DEEPEST = 64  # max depth of nested lists and objects
+_LARGEST = 1e100  # max absolute value of a number; its square is finite
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -241,7 +241,7 @@ def to_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def inside(folder: Path, name: str) -> Path:
+def path_inside(folder: Path, name: str) -> Path:
     """Return the path of the file ``name`` in ``folder``.
 
     Raises:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ncsn_cli.core.errors import BusyFolderError, DivergedError, OutputExistsError
-from ncsn_cli.runs.files import inside, make_folder, remove_unfinished, to_json, write_atomic
+from ncsn_cli.runs.files import make_folder, path_inside, remove_unfinished, to_json, write_atomic
 from ncsn_cli.runs.records import without_home
 
 _LOCK = ".lock"
@@ -62,7 +62,7 @@ def release(folder: Path) -> None:
     """Let other processes into ``folder``, if this process holds it."""
     descriptor = _held.pop(Path(os.path.abspath(folder)), None)
     if descriptor is not None:
-        with suppress(OSError):  # a file that stays locks nothing
+        with suppress(OSError):  # a lock file left behind is harmless: closing it unlocks it
             (folder / _LOCK).unlink()
         os.close(descriptor)
 
@@ -146,7 +146,7 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> Path:
         """Write one file of the run, and return its path."""
-        path = inside(self.path, name)
+        path = path_inside(self.path, name)
         write_atomic(path, data)
         return path
 

@@ -13,12 +13,12 @@ STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal
 _SECONDS_TO_NEXT_TRY = 0.1
 
 
-def heeded() -> list[signal.Signals]:
+def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask to stop, without those that the program was started to ignore.
 
     ``nohup`` and ``trap '' HUP`` start their programs with a signal ignored. A shell does the same
-    with SIGINT for programs that a script starts with ``&``. None stands for a handler that is not
-    Python's.
+    with SIGINT for programs that a script starts with ``&``. A signal whose handler is not
+    Python's (None) is left out, too.
     """
     return [n for n in STOPPING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
@@ -53,7 +53,7 @@ class StopSignals(list[int]):
                 self._ends_work = True
                 if not self:
                     work()
-            finally:  # Python calls no signal handler before the next line is done
+            finally:  # no handler can run before the next line has cleared the flag
                 self._ends_work = False
         except _Ended:
             pass
@@ -74,14 +74,14 @@ def collect_stop_signals() -> Iterator[StopSignals]:
     """Yield a list that collects signals that ask to stop, to be looked at between steps.
 
     The second signal of a kind acts as it would outside this context, so that Ctrl-C twice ends
-    the run at once. Signals that submitit lets pass are not collected: submitit asks with another
-    signal. Ignored signals stay ignored.
+    the run at once. A signal with submitit's handler ``bypass`` is not collected: submitit
+    requests a stop by another signal. Ignored signals stay ignored.
     """
     requests = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in heeded()}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
     def request(number: int, frame: object) -> None:

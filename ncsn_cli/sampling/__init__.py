@@ -1,1 +1,1 @@
-"""Running chains."""
+"""Running the chains of a sampler from ``samplers/``: in parallel, saved and resumed."""

@@ -31,8 +31,8 @@ from ncsn_cli.metrics import count_commitment, mode_commitment, settled_from
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.samplers import LogProb, Sampler, State
 from ncsn_cli.sampling.chains import Chains
-from ncsn_cli.sampling.compiled import CompiledLangevin
-from ncsn_cli.sampling.tile import Counted, Finished, Running, Started
+from ncsn_cli.sampling.compiled_langevin import CompiledLangevin
+from ncsn_cli.sampling.tile import Counted, Finished, ResumePoint, Running
 from ncsn_cli.sampling.workers import run_in_processes, shared_zeros
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,11 @@ _SECONDS_BETWEEN_NEWS = 0.1  # from a running tile
 _SECONDS_BETWEEN_SAVES = 60.0
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
-"""The results so far, and each running tile at the start of a level: tensors, and JSON values."""
+"""All that resuming needs: tensors, and a JSON record.
+
+A running tile is saved as it was at the start of its level, or of the first level if the sampler
+``remembers``.
+"""
 
 
 class Sampling:
@@ -96,14 +100,14 @@ class Sampling:
         levels = [0, *sampler.levels_of_states(sigmas)]  # levels by step, from the start
         self._last = len(levels) - 1
         self._ends = {level: step for step, level in enumerate(levels)}
-        begins = {end + sampler.descends: level + 1 for level, end in self._ends.items()}
+        starts = {end + sampler.descends: level + 1 for level, end in self._ends.items()}
         if sampler.remembers:
-            begins = {}
+            starts = {}
         self._level_ends = [*self._ends.values()]
-        self._begins = {0: 0, **{step: i for step, i in begins.items() if step < self._last}}
+        self._resume_steps = {0: 0, **{step: i for step, i in starts.items() if step < self._last}}
         frames = [*range(0, self._last, -(-self._last // _FRAMES)), self._last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
-        self._recorded_steps = sorted({*self._begins, *self._frames, *self._ends.values()})
+        self._recorded_steps = sorted({*self._resume_steps, *self._frames, *self._ends.values()})
         self._frame_sigmas = [self._plan[levels[step]].sigma for step in frames]
         num_kept = min(len(self._plan), _KEPT_LEVELS) if keep_by_level else 0
         kept = np.linspace(0, len(self._plan) - 1, num_kept).round().astype(int).tolist()
@@ -116,7 +120,7 @@ class Sampling:
             "paths": shared_zeros(len(frames), min(num_paths, num), truth.dim),
             "accepted": shared_zeros(
                 self._num_tiles * sampler.needs_log_prob, len(self._plan), dtype=torch.float64
-            ),  # one row per tile, because a sum depends on its order
+            ),  # one row per tile: a float sum depends on the order in which tiles finish
             "finished": shared_zeros(self._num_tiles, dtype=torch.bool),
         }
         nobody = torch.zeros(len(self._plan), 0, dtype=torch.long)
@@ -138,20 +142,21 @@ class Sampling:
             DivergedError: If a chain is not finite.
             InterruptedRun: If a signal asked to stop; ``save`` has been called before.
         """
-        started = {} if saved is None else self._restore(saved)
+        resume_points = {} if saved is None else self._restore(saved)
         missing = (~self._outputs["finished"]).nonzero()[:, 0].tolist()
         with collect_stop_signals() as requests:
             if self.is_to_compile and missing:
                 # Save first: if a signal ends compiling, torch may be unable to save.
-                save(self._to_save(started))
+                save(self._to_save(resume_points))
                 requests.end(self.compile)
                 if self.compiling_failed and not requests:  # no signal broke it off
-                    save(self._to_save(started))  # record that the steps are plain from here on
+                    # Record that the steps are plain from here on.
+                    save(self._to_save(resume_points))
             if not requests:
-                self._run_tiles(missing, started, save, requests)
+                self._run_tiles(missing, resume_points, save, requests)
         if requests:
             hand_to_scheduler(requests[0])
-            raise InterruptedRun(f"stopped {self._where(started)} and saved", requests[0])
+            raise InterruptedRun(f"stopped {self._where(resume_points)} and saved", requests[0])
         return self._chains()
 
     @torch.no_grad()
@@ -178,15 +183,15 @@ class Sampling:
     def _run_tiles(
         self,
         numbers: list[int],
-        started: dict[int, Started],
+        resume_points: dict[int, ResumePoint],
         save: Callable[[Saved], None],
         requests: list[int],
     ) -> None:
         """Run the tiles with these ``numbers``; save once a minute, and on a request to stop.
 
-        Updates ``started``: where each unfinished tile would resume.
+        Updates ``resume_points``: where each unfinished tile would resume.
         """
-        tiles = [self._run_tile(number, started.get(number)) for number in numbers]
+        tiles = [self._run_tile(number, resume_points.get(number)) for number in numbers]
         running: dict[int, Running] = {}
         last_save = time.monotonic()
         with (
@@ -199,21 +204,21 @@ class Sampling:
                 for i, message in news:
                     number = numbers[i]
                     if isinstance(message, Running):
-                        running[number], started[number] = message, message.started
+                        running[number], resume_points[number] = message, message.resume_point
                     else:
                         running.pop(number, None)
-                        started.pop(number, None)
+                        resume_points.pop(number, None)
                         self._add(number, message)
                 self._show(bar, running)
                 if requests:
                     break
                 if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-                    save(self._to_save(started))
+                    save(self._to_save(resume_points))
                     last_save = time.monotonic()
         if requests:
-            save(self._to_save(started))
+            save(self._to_save(resume_points))
 
-    def _restore(self, saved: Saved) -> dict[int, Started]:
+    def _restore(self, saved: Saved) -> dict[int, ResumePoint]:
         """Restore the results from ``saved``; return the unfinished tiles, by number.
 
         Raises:
@@ -239,7 +244,7 @@ class Sampling:
             or _beyond(tensors["settled"], len(self._plan))
         ):
             raise refusal
-        started = {}
+        resume_points = {}
         stream = torch.Generator(self._device)
         for number, step, level, evaluated in places:
             x, state, labels = (f"{number}.{name}" for name in ("x", "generator", "labels"))
@@ -247,7 +252,7 @@ class Sampling:
             if (
                 number >= self._num_tiles
                 or bool(tensors["finished"][number])
-                or self._begins.get(step) != level
+                or self._resume_steps.get(step) != level
                 or not has(x, torch.empty(self._tile, self._truth.dim))
                 or not has(state, stream.get_state())
                 or not has(labels, torch.empty(ended, self._tile, dtype=torch.int16))
@@ -258,7 +263,7 @@ class Sampling:
                 stream.set_state(tensors[state])
             except RuntimeError:
                 raise refusal from None
-            started[number] = Started(
+            resume_points[number] = ResumePoint(
                 step, level, evaluated, *(tensors[name].numpy() for name in (x, state, labels))
             )
         for name, tensor in self._outputs.items():
@@ -266,23 +271,23 @@ class Sampling:
         self._counts = {name: tensors[name] for name in self._counts}
         self._evaluations = record["evaluations"]
         self.compiling_failed = record.get("compiling_failed") is True
-        is_far = any(at.step > 0 for at in started.values())
+        is_far = any(at.step > 0 for at in resume_points.values())
         self._has_steps_of_before = is_far or bool(self._outputs["finished"].any())
-        return started
+        return resume_points
 
     def finished(self) -> Saved:
-        """Return, after ``run``, the state from which ``run`` returns the same chains again."""
+        """Return the saved state of the finished run, from which ``run`` returns its chains."""
         return self._to_save({})
 
-    def _to_save(self, started: dict[int, Started]) -> Saved:
-        """Return all that is needed to resume: the results so far, and the tiles in ``started``.
+    def _to_save(self, resume_points: dict[int, ResumePoint]) -> Saved:
+        """Return all that resuming needs: the results so far, and the ``resume_points``.
 
         A resumed tile writes its results again from the level at which it resumes.
         """
         # Copies, because the processes that run tiles continue to write.
         tensors = {name: tensor.clone() for name, tensor in (self._outputs | self._counts).items()}
         places = []
-        for number, at in sorted(started.items()):
+        for number, at in sorted(resume_points.items()):
             tensors[f"{number}.x"] = torch.from_numpy(at.x)
             tensors[f"{number}.generator"] = torch.from_numpy(at.generator)
             tensors[f"{number}.labels"] = torch.from_numpy(at.labels)
@@ -294,46 +299,49 @@ class Sampling:
         }
 
     @torch.no_grad()
-    def _run_tile(self, number: int, started: Started | None) -> Iterator[Running | Finished]:
-        """Run a tile, from ``started`` if given; yield its progress, and finally its counts."""
-        sampler, left = self._sampler, self._outputs
+    def _run_tile(
+        self, number: int, resume_point: ResumePoint | None
+    ) -> Iterator[Running | Finished]:
+        """Run a tile, from ``resume_point`` if given; yield its progress, finally its counts."""
+        sampler, outputs = self._sampler, self._outputs
         rows = slice(number * self._tile, min((number + 1) * self._tile, self._num))
         num = rows.stop - rows.start
-        paths = slice(rows.start, max(rows.start, min(rows.stop, left["paths"].shape[1])))
+        paths = slice(rows.start, max(rows.start, min(rows.stop, outputs["paths"].shape[1])))
         stream = random_stream(self._seed, f"chains {number}", self._device)
         labels = torch.zeros(len(self._plan), self._tile, dtype=torch.int16)
 
         def look(step: int, level: int, x: Tensor) -> None:
             if step in self._frames:
                 path = x[: paths.stop - paths.start].cpu()
-                left["paths"][self._frames[step], paths] = path
+                outputs["paths"][self._frames[step], paths] = path
             if step == self._ends[level]:
                 labels[level] = self._truth.nearest_mode(x)
                 if level in self._kept_levels:
-                    left["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
+                    outputs["by_level"][self._kept_levels[level], rows] = x[:num].cpu()
 
-        def begin(step: int, x: Tensor) -> Started:
-            return Started(
-                step, self._begins[step], score.evaluations, x.cpu().numpy(),
+        def begin(step: int, x: Tensor) -> ResumePoint:
+            return ResumePoint(
+                step, self._resume_steps[step], score.evaluations, x.cpu().numpy(),
                 stream.get_state().numpy(),
                 labels[: bisect_right(self._level_ends, step)].numpy(),
             )  # fmt: skip
 
-        if started is None:
+        if resume_point is None:
             score, step, level, x = Counted(self._score, 0), 0, 0, self._init(self._tile, stream)
-            left["init"][rows] = x[:num].cpu()
+            outputs["init"][rows] = x[:num].cpu()
             look(0, 0, x)
-            started = begin(0, x)
+            resume_point = begin(0, x)
         else:
             step, level, x = (
-                started.step,
-                started.level,
-                torch.from_numpy(started.x).to(self._device),
+                resume_point.step,
+                resume_point.level,
+                torch.from_numpy(resume_point.x).to(self._device),
             )
-            score = Counted(self._score, started.evaluations)
-            stream.set_state(torch.from_numpy(started.generator))
-            labels[: len(started.labels)] = torch.from_numpy(started.labels)
-        accepted = left["accepted"][number : number + 1]  # empty if no proposals are refused
+            score = Counted(self._score, resume_point.evaluations)
+            stream.set_state(torch.from_numpy(resume_point.generator))
+            labels[: len(resume_point.labels)] = torch.from_numpy(resume_point.labels)
+        # Empty for samplers without an acceptance test.
+        accepted = outputs["accepted"][number : number + 1]
         accepted[:, level:] = 0
         chain = sampler.chain(
             score, x, self._sigmas, generator=stream, log_prob=self._log_prob, first=level
@@ -348,14 +356,14 @@ class Sampling:
                     accepted[:, state.level] += state.acceptance
             step, x = step + len(block), state.x
             look(step, state.level, x)
-            if step in self._begins:
-                started = begin(step, x)
+            if step in self._resume_steps:
+                resume_point = begin(step, x)
             if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
-                yield Running(started, step, state.level, state.acceptance)
+                yield Running(resume_point, step, state.level, state.acceptance)
                 last_news = time.monotonic()
         modes = labels[:, :num]  # (V, num)
-        left["samples"][rows] = x[:num].cpu()
-        left["settled"][rows] = settled_from(modes)
+        outputs["samples"][rows] = x[:num].cpu()
+        outputs["settled"][rows] = settled_from(modes)
         counts = count_commitment(modes, len(self._truth.modes))
         yield Finished({name: count.numpy() for name, count in counts.items()}, score.evaluations)
 
@@ -366,13 +374,13 @@ class Sampling:
             self._counts[name] = self._counts[name] + torch.from_numpy(count)
         self._evaluations = max(self._evaluations, finished.evaluations)
 
-    def _where(self, started: dict[int, Started]) -> str:
-        """Return in words where the first of the tiles in ``started`` was stopped."""
+    def _where(self, resume_points: dict[int, ResumePoint]) -> str:
+        """Return in words where the first of the tiles in ``resume_points`` was stopped."""
         if bool(self._outputs["finished"].all()):
             return "after the last step"
-        if not started:
+        if not resume_points:
             return "between tiles"
-        number, at = min(started.items())
+        number, at = min(resume_points.items())
         where = f"at level {at.level + 1} of {len(self._plan)}"
         return (
             where if self._num_tiles == 1 else f"{where}, tile {number + 1} of {self._num_tiles}"
@@ -397,17 +405,19 @@ class Sampling:
         return numbers
 
     def _chains(self) -> Chains:
-        left, sigmas = self._outputs, [level.sigma for level in self._plan]
-        by_level = {sigmas[level]: left["by_level"][i] for level, i in self._kept_levels.items()}
+        outputs, sigmas = self._outputs, [level.sigma for level in self._plan]
+        by_level = {
+            sigmas[level]: outputs["by_level"][i] for level, i in self._kept_levels.items()
+        }
         steps = torch.tensor([level.steps for level in self._plan])
-        acceptance = left["accepted"].sum(0) / (steps * self._num_tiles)
+        acceptance = outputs["accepted"].sum(0) / (steps * self._num_tiles)
         return Chains(
-            samples=left["samples"],
-            init=left["init"],
-            paths=left["paths"].numpy() if left["paths"].shape[1] else None,
+            samples=outputs["samples"],
+            init=outputs["init"],
+            paths=outputs["paths"].numpy() if outputs["paths"].shape[1] else None,
             path_steps=np.array(list(self._frames)),
             path_sigmas=np.array(self._frame_sigmas),
-            settled_sigma=np.array(sigmas)[left["settled"].numpy()],
+            settled_sigma=np.array(sigmas)[outputs["settled"].numpy()],
             by_level=by_level,
             score_evaluations=self._evaluations,
             acceptance=acceptance.tolist() if self._sampler.needs_log_prob else [],

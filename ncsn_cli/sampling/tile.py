@@ -13,7 +13,7 @@ from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.samplers import steps_with
 
 
-class Started(NamedTuple):
+class ResumePoint(NamedTuple):
     """A tile at the start of a level.
 
     Args:
@@ -37,13 +37,13 @@ class Running(NamedTuple):
     """The progress of a running tile.
 
     Args:
-        started: Where the tile resumes if it is stopped.
+        resume_point: Where the tile resumes if it is stopped.
         step: Number of steps made so far.
         level: Row of ``Sampler.levels``.
         acceptance: The last step's acceptance; see ``State``.
     """
 
-    started: Started
+    resume_point: ResumePoint
     step: int
     level: int
     acceptance: float | None

@@ -41,10 +41,10 @@ def run_in_processes(
     A list is empty if no task yielded anything for a while. At most ``workers`` tasks run at a
     time, in forks of this process with one thread each. (Threads of one Python process would wait
     for each other at every operation on small tensors.) This process sees only what a task yields
-    and what it writes to shared memory. A task should yield arrays: torch sends tensors through
-    files in memory, and the number of such files may be small. The forks end with this process,
-    and with the iteration. With one worker, or if the system is not Linux, this process runs all
-    tasks itself.
+    and what it writes to shared memory. A task should yield arrays: torch sends each tensor
+    through a file in memory, and the system limits the number of these files. The forks end with
+    this process, and with the iteration. With one worker, or if the system is not Linux, this
+    process runs all tasks itself.
 
     Raises:
         Exception: If a task raises it.

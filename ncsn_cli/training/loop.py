@@ -33,14 +33,14 @@ def fit(
     """
     trainer = training.trainer
     start = time.monotonic() - ((history[-1]["seconds"] or 0.0) if history else 0.0)
-    late, saved = False, -1
+    is_out_of_time, saved = False, -1
     if snapshots is not None and len(snapshots) == 0:
         snapshots.take(training.step, training.score)
     with (
         collect_stop_signals() as requests,
         tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
     ):
-        while training.step < trainer.steps and not (late or requests):
+        while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.
             if training.is_to_compile:
                 save()  # first: if a signal ends compiling, torch may be unable to save
@@ -50,14 +50,14 @@ def fit(
                     save()  # record that the steps are plain from here on
                 continue
             # Advance to the next step after which something is written.
-            loss = training.advance(_steps_to_next_stop(training.step, trainer, snapshots))
+            loss = training.advance(_steps_to_next_write(training.step, trainer, snapshots))
             step, seconds = training.step, time.monotonic() - start
-            late = trainer.max_seconds is not None and seconds > trainer.max_seconds
+            is_out_of_time = trainer.max_seconds is not None and seconds > trainer.max_seconds
             progress.update(step - progress.n)
-            if snapshots is not None and (late or step in snapshots.due):
+            if snapshots is not None and (is_out_of_time or step in snapshots.due):
                 snapshots.take(step, training.score)
             # Add a row to the history, with the excess loss at every evaluation.
-            if late or step == trainer.steps or step % trainer.eval_every == 0:
+            if is_out_of_time or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
                 progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
@@ -75,11 +75,11 @@ def fit(
         hand_to_scheduler(requests[0])
         message = f"stopped at step {training.step} of {trainer.steps} and saved"
         raise InterruptedRun(message, requests[0])
-    if late:
+    if is_out_of_time:
         log.info("stopped at step %d: trainer.max_seconds has passed", training.step)
 
 
-def _steps_to_next_stop(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
+def _steps_to_next_write(step: int, trainer: Trainer, snapshots: Snapshots | None) -> int:
     """Return how many steps lie between ``step`` and the next after which something is written."""
     every = [trainer.log_every, trainer.eval_every, trainer.checkpoint_every]
     stops = [1, trainer.steps, *(step - step % n + n for n in every)]

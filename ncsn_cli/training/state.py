@@ -24,7 +24,7 @@ from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from ncsn_cli.training.compiled import CompiledSteps
+    from ncsn_cli.training.compiled_steps import CompiledSteps
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ Row = dict[str, float | None]
 COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws per level for the excess loss in history.csv
-# The least draws per level if there are many levels, and the most draws over all levels.
+# At least 50 draws per level, and otherwise at most 200 000 over all levels.
 _FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000
 
 # At the first call of one of these methods, torch imports its compiler (which takes a second) to
@@ -140,7 +140,7 @@ class Training:
 
     def compile(self) -> None:
         """Compile the steps if possible; otherwise record so in ``trainer`` and in the log."""
-        from ncsn_cli.training.compiled import CompiledSteps  # takes a second to import
+        from ncsn_cli.training.compiled_steps import CompiledSteps  # takes a second to import
 
         start, state = time.monotonic(), self.generator.get_state()
         log.info("trainer.compile: compiling the steps")

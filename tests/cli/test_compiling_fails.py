@@ -12,6 +12,8 @@ from ncsn_cli.runs.checkpoints import load_checkpoint
 from tests.helpers import commands
 from tests.helpers.commands import assert_same_run, final_tensors
 
+pytestmark = pytest.mark.slow  # minutes
+
 QUICK = [*commands.QUICK, "schedule.num_levels=2", "model=mlp", "model.hidden=[8]"]
 
 STAYS_PLAIN = "compiling failed before this run was stopped, so its steps stay plain"

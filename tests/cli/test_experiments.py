@@ -5,10 +5,12 @@ import csv
 import pytest
 
 from tests.helpers.commands import QUICK_SAMPLE, only_run, read, succeed
+from tests.helpers.slow import slow_but
 
 
 @pytest.mark.parametrize(
-    "experiment", ["ism_1d", "ism_1d_regularized", "dsm_1d", "dsm_continuous_2d", "manifold_2d"]
+    "experiment",
+    slow_but(["ism_1d", "ism_1d_regularized", "dsm_1d", "dsm_continuous_2d", "manifold_2d"], 2),
 )
 def test_experiments_train_and_sample(experiment, forked, tmp_path):
     steps = ["trainer.steps=30", "trainer.eval_every=10"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, heeded
+from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, stop_signals
 from ncsn_cli.sampling import workers
 from tests.helpers.commands import BIN, only_run, read
 
@@ -61,7 +61,7 @@ def ignored(request):
 @pytest.mark.parametrize("ignored", STOPPING, indirect=True)
 def test_an_ignored_signal_is_no_request(ignored):
     other = signal.SIGUSR1 if ignored == signal.SIGUSR2 else signal.SIGUSR2
-    assert ignored not in heeded()
+    assert ignored not in stop_signals()
     with collect_stop_signals() as requests:
         os.kill(os.getpid(), ignored)
         assert requests == []
@@ -70,6 +70,7 @@ def test_an_ignored_signal_is_no_request(ignored):
     assert signal.getsignal(ignored) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["run", "sweep"])
 @pytest.mark.parametrize(("command", "arguments"), [("train", TRAIN), ("sample", SAMPLE)])
 def test_a_run_does_not_hear_what_is_ignored(command, arguments, launcher, forked, tmp_path):

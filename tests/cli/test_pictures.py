@@ -81,6 +81,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_the_program_says(folder, forked):
     places = {name: folder / name for name in ("plain", "here", "elsewhere")}
     for place in places.values():
@@ -145,6 +146,7 @@ def test_a_run_is_done_without_what_its_pictures_show(folder, forked):
     )
 
 
+@pytest.mark.slow
 def test_pictures_that_do_not_apply_are_named_if_they_were_chosen(folder, forked):
     result = forked.call(
         "train",
@@ -174,6 +176,7 @@ def test_pictures_of_the_default_list_that_do_not_apply_are_not(folder, forked):
     assert len(drawn(run)) == 5
 
 
+@pytest.mark.slow
 def test_three_dimensions_have_pictures_or_a_word_about_them(folder, forked):
     data = ["dataset=mixture", "dataset.weights=[.4,.6]", "dataset.means=[[0,0,0],[3,1,2]]"]
     words = [word for word in QUICK if not word.startswith("plot=")]

@@ -48,6 +48,7 @@ def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, for
     assert len(list((trained / "checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path):
     quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=300"]
@@ -123,7 +124,7 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, mon
     ("number", "compiled"),
     [
         (signal.SIGINT, "false"),
-        (signal.SIGTERM, "false"),
+        pytest.param(signal.SIGTERM, "false", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "true", marks=pytest.mark.slow),
     ],
 )

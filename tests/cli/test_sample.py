@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from tests.helpers.commands import QUICK, QUICK_SAMPLE, only_run, read, succeed
 from tests.helpers.problems import two_modes_2d
+from tests.helpers.slow import slow_but
 
 
 def test_samples_from_a_checkpoint(trained, tmp_path):
@@ -105,8 +106,12 @@ ALL_PLOTS = (
 )
 
 
-@pytest.mark.parametrize("num", [1, 2])
-@pytest.mark.parametrize("dataset", ["two_modes_1d", "two_modes_2d"])
+@pytest.mark.parametrize(
+    ("dataset", "num"),
+    slow_but(
+        [(dataset, num) for dataset in ("two_modes_1d", "two_modes_2d") for num in (1, 2)], 0
+    ),
+)
 def test_few_chains_have_all_numbers_but_those_that_do_not_exist(dataset, num, tmp_path, forked):
     arguments = [
         "score=exact", f"dataset={dataset}", "schedule=geometric", "schedule.num_levels=2",
@@ -141,6 +146,7 @@ def test_a_mixture_from_the_command_line(tmp_path):
     assert moments["expected_mean"] == pytest.approx([2.8, 0.7], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_sampling_is_written_down_or_refused(trained, tmp_path, forked):
     arguments = [f"checkpoint={trained}", "num_samples=20", "metric=[]", "plot=[]"]
     result = forked.call("train", ["model=mlp", *QUICK], tmp_path)
@@ -210,6 +216,7 @@ def test_every_metric_by_one_override(forked, tmp_path):
     assert set(metrics["kl"]["clean"]) == {"value", "standard_error", "solver_error"}
 
 
+@pytest.mark.slow
 def test_mala_takes_the_density_of_an_energy_model(forked, tmp_path):
     energy = ["model=energy_mlp", "model.hidden=[8]"]
     result = forked.call("train", [*QUICK, *energy, "trainer.steps=2"], tmp_path)

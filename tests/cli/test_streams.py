@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import BIN, only_run, read
+from tests.helpers.slow import slow_but
 from tests.helpers.sweeps import QUICK
 
 SHORT = [*QUICK, "trainer.steps=4"]
@@ -53,7 +54,7 @@ def take_and_interrupt(streams):
     threading.Thread(target=send, daemon=True).start()
 
 
-@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("streams", slow_but(STREAMS, 0))
 @pytest.mark.parametrize(
     ("command", "arguments", "code"),
     [
@@ -76,6 +77,7 @@ def test_a_command_ends_as_it_would_have(streams, command, arguments, code, fork
             assert "Technique" in log.read_text() or command == "sample"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]])
 def test_ctrl_c_saves_whoever_reads(streams, sweep, forked, tmp_path):
@@ -103,7 +105,8 @@ def test_a_comparison_is_written_whoever_reads(forked, tmp_path):
 def test_a_closed_stream_s_number_goes_to_no_file(tmp_path):
     """What a library writes to standard error must not end in a checkpoint."""
     script = (
-        "import os\nfrom ncsn_cli.streams import forgive\nforgive()\n"
+        "import os\nfrom ncsn_cli.commands.streams import ignore_failed_writes\n"
+        "ignore_failed_writes()\n"
         "with open('file', 'wb') as file:\n"
         "    for number in (0, 1, 2):\n        os.write(number, b'words')\n"
         "assert not open('file', 'rb').read()\n"
@@ -116,7 +119,8 @@ def test_a_closed_stream_s_number_goes_to_no_file(tmp_path):
 
 def test_much_text_at_once_is_dropped_as_little_is(tmp_path):
     script = (
-        "import sys\nfrom ncsn_cli.streams import forgive\nforgive()\n"
+        "import sys\nfrom ncsn_cli.commands.streams import ignore_failed_writes\n"
+        "ignore_failed_writes()\n"
         "for stream in (sys.stdout, sys.stderr):\n"
         "    print('x' * 10**6, file=stream)\n    print('y', file=stream, flush=True)\n"
     )
@@ -145,6 +149,7 @@ def without_home(_):
     pwd.getpwuid = unknown
 
 
+@pytest.mark.slow
 def test_no_command_needs_a_home_folder(forked, tmp_path):
     before = [__name__, "without_home", None]
     arguments = [*SHORT, "plot=[loss]"]

@@ -74,8 +74,8 @@ def optimizers():
             flags = [p.name for p in parameters if isinstance(p.default, bool)]
             nones = [p.name for p in parameters if p.name in ("foreach", "fused")]
             for flag in [None, *sorted({*flags, *nones})]:
-                mark = pytest.mark.slow if flag not in (None, "capturable") else ()
-                yield pytest.param(name, flag, marks=mark)
+                is_quick = name in ("SGD", "LBFGS", "NAdam") and flag in (None, "capturable")
+                yield pytest.param(name, flag, marks=() if is_quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("name", "flag"), list(optimizers()))
@@ -119,6 +119,7 @@ def test_what_is_advised_is_there(trained, forked, tmp_path):
     assert """quote it for Hydra and for the shell: 'checkpoint="o/a_1,b_2"'""" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_package_is_a_program(tmp_path):
     def call(*words):
         return subprocess.run(

@@ -57,6 +57,7 @@ def steps_made(sweep):
     return sum(read(path).get("step", 0) for path in sweep.glob("*/status.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_jobs", "num_kills"), [(3, 2), pytest.param(24, 10, marks=pytest.mark.slow)]
 )
@@ -93,6 +94,7 @@ def tables(printed):
     return re.search(r"^runs  excess_loss.*?\n\n", printed, re.DOTALL | re.MULTILINE)[0]
 
 
+@pytest.mark.slow
 def test_a_grown_grid_runs_only_what_is_new(forked, tmp_path):
     sweep = tmp_path / "sweep"
     few = ["-m", "hydra.sweep.dir=sweep", *QUICK, "trainer.steps=20"]
@@ -201,6 +203,7 @@ def test_a_sweep_over_all_options_of_a_name(forked, tmp_path):
     assert "sweep: 2 of ? jobs done" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
 )
@@ -282,6 +285,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(forked, tmp_path):
     assert steps == ["200", "400"]  # once each: it went on where it was
 
 
+@pytest.mark.slow
 def test_a_search_stopped_and_run_again_makes_as_many_trials_as_asked_for(tmp_path):
     command = ["hparams_search=optuna", "hydra.sweeper.n_trials=6", *QUICK]
     process = start(*command, folder=tmp_path)

@@ -52,6 +52,7 @@ def test_a_training_run_writes_its_folder(trained):
     assert report.count("data:image/png") == 2
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
@@ -147,6 +148,7 @@ def test_the_schedule_doctor_writes_into_run_json_and_warns_once(trained, forked
     assert len(warnings) == 2  # sigma_max and sigma_min
 
 
+@pytest.mark.slow
 def test_a_loss_that_differentiates_a_relu_network_warns(forked, tmp_path):
     quick = [*QUICK, "trainer.steps=1", "loss=implicit"]
     for activation, warns in (("relu", True), ("softplus", False)):

@@ -10,7 +10,7 @@ import pytest
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
-from ncsn_cli.commands import moved
+from ncsn_cli.commands import old_names
 from ncsn_cli.commands.config import GROUPS, SampleSettings, TrainSettings, run_keys
 from tests.helpers.commands import CONFIGS, composed
 
@@ -23,12 +23,25 @@ OPTIONS = sorted(
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
 
 
+SEVERAL = ("metric", "plot", "animation")
+
+
 @functools.cache  # composing takes longer than what is tested
-def option(path):
-    group, _, name = path.partition("/")
-    several = group in ("metric", "plot", "animation")
-    config = composed("train", f"{group}=[{name}]" if several else f"{group}={name}")
-    return config[group][name] if several else config[group]
+def options():
+    """Return the settings of every option by its path; one of each group is composed at a time."""
+    by_group = {}
+    for path in OPTIONS:
+        by_group.setdefault(path.split("/")[0], []).append(path)
+    settings = {}
+    for paths in itertools.zip_longest(*by_group.values()):
+        chosen = dict(path.split("/", 1) for path in paths if path is not None)
+        words = [f"{g}=[{name}]" if g in SEVERAL else f"{g}={name}" for g, name in chosen.items()]
+        config = composed("train", *words)
+        for group, name in chosen.items():
+            settings[f"{group}/{name}"] = (
+                config[group][name] if group in SEVERAL else config[group]
+            )
+    return settings
 
 
 def parameters(target):
@@ -42,7 +55,7 @@ def parameters(target):
 
 @pytest.mark.parametrize("path", OPTIONS)
 def test_an_option_lists_every_parameter(path):
-    settings = option(path)
+    settings = options()[path]
     keys = {key for key in settings if not key.startswith("_")}
     if settings["_target_"].startswith("ncsn_cli."):
         assert keys == parameters(settings["_target_"])
@@ -53,20 +66,20 @@ def test_an_option_lists_every_parameter(path):
 @pytest.mark.parametrize("path", [path for path in OPTIONS if not path.startswith("optimizer/")])
 def test_an_option_builds(path):
     runtime = {"dim": 2} if path.startswith("model/") else {}
-    instantiate(option(path), _convert_="all", **runtime)
+    instantiate(options()[path], _convert_="all", **runtime)
 
 
 def test_an_option_that_moved_answers_under_its_old_name_with_the_new_words(capsys):
     by_group = {}
-    for old in moved.OPTIONS:
+    for old in old_names.OPTIONS:
         by_group.setdefault(old.split("/")[0], []).append(old)
         assert not (CONFIGS / f"{old}.yaml").exists()
     for olds in itertools.zip_longest(*by_group.values()):  # one of each group, to compose less
         olds = [old for old in olds if old is not None]
-        moved.say_new_name.cache_clear()
+        old_names.say_new_name.cache_clear()
         answer = composed("train", *(old.replace("/", "=") for old in olds))
         said = capsys.readouterr().err.splitlines()
-        new = [f"{old.split('/')[0]}={moved.OPTIONS[old]}" for old in olds]
+        new = [f"{old.split('/')[0]}={old_names.OPTIONS[old]}" for old in olds]
         assert answer == composed("train", *new)
         shown = {line.partition(" is now ")[0]: line.partition(" is now ")[2] for line in said}
         assert set(shown) == {old.replace("/", "=") for old in olds}

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands import names
 from ncsn_cli.commands.names import for_shell, job_folder, old_study_name, override, study_name
 from tests.helpers.commands import digest_of_run, only_run, read
+from tests.helpers.slow import slow_but
 from tests.helpers.sweeps import QUICK, folders
 
 SHORT = [*QUICK, "trainer.steps=20"]
@@ -105,6 +106,7 @@ def under_old_names(sweep):
     return folders(sweep)
 
 
+@pytest.mark.slow
 def test_a_sweep_under_old_names_goes_on(forked, tmp_path):
     command = ["hparams_search=seeds", "seed=0,1,2", *SHORT, "trainer.checkpoint_every=10"]
     sweep = tmp_path / "o/ag/train/multiruns/seeds"
@@ -138,6 +140,7 @@ def test_options_stay_apart_from_the_folder_in_the_command_for_the_rest(forked, 
     assert "done before" in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 def test_a_search_under_its_old_name_goes_on(forked, tmp_path):
     old = old_study_name(",".join(sorted(SHORT)))
     search = ["hparams_search=optuna", *SHORT]
@@ -183,7 +186,9 @@ def test_a_job_s_folder_is_named_as_it_stands_and_an_old_one_in_quotes(forked, t
 
 @pytest.mark.parametrize(
     ("key", "folder"),
-    [("hydra.sweep.dir", NASTY), ("paths.outputs", NASTY), ("hydra.sweep.dir", "--sort")],
+    slow_but(
+        [("hydra.sweep.dir", NASTY), ("paths.outputs", NASTY), ("hydra.sweep.dir", "--sort")], 0
+    ),
 )
 def test_the_command_for_the_rest_runs_as_it_stands(key, folder, forked, tmp_path):
     refused = ["-m", "schedule.sigma_min=0.1,0", *SHORT]
@@ -214,6 +219,7 @@ def test_a_folder_that_hydra_would_take_for_a_value_is_refused(forked, tmp_path)
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_in_a_report_runs_where_options_and_name_are_one_s_own(forked, tmp_path):
     options = tmp_path / "my options" / "trainer"
     options.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_cli.core.compiler import keep_compiled_code, prepare_compiling
+from ncsn_cli.core.compiler_cache import keep_compiled_code, prepare_compiling
 from ncsn_cli.core.errors import ConfigError
 from tests.helpers.commands import QUICK, succeed
 

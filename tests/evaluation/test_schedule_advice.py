@@ -204,6 +204,7 @@ def test_what_float32_does_not_resolve_is_named():
     assert any("near 5" in each for each in complaints)
 
 
+@pytest.mark.slow
 def test_both_commands_give_the_same_advice(forked, tmp_path):
     narrow = ["dataset=two_modes_2d", "schedule=geometric", "schedule.sigma_max=3",
               "schedule.sigma_min=1", "schedule.num_levels=2", "sampler=annealed_langevin",

@@ -24,6 +24,8 @@ from ncsn_cli.metrics import recovered_density
 from ncsn_cli.runs.records import flatten
 from tests.helpers.commands import read, run
 
+pytestmark = pytest.mark.slow  # minutes
+
 # What each value of the configurations is, by the last part of its key: one wrong for all.
 KINDS = {
     "count": "steps num_levels steps_per_level corrector_steps log_every eval_every batch_size"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.commands import BIN, digest_of_run, digest_of_samples
 
+pytestmark = pytest.mark.slow  # minutes
+
 TRAIN = [
     "trainer.steps=30", "trainer.batch_size=64", "trainer.ema_decay=0.9", "trainer.eval_every=10",
     "schedule.num_levels=4", "dataset=two_modes_2d", "dataset.num_samples=100", "plot=[]",

@@ -13,6 +13,8 @@ from ncsn_cli.runs.checkpoints import load_checkpoint
 from ncsn_cli.runs.folder import RunFolder
 from tests.helpers.commands import digest_of_run, digest_of_samples, newest_checkpoint, read
 
+pytestmark = pytest.mark.slow  # minutes
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 TRAIN = [
     "trainer.steps=1500", "trainer.batch_size=16", "trainer.eval_every=50", "trainer.log_every=5",

@@ -15,6 +15,8 @@ import pytest
 from ncsn_cli.runs.checkpoints import load_checkpoint
 from tests.helpers.commands import digest_of_run, newest_checkpoint, read
 
+pytestmark = pytest.mark.slow  # minutes
+
 COMMAND = Path(sys.executable).parent / "ncsn-train"
 JOB = [
     "trainer.steps=200", "trainer.batch_size=16", "trainer.eval_every=50", "trainer.log_every=5",

@@ -3,7 +3,11 @@
 import os
 import shlex
 
+import pytest
+
 from tests.helpers.commands import read
+
+pytestmark = pytest.mark.slow  # minutes
 
 CANARY = "canary5f2c9e"
 TRAIN = [

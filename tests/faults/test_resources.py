@@ -17,6 +17,8 @@ from PIL import Image
 from ncsn_cli.runs.checkpoints import load_checkpoint
 from tests.helpers.commands import newest_checkpoint, read
 
+pytestmark = pytest.mark.slow  # minutes
+
 JOB = [
     "trainer.steps=40", "trainer.batch_size=16", "trainer.eval_every=20", "trainer.log_every=5",
     "trainer.checkpoint_every=10", "schedule.num_levels=4", "dataset.num_samples=50", "model=mlp",

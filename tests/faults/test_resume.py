@@ -11,6 +11,8 @@ from tests.helpers.commands import digest_of_run, newest_checkpoint
 from tests.helpers.problems import two_modes_2d
 from tests.helpers.training import advance, assert_same, start
 
+pytestmark = pytest.mark.slow  # minutes
+
 STEPS = 200
 CASES = {
     "Adam, average": {"ema_decay": 0.99, "lr_decay": "cosine"},

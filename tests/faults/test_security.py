@@ -101,6 +101,7 @@ def test_the_good_run_is_read_within_the_limits(trained, command):
     command("compare", str(trained), codes=[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_never_more_than_data(trained, command, trials, record_property):
     (good,) = (trained / "checkpoints").iterdir()
     tensors, record = load_checkpoint(good)
@@ -171,6 +172,7 @@ def run_attacks(canary):
     return [(file, name, make) for file, makers in files.items() for name, make in makers.items()]
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_never_more_than_data(trained, command, trials, record_property):
     attacks = run_attacks(command.canary)
     number = trials("E3", 150, 10)

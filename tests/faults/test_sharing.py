@@ -15,6 +15,8 @@ from ncsn_cli.core.errors import BusyFolderError
 from ncsn_cli.runs.folder import hold, release
 from tests.helpers.commands import BIN, Server, digest_of_run, read
 
+pytestmark = pytest.mark.slow  # minutes
+
 JOB = [
     "trainer.steps=500", "trainer.batch_size=16", "trainer.eval_every=250",
     "trainer.log_every=50", "trainer.checkpoint_every=50", "schedule.num_levels=2",

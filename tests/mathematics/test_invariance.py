@@ -54,6 +54,7 @@ def measured(truth, samples):
     return evaluate_samples(samples, truth, SIGMA, METRICS, noise_floor, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("law", [lambda truth: truth, Denoised], ids=["exact", "denoised"])
@@ -191,6 +192,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_shift_changes_no_number_of_a_sampling_run(sampler, forked, tmp_path):
     reports = {}

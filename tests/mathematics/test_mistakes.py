@@ -10,6 +10,7 @@ from ncsn_cli.metrics import fisher_divergence
 from ncsn_cli.mistakes import SignFlipped, TraceOverDim
 from tests.helpers.commands import only_run, read
 from tests.helpers.problems import correlated_2d, stream
+from tests.helpers.slow import slow_but
 
 SAMPLE = ["score=exact", "num_samples=1000", "plot=[]", "trajectories=0"]
 ANNEALED = "sampler=preset/song_ermon_annealed"
@@ -24,12 +25,15 @@ def metrics_of(forked, arguments, folder):
 
 @pytest.mark.parametrize(
     ("bug", "correct", "target", "metric", "factor"),
-    [
-        ("noise_not_annealed", ANNEALED, "perturbed", "mode_weights", 8),
-        ("linear_steps", ANNEALED, "perturbed", "mode_weights", 3),
-        ("levels_reversed", ANNEALED, "clean", "moments", 25),
-        ("sigma_replaced", "dataset=song_ermon_2d", "perturbed", "moments", 3),
-    ],
+    slow_but(
+        [
+            ("noise_not_annealed", ANNEALED, "perturbed", "mode_weights", 8),
+            ("linear_steps", ANNEALED, "perturbed", "mode_weights", 3),
+            ("levels_reversed", ANNEALED, "clean", "moments", 25),
+            ("sigma_replaced", "dataset=song_ermon_2d", "perturbed", "moments", 3),
+        ],
+        3,
+    ),
 )
 def test_samples_show_the_bug(bug, correct, target, metric, factor, forked, tmp_path):
     # By how much at least the distance is larger; three times a fair run's largest ratio.

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from ncsn_cli.core.errors import DivergedError, OutsideFolderError
-from ncsn_cli.runs.files import inside, to_json, write_atomic
+from ncsn_cli.runs.files import path_inside, to_json, write_atomic
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -78,6 +78,6 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
-    assert inside(folder, "plots/x") == folder / "plots" / "x"
+    assert path_inside(folder, "plots/x") == folder / "plots" / "x"
     with pytest.raises(OutsideFolderError):
-        inside(folder, name)
+        path_inside(folder, name)

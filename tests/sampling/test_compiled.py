@@ -12,11 +12,12 @@ from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, FourierMLP, NCSNv2MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Level, ProbabilityFlow
-from ncsn_cli.sampling.compiled import CompiledLangevin, settle
+from ncsn_cli.sampling.compiled_langevin import CompiledLangevin, settle
 from ncsn_cli.sampling.run import TILE
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, stream
 from tests.helpers.sampling import ask_to_stop, assert_same, sampling
+from tests.helpers.slow import slow_but
 
 NUM, WIDTH = 48, 33
 SIGMAS = Geometric(10.0, 0.1, 5).sigmas  # of test_sampling's chains
@@ -67,8 +68,9 @@ def assert_langevin(network, compiled, x, num):
             before = after
 
 
-@pytest.mark.parametrize("num", [1, 8, 19])
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize(
+    ("dim", "num"), slow_but([(1, 1), (1, 8), (1, 19), (2, 1), (2, 8), (2, 19)], 0)
+)
 def test_traced_steps_are_langevins(dim, num, untranslated):
     for network in map(shaken, networks(dim)):
         x = points(dim)

@@ -15,6 +15,7 @@ from ncsn_cli.training.state import Training
 from ncsn_cli.training.trainer import Trainer, settle
 from tests.helpers.commands import composed
 from tests.helpers.problems import two_modes_2d
+from tests.helpers.slow import slow_but
 from tests.helpers.training import DEFAULTS, OPTIMIZERS, SIGMAS, assert_same, start
 
 STEPS, RATE = 12, 0.01
@@ -69,7 +70,7 @@ def assert_close(plain, compiled):
         assert rms(others[name] - value) <= 1e-3 * size, name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, 0, 1))
 def test_compiled_steps_do_what_plain_ones_do(case, untranslated, device):
     plain, compiled = (
         start(compile=compiles, steps=STEPS, device=device, **CASES[case])
@@ -90,7 +91,7 @@ def test_compiled_steps_do_what_plain_ones_do(case, untranslated, device):
     assert rates[0] == rates[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, 0))
 def test_every_network_can_be_compiled(name, untranslated):
     def begun(compiles):
         config = composed("train", f"model={name}")["model"]
@@ -132,6 +133,7 @@ def after_one_step(translated):
     translated._data.copy_(data)
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_in_a_call_changes_no_bit(after_one_step):
     training = after_one_step
     begun = {k: v.clone() for k, v in training.state()[0].items()}, training.state()[1]

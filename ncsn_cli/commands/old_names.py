@@ -1,4 +1,4 @@
-"""Names that have changed: of options, which still work, and of classes in older files."""
+"""Old names: of options, which still work, and of classes in older files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def with_new_names(config: Any) -> Any:  # noqa: ANN401
 
 
 def with_old_names(text: str) -> str:
-    """Return ``text`` with the old names of classes, so that it equals the text of older runs."""
+    """Return ``text`` with the old names of classes.
+
+    Digests that older runs recorded then still match.
+    """
     for old, new in CLASSES.items():
         text = text.replace(f'"{new}"', f'"{old}"')
     return text

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.core.compiler import prepare_compiling
+from ncsn_cli.core.compiler_cache import prepare_compiling
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import Score, at_level
 from ncsn_cli.models.one_level import Perceptron, one_hidden_layer

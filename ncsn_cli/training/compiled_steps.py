@@ -1,9 +1,10 @@
 """Many training steps in one call: one step is traced, compiled, and repeated in a loop.
 
 The trace records what the loss, the network and the optimizer do, so the mathematics is theirs.
-In the trace all weights form one vector, and so does each quantity that the optimizer keeps per
-weight. This is possible because Adam updates every weight by itself. So an operation on all
-weights is a single operation, not one per layer.
+All weights form one vector, so that one operation updates all layers; so does each quantity that
+the optimizer keeps per weight. Adam permits this: it updates each weight by itself. Clipping and
+the moving average are repeated here; results equal plain steps up to rounding
+(``tests/training/test_compiled.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_cli.core.compiler import prepare_compiling
+from ncsn_cli.core.compiler_cache import prepare_compiling
 from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
 
@@ -126,11 +127,11 @@ class CompiledSteps:
     def _state(self) -> list[Tensor]:
         """Return all weights in a row, then each quantity of the optimizer, then the averages."""
         kept = [self._optimizer.state[weight] for weight in self._weights.values()]
-        state = [_row(self._weights.values())]
+        state = [_flat(self._weights.values())]
         for name, value in kept[0].items():
-            state.append(value if value.ndim == 0 else _row([entry[name] for entry in kept]))
+            state.append(value if value.ndim == 0 else _flat([entry[name] for entry in kept]))
         if self._average is not None:
-            state.append(_row(self._averages()))
+            state.append(_flat(self._averages()))
         return [row.detach() for row in state]
 
     def _averages(self) -> list[Tensor]:
@@ -140,7 +141,7 @@ class CompiledSteps:
 
     @torch.no_grad()
     def _take(self, state: list[Tensor], num: int) -> None:
-        """Write ``state``, as it is after ``num`` more steps, to where ``_state`` reads it."""
+        """Copy ``state`` into the weights, optimizer and average; ``num`` steps were made."""
         kept = [self._optimizer.state[weight] for weight in self._weights.values()]
         row, *others = state
         self._write(row, self._weights.values())
@@ -237,5 +238,5 @@ def _affine(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return bias + (a @ b if b.shape[1] > 2 or _is_small(a, b) else (b.t() @ a.t()).t())
 
 
-def _row(tensors: Iterable[Tensor]) -> Tensor:
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
