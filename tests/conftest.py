@@ -1,12 +1,13 @@
 """Devices, the server of forked commands, and a run that was trained once."""
 
+import functools
 import signal
 
 import pytest
 import torch
 
 from ncsn_cli.runs.signals import STOPPING
-from tests.helpers.commands import QUICK, Server, succeed
+from tests.helpers.commands import QUICK, Server, run, written_by
 
 # What a script starts by & ignores SIGINT, what nohup starts SIGHUP, and the commands that the
 # tests start would do so, too.
@@ -38,5 +39,22 @@ def forked():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
+    """The folder of a run of the real command."""
     folder = tmp_path_factory.mktemp("trained")
-    return succeed("ncsn-train", *QUICK, "plot=[score,loss]", folder=folder)
+    return written_by(run, "ncsn-train", *QUICK, "plot=[score,loss]", folder=folder)
+
+
+@pytest.fixture
+def succeed(forked):
+    """``succeed(command, *arguments, folder=...)`` runs a command, and returns what it wrote."""
+
+    def result_of(command, *arguments, folder):
+        return forked.call(command.removeprefix("ncsn-"), arguments, folder)
+
+    return functools.partial(written_by, result_of)
+
+
+@pytest.fixture
+def really_succeed():
+    """As ``succeed``, by the console script."""
+    return functools.partial(written_by, run)

@@ -4,13 +4,13 @@ import csv
 
 import pytest
 
-from tests.helpers.commands import QUICK_SAMPLE, only_run, read, succeed
-from tests.helpers.slow import slow_but
+from tests.helpers.commands import QUICK_SAMPLE, only_run, read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment",
-    slow_but(["ism_1d", "ism_1d_regularized", "dsm_1d", "dsm_continuous_2d", "manifold_2d"], 2),
+    ["ism_1d", "ism_1d_regularized", "dsm_1d", "dsm_continuous_2d", "manifold_2d"],
 )
 def test_experiments_train_and_sample(experiment, forked, tmp_path):
     steps = ["trainer.steps=30", "trainer.eval_every=10"]
@@ -30,7 +30,7 @@ def test_experiments_train_and_sample(experiment, forked, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])
-def test_implicit_matching_learns_with_endless_data(seed, tmp_path):
+def test_implicit_matching_learns_with_endless_data(seed, tmp_path, succeed):
     # An independent program's 500 steps on 1024 points left an excess of .017 to .081.
     longer = ["trainer.steps=2000", "dataset.num_samples=null", f"seed={seed}", "plot=[]"]
     out = succeed("ncsn-train", "experiment=ism_1d", *longer, folder=tmp_path)
@@ -38,7 +38,7 @@ def test_implicit_matching_learns_with_endless_data(seed, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_curve_has_no_score_to_learn_until_it_is_perturbed(tmp_path):
+def test_a_curve_has_no_score_to_learn_until_it_is_perturbed(tmp_path, succeed):
     errors = [
         read(
             succeed(
@@ -53,7 +53,7 @@ def test_a_curve_has_no_score_to_learn_until_it_is_perturbed(tmp_path):
 
 
 @pytest.mark.slow
-def test_implicit_matching_overfits_1024_points(tmp_path):
+def test_implicit_matching_overfits_1024_points(tmp_path, succeed):
     longer = ["trainer.steps=4000", "trainer.eval_every=250", "plot=[]"]
     out = succeed("ncsn-train", "experiment=ism_1d", "seed=1", *longer, folder=tmp_path)
     rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))

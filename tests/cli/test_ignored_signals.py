@@ -12,6 +12,7 @@ import pytest
 from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, stop_signals
 from ncsn_cli.sampling import workers
 from tests.helpers.commands import BIN, only_run, read
+from tests.helpers.slow import slow_but
 
 TRAIN = [
     "trainer.steps=300", "trainer.batch_size=16", "trainer.eval_every=100",
@@ -83,7 +84,7 @@ def test_a_run_does_not_hear_what_is_ignored(command, arguments, launcher, forke
     assert states == ["done"] * (2 if launcher == "sweep" else 1)
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", slow_but(STOPPING, 0))
 def test_what_is_not_ignored_is_heard_beside_it(number, forked, tmp_path):
     before = [__name__, "ignore_others", int(number)]
     long = [*TRAIN, "trainer.steps=1000000", "trainer.checkpoint_every=20"]

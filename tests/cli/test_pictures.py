@@ -110,6 +110,7 @@ def test_pictures_are_drawn_as_the_program_says(folder, forked):
     assert pictures["elsewhere"] == pictures["plain"]
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_is_named_and_all_else_is_written(folder, forked):
     own = [*mine("Bad"), *mine("no_figure"), *mine("no_figure", "animation")]
     result = forked.call(
@@ -129,6 +130,7 @@ def test_a_picture_that_fails_is_named_and_all_else_is_written(folder, forked):
     assert "Traceback" not in result.stderr + log
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_still(folder, forked):
     result = forked.call("train", [*QUICK, *mine("on_a_full_disk")], folder)
     assert result.returncode == 74, result.stderr
@@ -163,6 +165,7 @@ def test_pictures_that_do_not_apply_are_named_if_they_were_chosen(folder, forked
     assert "<li>plot.samples needs ncsn-sample</li>" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_pictures_of_the_default_list_that_do_not_apply_are_not(folder, forked):
     arguments = [word for word in QUICK if not word.startswith("plot=")]
     own = [*mine("by_pyplot"), *mine("nothing"), "+plot.own._target_=mine.Unhashable"]

@@ -12,6 +12,7 @@ from tests.helpers.commands import BIN, assert_refused, run
 from tests.helpers.slow import slow_but
 
 
+@pytest.mark.slow
 def test_a_checkpoint_never_runs_code(trained, tmp_path, forked):
     # Its SHA-256 is right: whoever writes a checkpoint can compute it.
     (path,) = (trained / "checkpoints").iterdir()
@@ -161,7 +162,7 @@ def inputs(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "named"),
-    slow_but(BAD_INPUTS, *range(0, len(BAD_INPUTS), 3)),
+    slow_but(BAD_INPUTS, *range(0, len(BAD_INPUTS), 6)),
     ids=lambda value: str(value)[:60],
 )
 def test_bad_input_is_refused_before_any_work(command, arguments, code, named, inputs, forked):
@@ -169,7 +170,7 @@ def test_bad_input_is_refused_before_any_work(command, arguments, code, named, i
     assert_refused(result, command, code, named, inputs)
 
 
-@pytest.mark.parametrize("code", [2, 65, 66, 73])
+@pytest.mark.parametrize("code", slow_but([2, 65, 66, 73], 0))
 def test_the_real_command_refuses_with_each_exit_code(code, inputs):
     command, arguments, _, named = next(case for case in BAD_INPUTS if case[2] == code)
     result = run(f"ncsn-{command}", *arguments, folder=inputs)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from tests.helpers.commands import BIN, QUICK, assert_same_run, only_run, read, run, succeed
+from tests.helpers.commands import BIN, QUICK, assert_same_run, only_run, read, run
 
 
-def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path):
+@pytest.mark.slow
+def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path, succeed):
     arguments = [*QUICK, "plot=[score,loss]", "animation=[score]", "trainer.snapshots=3"]
     part = succeed("ncsn-train", *arguments, "trainer.steps=20", folder=tmp_path)
     whole = succeed("ncsn-train", *arguments, f"trainer.resume={part}", folder=tmp_path)
@@ -49,7 +50,7 @@ def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, for
 
 
 @pytest.mark.slow
-def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path):
+def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path, really_succeed):
     quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=300"]
     process = subprocess.Popen(
@@ -70,8 +71,8 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
     changed = run(*arguments, f"resume={stopped}", "num_samples=60", folder=tmp_path)
     assert changed.returncode == 2
     assert "num_samples=3000" in changed.stderr
-    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
-    whole = succeed(*arguments, folder=tmp_path)
+    resumed = really_succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = really_succeed(*arguments, folder=tmp_path)
     with np.load(resumed / "samples.npz") as found, np.load(whole / "samples.npz") as expected:
         for name in expected:
             assert np.array_equal(found[name], expected[name]), name
@@ -82,10 +83,12 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(
+    tmp_path, monkeypatch, really_succeed
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
-    trained = succeed("ncsn-train", *QUICK, "model=mlp", folder=tmp_path)
+    trained = really_succeed("ncsn-train", *QUICK, "model=mlp", folder=tmp_path)
     quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick]
     process = subprocess.Popen(
@@ -103,9 +106,9 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, mon
     (stopped,) = tmp_path.glob("outputs/sample/runs/*")
     assert read(stopped / "status.json")["state"] == "interrupted"
     # By its rule it would not compile so few steps; but it goes on as it began.
-    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
-    whole = succeed(*arguments, "compile=true", folder=tmp_path)
-    plain = succeed(*arguments, folder=tmp_path)
+    resumed = really_succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = really_succeed(*arguments, "compile=true", folder=tmp_path)
+    plain = really_succeed(*arguments, folder=tmp_path)
     compiles = [OmegaConf.load(folder / "config.yaml").compile for folder in (resumed, plain)]
     assert compiles == [True, False]
     assert "compiling the Langevin steps" in (resumed / "sample.log").read_text()
@@ -123,12 +126,14 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, mon
 @pytest.mark.parametrize(
     ("number", "compiled"),
     [
-        (signal.SIGINT, "false"),
+        pytest.param(signal.SIGINT, "false", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "false", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "true", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number, compiled):
+def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(
+    tmp_path, number, compiled, really_succeed
+):
     arguments = ["ncsn-train", *QUICK, "trainer.steps=1500", "trainer.checkpoint_every=100000"]
     arguments.append("trainer.eval_every=500")
     begun = [*arguments, f"trainer.compile={compiled}"]
@@ -147,8 +152,8 @@ def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(tmp_path, number
     assert state["state"] == "interrupted"
     assert 0 < state["step"] < 1500
     # By its rule it would not compile so few steps; but it goes on as it began.
-    resumed = succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
-    assert_same_run(resumed, succeed(*begun, folder=tmp_path))
+    resumed = really_succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
+    assert_same_run(resumed, really_succeed(*begun, folder=tmp_path))
 
 
 def stop_drawing(_):

@@ -5,13 +5,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.helpers.commands import QUICK, QUICK_SAMPLE, only_run, read, succeed
+from tests.helpers.commands import QUICK, QUICK_SAMPLE, only_run, read
 from tests.helpers.problems import two_modes_2d
 from tests.helpers.slow import slow_but
 
 
-def test_samples_from_a_checkpoint(trained, tmp_path):
-    out = succeed("ncsn-sample", f"checkpoint={trained}", "num_samples=300", folder=tmp_path)
+def test_samples_from_a_checkpoint(trained, tmp_path, really_succeed):
+    out = really_succeed(
+        "ncsn-sample", f"checkpoint={trained}", "num_samples=300", folder=tmp_path
+    )
     with np.load(out / "samples.npz") as arrays:
         assert arrays["samples"].shape == (300, 1)
         assert arrays["samples"].dtype == np.float32
@@ -39,7 +41,7 @@ def test_samples_from_a_checkpoint(trained, tmp_path):
     assert "ncsn_cli.models.PreconditionedMLP" in config
 
 
-def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path):
+def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path, succeed):
     quick = ["num_samples=50", "metric=[]", "plot=[]", "trajectories=0"]
     merged = succeed(
         "ncsn-sample", f"checkpoint={trained}", "++sampler.steps_per_level=3",
@@ -55,7 +57,7 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
         assert set(arrays) == {"samples", "init", "settled_sigma"}
 
 
-def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
+def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path, succeed):
     arguments = [
         "score=exact", "dataset=two_modes_2d", "sampler=langevin", "sampler.steps=20",
         "num_samples=200",
@@ -72,7 +74,8 @@ def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path):
     }  # fmt: skip
 
 
-def test_distances_by_level_and_log_density_on_request(tmp_path):
+@pytest.mark.slow
+def test_distances_by_level_and_log_density_on_request(tmp_path, succeed):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=two_modes_1d", "schedule=geometric",
         "schedule.num_levels=4", "schedule.sigma_max=50", "sampler=probability_flow",
@@ -106,6 +109,7 @@ ALL_PLOTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "num"),
     slow_but(
@@ -134,7 +138,7 @@ def test_few_chains_have_all_numbers_but_those_that_do_not_exist(dataset, num, t
     assert result.returncode == 0, result.stderr
 
 
-def test_a_mixture_from_the_command_line(tmp_path):
+def test_a_mixture_from_the_command_line(tmp_path, succeed):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
         "dataset.means=[[0,0],[4,1]]", "dataset.stds=null",

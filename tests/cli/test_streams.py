@@ -89,6 +89,7 @@ def test_ctrl_c_saves_whoever_reads(streams, sweep, forked, tmp_path):
     assert read(status)["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written_whoever_reads(forked, tmp_path):
     assert forked.call("train", ["-m", "seed=0,1", *SHORT], tmp_path).returncode == 0
     for streams in STREAMS:

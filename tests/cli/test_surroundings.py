@@ -11,6 +11,7 @@ import torch
 
 import ncsn_cli
 from tests.helpers.commands import QUICK, assert_refused, only_run, read
+from tests.helpers.slow import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def trained(forked, tmp_path_factory):
     return only_run(folder, "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -49,8 +51,8 @@ def test_an_experiment_that_cannot_be_composed_is_told_what_to_write(
 
 @pytest.mark.parametrize(
     "text",
-    ["plot: null", "animation: null", "animation: []", "metric: {wasserstein: null}",
-     "defaults: [override /plot: [], override /metric: []]"],
+    slow_but(["plot: null", "animation: null", "animation: []", "metric: {wasserstein: null}",
+              "defaults: [override /plot: [], override /metric: []]"], 0),
 )  # fmt: skip
 def test_an_experiment_draws_and_measures_less(text, forked, tmp_path):
     (tmp_path / "own" / "experiment").mkdir(parents=True)
@@ -101,6 +103,7 @@ def test_the_version_is_ours(command, forked, tmp_path):
         assert (result.returncode, result.stdout) == (0, f"ncsn_cli {ncsn_cli.__version__}\n")
 
 
+@pytest.mark.slow
 def test_what_is_advised_is_there(trained, forked, tmp_path):
     (tmp_path / "a_file").touch()
     for command, arguments, place in (

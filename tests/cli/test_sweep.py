@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands import startup
 from ncsn_cli.commands.callbacks import _num_jobs, _overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
-from tests.helpers.commands import BIN, read, succeed
+from tests.helpers.commands import BIN, read
 from tests.helpers.sweeps import QUICK, STEPS, folders
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {
@@ -112,6 +112,7 @@ def test_a_grown_grid_runs_only_what_is_new(forked, tmp_path):
     assert all(f'href="{quote(job.name)}/report.html"' in page for job in folders(sweep))
 
 
+@pytest.mark.slow
 def test_run_json_has_the_command_that_repeats_a_job(forked, tmp_path):
     search = ["hparams_search=seeds", "seed=3", "optimizer.lr=0.01", *QUICK, "trainer.steps=20"]
     assert forked.call("train", search, tmp_path).returncode == 0
@@ -143,6 +144,7 @@ def test_a_failing_job_is_named_and_the_others_finish(place, forked, tmp_path):
     assert "the loss is" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_job_that_is_refused_says_so_in_its_own_folder_every_time(forked, tmp_path):
     command = ["-m", "hydra.sweep.dir=sweep", "schedule.sigma_min=0.1,0", *QUICK]
     for _ in range(2):
@@ -170,6 +172,7 @@ def test_an_unknown_objective_is_refused_before_any_work(forked, tmp_path):
     assert not list(tmp_path.glob("**/checkpoints"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_a_stopped_job_gives_way_to_an_older_one(forked, tmp_path):
     command = ["-m", "hydra.sweep.dir=sweep", "seed=0", *QUICK]
     assert forked.call("train", command, tmp_path).returncode == 0
@@ -184,6 +187,7 @@ def test_a_damaged_checkpoint_of_a_stopped_job_gives_way_to_an_older_one(forked,
     assert results(tmp_path / "sweep") == whole
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_trials_that_fail(forked, tmp_path):
     rates = "optimizer.lr=choice(0.001,1e30)"
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=4", "optimizer=sgd", rates]
@@ -196,6 +200,7 @@ def test_a_search_goes_on_after_trials_that_fail(forked, tmp_path):
     assert states == {"done", "diverged"}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_all_options_of_a_name(forked, tmp_path):
     command = ["-m", "optimizer=glob(adam*,exclude=adam_*)", *QUICK, "trainer.steps=20"]
     result = forked.call("train", command, tmp_path)
@@ -225,9 +230,9 @@ def test_jobs_in_other_processes_end_the_same(launcher, forked, tmp_path):
     ("launcher", "number", "to_all", "compiled", "seconds"),
     [
         ("basic", signal.SIGINT, True, "false", 0),
-        ("joblib", signal.SIGINT, True, "auto", 0),
-        ("joblib", signal.SIGTERM, False, "false", 0),
-        ("joblib", signal.SIGTERM, False, "auto", 0),
+        pytest.param("joblib", signal.SIGINT, True, "auto", 0, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGTERM, False, "false", 0, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGTERM, False, "auto", 0, marks=pytest.mark.slow),
         pytest.param("basic", signal.SIGTERM, False, "false", 0, marks=pytest.mark.slow),
         pytest.param("basic", signal.SIGINT, True, "auto", 8, marks=pytest.mark.slow),
         pytest.param("joblib", signal.SIGINT, True, "auto", 4, marks=pytest.mark.slow),
@@ -311,7 +316,8 @@ def test_a_search_stopped_and_run_again_makes_as_many_trials_as_asked_for(tmp_pa
 
 @pytest.mark.slow
 def test_the_search_beats_the_grid_twofold(tmp_path):
-    quick = ["dataset.num_samples=null", "trainer.steps=500", "plot=[]", "seed=0"]
+    quick = ["dataset.num_samples=null", "trainer.steps=300", "plot=[]", "seed=0"]
+    quick += ["schedule.num_levels=4", "model.hidden=[32]"]
     values = {}
     for search in ("grid_lr", "optuna"):
         code, _, error = run(f"hparams_search={search}", *quick, folder=tmp_path)
@@ -324,12 +330,11 @@ def test_the_search_beats_the_grid_twofold(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_runs_at_once_have_fifty_folders(tmp_path):
+def test_fifty_runs_at_once_have_fifty_folders(forked, tmp_path):
     few = [*QUICK, "trainer.steps=1"]
-    processes = [start(*few, f"seed={i}", folder=tmp_path) for i in range(50)]
-    for process in processes:
-        _, error = process.communicate(timeout=900)
-        assert process.returncode == 0, error
+    several = [[*few, f"seed={i}"] for i in range(50)]
+    for result in forked.call_at_once("train", several, tmp_path):
+        assert result.returncode == 0, result.stderr
     runs = list(tmp_path.glob("outputs/train/runs/*"))
     assert len(runs) == 50
     assert {json.loads((run / "run.json").read_text())["seed"] for run in runs} == set(range(50))
@@ -364,7 +369,7 @@ def test_jobs_take_the_gpus_in_turn(monkeypatch):
     assert startup.choose_device("cpu") == torch.device("cpu")
 
 
-def test_a_sweep_runs_every_combination(tmp_path):
+def test_a_sweep_runs_every_combination(tmp_path, succeed):
     out = succeed(
         "ncsn-train", "-m", "seed=0,1", "loss.levels=all,random", *QUICK, "trainer.steps=2",
         folder=tmp_path,

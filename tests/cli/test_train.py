@@ -7,15 +7,7 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
-from tests.helpers.commands import (
-    QUICK,
-    QUICK_SAMPLE,
-    assert_same_run,
-    only_run,
-    read,
-    run,
-    succeed,
-)
+from tests.helpers.commands import QUICK, QUICK_SAMPLE, assert_same_run, only_run, read, run
 from tests.helpers.problems import two_modes_1d
 
 
@@ -53,17 +45,20 @@ def test_a_training_run_writes_its_folder(trained):
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(tmp_path, monkeypatch):
+def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(
+    tmp_path, monkeypatch, really_succeed
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
-    compiled = succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
+    compiled = really_succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
     assert list((tmp_path / "cache" / "ncsn_cli").iterdir())
     config = OmegaConf.load(compiled / "config.yaml")
     assert (config.trainer.threads, config.trainer.compile) == (1, True)
     assert "steps per call" in (compiled / "train.log").read_text()
 
 
-def test_tensorboard_shows_history_and_pictures(trained, tmp_path):
+@pytest.mark.slow
+def test_tensorboard_shows_history_and_pictures(trained, tmp_path, succeed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = succeed(
@@ -91,7 +86,7 @@ def test_a_diverging_run_says_so(tmp_path):
     assert (out / "history.csv").is_file()
 
 
-def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
+def test_ones_own_classes_are_named_on_the_command_line(tmp_path, succeed):
     (tmp_path / "my_models.py").write_text(
         "from ncsn_cli.models import MLP\n"
         "class Mine(MLP):\n"
@@ -111,6 +106,7 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path):
         succeed("ncsn-sample", *known, f"checkpoint={out}", *quick, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_schedule_from_data_is_kept_as_the_levels_it_gave(forked, tmp_path):
     chosen = [a for a in QUICK if not a.startswith("schedule")] + ["schedule=from_data"]
     result = forked.call("train", [*chosen, "trainer.steps=2"], tmp_path)

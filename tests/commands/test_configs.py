@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands import old_names
 from ncsn_cli.commands.config import GROUPS, SampleSettings, TrainSettings, run_keys
 from tests.helpers.commands import CONFIGS, composed
+from tests.helpers.slow import slow_but
 
 RUNTIME = {"dim", "params", "scene", "self"}
 OPTIONS = sorted(
@@ -93,7 +94,7 @@ def test_the_groups_list_what_a_user_chooses():
     assert counts == [8, 5, 6, 3]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", slow_but(EXPERIMENTS, *range(0, len(EXPERIMENTS), 4)))
 def test_an_experiment_serves_both_commands_and_names_its_source(name):
     text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
     assert text.startswith("# @package _global_\n# Source: ")

@@ -13,7 +13,7 @@ import torch
 
 from ncsn_cli.core.compiler_cache import keep_compiled_code, prepare_compiling
 from ncsn_cli.core.errors import ConfigError
-from tests.helpers.commands import QUICK, succeed
+from tests.helpers.commands import QUICK
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 NAME = f"ncsn_cli_{os.geteuid()}"
@@ -28,8 +28,9 @@ def home(tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path / home))
         monkeypatch.setenv("TMPDIR", str(tmp_path / temporary))
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / temporary))
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.delenv(FOLDER, raising=False)
+        for name in ("XDG_CACHE_HOME", FOLDER):  # set first, so that its absence is restored
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
         return tmp_path / home, tmp_path / temporary
 
     return choose
@@ -138,11 +139,13 @@ def test_what_cannot_compile_is_said_at_once(home, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [("x y", "tmp"), ("hé,$;", "t t"), ("x y", "t t")])
-def test_steps_are_compiled_or_stay_plain_at_once(names, home, tmp_path, monkeypatch):
+def test_steps_are_compiled_or_stay_plain_at_once(
+    names, home, tmp_path, monkeypatch, really_succeed
+):
     home(*names)
     monkeypatch.setenv("USER", "a user")  # after whom torch names a folder of its own
     monkeypatch.setenv("LOGNAME", "a user")
-    run = succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
+    run = really_succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
     log = (run / "train.log").read_text()
     if names == ("x y", "t t"):
         assert "~/.cache/ncsn_cli: the compiler" in log and "the steps stay plain" in log

@@ -44,10 +44,10 @@ def run(command, *arguments, folder, **kwargs):
     )  # fmt: skip
 
 
-def succeed(command, *arguments, folder):
-    """Run a command; returns the folder that it wrote."""
+def written_by(result_of, command, *arguments, folder):
+    """The folder that ``result_of(command, *arguments, folder=folder)`` has written."""
     before = set(folder.glob("outputs/*/*/*"))
-    result = run(command, *arguments, folder=folder)
+    result = result_of(command, *arguments, folder=folder)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
     (written,) = set(folder.glob("outputs/*/*/*")) - before
@@ -100,17 +100,26 @@ class Server:
 
         ``signals``: pairs (seconds after the start, number) to send to the child.
         """
-        request = {
-            "command": command, "arguments": list(arguments), "folder": str(folder),
-            "before": before, "signals": list(signals),
-        }  # fmt: skip
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        seconds = answer.pop("seconds")
-        result = subprocess.CompletedProcess(arguments, **answer)
-        result.seconds = seconds
+        (result,) = self.call_at_once(command, [arguments], folder, before, signals)
         return result
+
+    def call_at_once(self, command, several, folder, before=None, signals=()):
+        """Run ``command`` once with each of ``several`` arguments, all at the same time."""
+        requests = [
+            {
+                "command": command, "arguments": list(arguments), "folder": str(folder),
+                "before": before, "signals": list(signals),
+            }
+            for arguments in several
+        ]  # fmt: skip
+        self._process.stdin.write(json.dumps(requests) + "\n")
+        self._process.stdin.flush()
+        answers, results = json.loads(self._process.stdout.readline()), []
+        for arguments, answer in zip(several, answers, strict=True):
+            seconds = answer.pop("seconds")
+            results.append(subprocess.CompletedProcess(arguments, **answer))
+            results[-1].seconds = seconds
+        return results
 
     def close(self):
         self._process.stdin.close()

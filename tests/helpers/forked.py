@@ -1,7 +1,8 @@
 """Runs commands in forks of one process that has imported torch already.
 
-``helpers.commands.Server`` starts it. A line of JSON in is one call, a line out its result. The
-command's frame, Hydra and the job are the real ones, only the interpreter's start is shared.
+``helpers.commands.Server`` starts it. A line of JSON in is some calls at once, a line out their
+results. The command's frame, Hydra and the job are the real ones, only the interpreter's start is
+shared.
 """
 
 import importlib
@@ -58,22 +59,29 @@ def _serve():
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        request = json.loads(line)
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        children = []
+        for request in json.loads(line):
+            out, error = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
             start = time.monotonic()
             child = os.fork()
             if child == 0:
                 _child(request, (out, error))
-            status = _wait(child, request["signals"])
-            out.seek(0)
-            error.seek(0)
-            answer = {
-                "seconds": time.monotonic() - start,
-                "returncode": os.waitstatus_to_exitcode(status),
-                "stdout": out.read(),
-                "stderr": error.read(),
-            }
-        print(json.dumps(answer), flush=True)
+            children.append((child, request["signals"], start, out, error))
+        print(json.dumps([_answer(*each) for each in children]), flush=True)
+
+
+def _answer(child, signals, start, out, error):
+    """What has come of a child, once it has ended."""
+    status = _wait(child, signals)
+    with out, error:
+        out.seek(0)
+        error.seek(0)
+        return {
+            "seconds": time.monotonic() - start,
+            "returncode": os.waitstatus_to_exitcode(status),
+            "stdout": out.read(),
+            "stderr": error.read(),
+        }
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ncsn_cli.metrics import (
 from ncsn_cli.runs.records import flatten
 from tests.helpers.commands import only_run, read
 from tests.helpers.problems import stream
+from tests.helpers.slow import slow_but
 
 CPU = torch.device("cpu")
 SHIFTS = [100.0, 1e4]
@@ -99,7 +100,7 @@ def test_a_shift_in_data_units_changes_distances_by_two_spacings(dim, shift):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("scale", [8.0, 2.0**-20])
+@pytest.mark.parametrize("scale", slow_but([8.0, 2.0**-20], 1))
 def test_every_metric_and_floor_has_its_unit(dim, scale):
     here, there = mixture(dim), mixture(dim, scale=scale)
     x = here.sample(100, sigma=1.0, generator=stream(1))

@@ -13,6 +13,7 @@ from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, moons
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.metrics import KL, likelihood, log_likelihood, prior_log_prob, recovered_density
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d
+from tests.helpers.slow import slow_but
 
 OTHER = GaussianMixture(weights=[0.3, 0.7], means=[-2.5, 3.0], stds=1.2)
 
@@ -30,7 +31,7 @@ def test_the_flow_of_an_exact_score_has_its_density(q):
     torch.testing.assert_close(found.value, q.log_prob(x, 0.1), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+@pytest.mark.parametrize("dataset", slow_but([two_modes_1d(), correlated_2d()], 0))
 def test_the_flow_of_the_exact_score_has_the_exact_density(dataset, monkeypatch):
     # With smaller tolerances than those that reports need.
     monkeypatch.setattr(likelihood, "_TOLERANCES", (1e-6, 1e-7))
@@ -57,8 +58,12 @@ def divergence(p, q, sigma, sigma_q, reach=40.0):
     return float(torch.trapezoid(log_p.exp() * (log_p - log_q), x[:, 0]))
 
 
-@pytest.mark.parametrize("q", [two_modes_1d(), correlated_2d(), memorised(20, 1, 3.0),
-                               memorised(40, 2, 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "q",
+    slow_but(
+        [two_modes_1d(), correlated_2d(), memorised(20, 1, 3.0), memorised(40, 2, 1.0)], 0, 2
+    ),
+)
 @pytest.mark.parametrize("sigma", [0.2, 0.03])
 def test_the_flow_of_a_score_has_its_density(q, sigma):
     # Points far from all memorised ones, too: there log q is thousands of nats below its maximum.
@@ -84,6 +89,7 @@ class Rectified(nn.Module):
         return (self.layers(x) - x) / variance
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_network_agrees_with_another_solver():
     network = Rectified()
     x = torch.randn(4, 2, generator=stream(31))
@@ -130,7 +136,7 @@ def test_kl_between_two_mixtures_equals_quadrature():
     assert abs(result["prior"]["value"]) < 5 * result["prior"]["standard_error"] + 1e-6
 
 
-@pytest.mark.parametrize("dim, num", [(1, 20), (2, 40)])
+@pytest.mark.parametrize("dim, num", slow_but([(1, 20), (2, 40)], 0))
 def test_kl_of_a_score_that_memorised_its_points(dim, num):
     # On the same draws the exact density tells the value, beside the prior's part.
     p = GaussianMixture([1.0], [[0.0] * dim], stds=1.0)
@@ -172,7 +178,7 @@ def test_no_kl_of_a_flow_that_leads_nowhere(score, says, caplog):
     assert says in caplog.text
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+@pytest.mark.parametrize("dataset", slow_but([two_modes_1d(), correlated_2d()], 0))
 def test_the_log_density_of_the_exact_score_is_the_exact_one(dataset):
     numbers, arrays = evaluate_log_density(dataset.score, dataset, torch.tensor([100.0, 0.5]))
     axes = [arrays[f"x{i + 1}"] for i in range(dataset.dim)]
@@ -231,6 +237,7 @@ def test_what_one_grid_gives_is_kept_when_a_wider_one_fails(caplog):
     assert ["no mass, because" in said[0], "no recovered_kl, because" in said[1]] == [True, True]
 
 
+@pytest.mark.slow
 def test_no_kl_divergence_on_a_grid_too_coarse(caplog):
     points = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
     numbers, _ = evaluate_log_density(points.score, points, torch.tensor([10.0, 0.001]))

@@ -11,6 +11,7 @@ from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, 
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
+from tests.helpers.slow import slow_but
 from tests.helpers.statistics import LIMIT, assert_mean, kolmogorov_distance
 
 
@@ -64,8 +65,10 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("weight_power", [2.0, 0.0])
-@pytest.mark.parametrize("levels", ["all", "random"])
+@pytest.mark.parametrize(
+    ("weight_power", "levels"),
+    slow_but([(2.0, "all"), (2.0, "random"), (0.0, "all"), (0.0, "random")], 1),
+)
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_true_score_meets_the_floor(name, dataset, levels, weight_power, device):
@@ -83,7 +86,7 @@ def test_the_true_score_meets_the_floor_of_the_data_itself(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("kind", ["scale", "shift", "rotation"])
+@pytest.mark.parametrize("kind", slow_but(["scale", "shift", "rotation"], 0))
 def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
     # s_t = s* + t d(x): slopes at t = -.2 and .2, on the same draws, are t E||d||^2 on average.
     dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float()
@@ -228,7 +231,7 @@ def test_gradients_reach_the_weights(name):
         assert float(gradient[0, 0]) == pytest.approx(float(slope), rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+@pytest.mark.parametrize("dataset", slow_but([two_modes_1d(), correlated_2d()], 0))
 @pytest.mark.parametrize("name", LOSSES)
 def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dataset):
     loss, sigmas = LOSSES[name]("all", 2.0), Geometric(2.0, 0.5, 5).sigmas

@@ -27,6 +27,7 @@ from ncsn_cli.metrics import (
     settled_from,
 )
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
+from tests.helpers.slow import slow_but
 from tests.helpers.statistics import assert_mean
 
 W1 = Wasserstein(max_points=300)
@@ -355,7 +356,7 @@ EVERY_METRIC = {
 }
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), two_modes_2d()])
+@pytest.mark.parametrize("dataset", slow_but([two_modes_1d(), two_modes_2d()], 0))
 def test_exact_draws_have_ratio_one_and_lie_in_the_band(dataset):
     # One floor for 100 sets of exact draws: their mean ratio is 1 within 3 standard errors, of
     # the 100 values and of the floor's 200 together (p = .003 a metric).

@@ -15,6 +15,7 @@ from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.training.snapshots import Snapshots
 from ncsn_cli.training.state import COLUMNS
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_5d
+from tests.helpers.slow import slow_but
 
 CPU = torch.device("cpu")
 SIGMAS = Geometric(2.0, 0.5, 5).sigmas
@@ -88,7 +89,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize(
-    "dataset", [two_modes_1d(), POINTS, correlated_2d(), grid(), two_modes_5d()]
+    "dataset", slow_but([two_modes_1d(), POINTS, correlated_2d(), grid(), two_modes_5d()], 0, 2)
 )
 @pytest.mark.parametrize("name", plots.__all__)
 def test_pictures_are_drawn_where_they_apply(name, dataset):
@@ -129,6 +130,7 @@ def test_the_picture_of_the_recovered_density_agrees_with_the_truth():
         np.testing.assert_allclose(line.get_ydata(), truth.get_ydata(), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
 def test_pictures_of_a_single_level(dataset):
     for scene in (

@@ -90,6 +90,7 @@ def translated():
         return network, CompiledLangevin(network, points(1))
 
 
+@pytest.mark.slow
 def test_steps_compiled_for_this_machine_are_langevins(translated):
     assert_langevin(*translated, points(1), 19)
 

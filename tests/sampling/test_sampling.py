@@ -17,6 +17,7 @@ from ncsn_cli.sampling.run import TILE
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, two_modes_1d
 from tests.helpers.sampling import ask_to_stop, assert_same, sampling
+from tests.helpers.slow import slow_but
 
 ANNEALED = AnnealedLangevin(step_size=0.01, steps_per_level=3, denoise=False)
 
@@ -100,7 +101,7 @@ def test_a_networks_chains_do_not_depend_on_how_many_workers_run_them(monkeypatc
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
+@pytest.mark.parametrize("sampler", slow_but([ANNEALED, MALA, MULTISTEP], 0))
 def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)

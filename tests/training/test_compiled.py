@@ -147,6 +147,7 @@ def test_the_number_of_steps_in_a_call_changes_no_bit(after_one_step):
         assert torch.equal(value, whole[name]), name
 
 
+@pytest.mark.slow
 def test_steps_compiled_for_this_machine_do_what_plain_ones_do(after_one_step):
     plain = start(compile=False, steps=300, ema_decay=0.9)
     advance_to(plain, STEPS)
@@ -154,6 +155,7 @@ def test_steps_compiled_for_this_machine_do_what_plain_ones_do(after_one_step):
     assert_close(plain, after_one_step)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_ends_the_run_at_its_step(after_one_step):
     training, plain = after_one_step, start(compile=False, steps=300, ema_decay=0.9)
     rows = [training._order(0)[16 * k : 16 * (k + 1)] for k in range(3)]

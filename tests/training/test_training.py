@@ -47,14 +47,14 @@ def test_plain_steps_do_without_torchs_compiler():
     """Importing it would take a fourth of a short run."""
     code = """
 import sys
-from tests.test_training import OPTIMIZERS, advance, start
+from tests.helpers.training import OPTIMIZERS, advance, start
 for name in OPTIMIZERS:
     training = start(optimizer=name)
     advance(training, 2)
     training.restore(*training.state())
 sys.exit("torch._dynamo" in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 19])
