@@ -168,6 +168,7 @@ def test_compiled_sampling_is_written_down_or_refused(trained, tmp_path, forked)
         assert "compile: true needs" in result.stderr
 
 
+@pytest.mark.parametrize("denoise", slow_but([True, False], 0))
 @pytest.mark.parametrize(
     ("sampler", "evaluations"),
     [
@@ -181,22 +182,19 @@ def test_compiled_sampling_is_written_down_or_refused(trained, tmp_path, forked)
         ("annealed_mala", 3 * 101),
     ],
 )
-def test_every_sampler_by_one_override(sampler, evaluations, forked, tmp_path):
+def test_every_sampler_by_one_override(sampler, evaluations, denoise, forked, tmp_path):
     exact = [
         "score=exact", "dataset=two_modes_2d", "schedule=geometric", "schedule.num_levels=3",
         "schedule.sigma_min=4", f"sampler={sampler}",
     ]  # fmt: skip
-    for denoise in (False, True):
-        folder = tmp_path / str(denoise)
-        folder.mkdir()
-        arguments = [*exact, f"sampler.denoise={denoise}", *QUICK_SAMPLE, "trajectories=3"]
-        result = forked.call("sample", arguments, folder)
-        assert result.returncode == 0, result.stderr
-        metrics = read(only_run(folder, "sample") / "metrics.json")
-        assert metrics["score_evaluations"] == evaluations + denoise
-        shares = metrics.get("acceptance_per_level", [])
-        assert len(shares) == (3 if sampler == "annealed_mala" else 0)
-        assert all(0 < share <= 1 for share in shares)
+    arguments = [*exact, f"sampler.denoise={denoise}", *QUICK_SAMPLE, "trajectories=3"]
+    result = forked.call("sample", arguments, tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = read(only_run(tmp_path, "sample") / "metrics.json")
+    assert metrics["score_evaluations"] == evaluations + denoise
+    shares = metrics.get("acceptance_per_level", [])
+    assert len(shares) == (3 if sampler == "annealed_mala" else 0)
+    assert all(0 < share <= 1 for share in shares)
 
 
 def test_every_metric_by_one_override(forked, tmp_path):

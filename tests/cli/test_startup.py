@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.helpers.commands import BIN, QUICK
+from tests.helpers.slow import slow_but
 
 
 @pytest.mark.parametrize("command", ["ncsn-train", "ncsn-sample"])
@@ -35,11 +36,11 @@ def test_answers_without_a_job_do_not_import_torch(command, arguments, tmp_path)
 
 @pytest.mark.parametrize(
     "arguments",
-    [
+    slow_but([
         ["ncsn-train", *QUICK, "trainer.steps=1"],
         ["ncsn-sample", "score=exact", "dataset=two_modes_1d", "sampler=langevin",
          "sampler.steps=2", "num_samples=10", "metric=[moments]", "plot=[]"],
-    ],
+    ], 1),
 )  # fmt: skip
 def test_a_job_imports_nothing_that_it_does_not_use(arguments, tmp_path):
     script = (

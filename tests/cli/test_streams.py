@@ -57,14 +57,19 @@ def take_and_interrupt(streams):
 @pytest.mark.parametrize("streams", slow_but(STREAMS, 0))
 @pytest.mark.parametrize(
     ("command", "arguments", "code"),
-    [
-        ("train", SHORT, 0),
-        ("train", [*SHORT, "optimizer=sgd", "optimizer.lr=1e30"], 3),
-        ("train", ["-m", "seed=0,1", *SHORT], 0),
-        ("train", ["nosuch=1"], 2),
-        ("sample", SAMPLE, 0),
-        ("compare", ["nowhere"], 66),
-    ],
+    slow_but(
+        [
+            ("train", SHORT, 0),
+            ("train", [*SHORT, "optimizer=sgd", "optimizer.lr=1e30"], 3),
+            ("train", ["-m", "seed=0,1", *SHORT], 0),
+            ("train", ["nosuch=1"], 2),
+            ("sample", SAMPLE, 0),
+            ("compare", ["nowhere"], 66),
+        ],
+        0,
+        3,
+        5,
+    ),
 )
 def test_a_command_ends_as_it_would_have(streams, command, arguments, code, forked, tmp_path):
     result = forked.call(command, arguments, tmp_path, [__name__, "take", streams])

@@ -196,12 +196,15 @@ def test_the_log_density_of_the_exact_score_is_the_exact_one(dataset):
 
 @pytest.mark.parametrize(
     "q, sigma_min",
-    [
-        (OTHER, 0.5),
-        (GaussianMixture([1.0], [0.0], stds=9.0), 0.5),  # wider than the pictures
-        (GaussianMixture([0.2, 0.8], [-40.0, 0.0], stds=2.0), 0.5),  # with a mode beyond them
-        (memorised(12, 1, 3.0), 0.1),  # rough
-    ],
+    slow_but(
+        [
+            (OTHER, 0.5),
+            (GaussianMixture([1.0], [0.0], stds=9.0), 0.5),  # wider than the pictures
+            (GaussianMixture([0.2, 0.8], [-40.0, 0.0], stds=2.0), 0.5),  # with a mode beyond them
+            (memorised(12, 1, 3.0), 0.1),  # rough
+        ],
+        0,
+    ),
 )
 def test_the_log_density_of_another_score_errs_by_its_size(q, sigma_min):
     # By quadrature, both through the flow and by integrating the score.

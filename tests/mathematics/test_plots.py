@@ -164,7 +164,9 @@ def test_the_grid_runs_the_way_the_pictures_say():
     assert scene.axes[1][row] == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("dataset", [two_modes_1d(), POINTS, correlated_2d(), two_modes_5d()])
+@pytest.mark.parametrize(
+    "dataset", slow_but([two_modes_1d(), POINTS, correlated_2d(), two_modes_5d()], 0, 2)
+)
 @pytest.mark.parametrize(
     "name, dims, kind",
     [

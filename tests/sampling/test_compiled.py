@@ -110,6 +110,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", NUM)
 
 
+@pytest.mark.slow
 def test_chains_by_compiled_steps_are_the_networks(translated, small_tiles, monkeypatch):
     network, compiled = translated
     monkeypatch.setattr("ncsn_cli.sampling.run.CompiledLangevin", lambda score, x: compiled)
