@@ -84,8 +84,8 @@ def ours() -> dict[str, Work]:
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling.run import Sampling
     from ncsn_cli.schedules import Geometric, Karras
+    from ncsn_cli.training.history import Row
     from ncsn_cli.training.loop import fit
-    from ncsn_cli.training.state import Row
 
     threads = torch.get_num_threads()  # torch's default, a notebook's
     keep_freed_memory()

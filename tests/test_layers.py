@@ -68,3 +68,19 @@ def test_the_start_imports_neither_torch_nor_matplotlib():
     code = "import sys, ncsn_cli.commands.cli; print(*({'torch', 'matplotlib'} & {*sys.modules}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.split() == []
+
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_tests_share_helpers_and_public_names_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        assert node.level == 0
+        if node.module.startswith("ncsn_cli"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+        if node.module.startswith("tests"):
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not [part for part in parts if part.startswith(("test_", "conftest"))]

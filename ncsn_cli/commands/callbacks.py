@@ -56,7 +56,7 @@ class Callbacks(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Lock the sweep's folder, make the roster, and start to show the jobs' progress."""
         _name_as_before(config)
-        watch, overrides = Watch(config), _overrides(config)
+        watch, overrides = Watch(config), sweep_overrides(config)
         _check(config, watch.folder)
         hold(watch.folder)
         watch.roster.mkdir(parents=True)
@@ -64,7 +64,7 @@ class Callbacks(Callback):
         write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())
         if watch.is_study:
             _continue_study(config.hydra.sweeper)
-        watch.total = _num_jobs(config, overrides)
+        watch.total = num_jobs(config, overrides)
         Watch.current = watch
         watch.start()
         os.environ[ROSTER] = str(watch.roster)
@@ -157,14 +157,14 @@ def _params(config: DictConfig) -> dict[str, str]:
     return {str(key): str(v) for key, v in (config.hydra.sweeper.get("params") or {}).items()}
 
 
-def _overrides(config: DictConfig) -> dict[str, Override]:
+def sweep_overrides(config: DictConfig) -> dict[str, Override]:
     """Return the overrides, by key, of the sweep's configuration, then of its command line."""
     words = [f"{key}={values}" for key, values in _params(config).items()]
     parsed = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
     return {each.get_key_element(): each for each in parsed}
 
 
-def _num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
+def num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
     """Return how many jobs the sweep will have, or None if its overrides do not tell."""
     if "n_trials" in config.hydra.sweeper:
         return int(config.hydra.sweeper.n_trials)

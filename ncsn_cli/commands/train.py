@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
@@ -58,12 +56,13 @@ from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.schedule_advice import examine
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, checkpoint_path, load_newest, save_checkpoint
-from ncsn_cli.runs.files import path_inside, read_rows, to_json, to_npz
+from ncsn_cli.runs.files import path_inside, to_json, to_npz
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.samplers import Sampler
+from ncsn_cli.training.history import COLUMNS, Row, history_csv, read_history
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
-from ncsn_cli.training.state import COLUMNS, Row, Training, optimizer_step
+from ncsn_cli.training.state import Training, optimizer_step
 from ncsn_cli.training.tensorboard import TensorBoard
 from ncsn_cli.training.trainer import Trainer, settle
 
@@ -150,7 +149,7 @@ def train(cfg: DictConfig) -> float | None:
             if config["trainer"]["compile"] != training.trainer.compile:  # compiling failed
                 config["trainer"]["compile"] = training.trainer.compile
                 write_config(folder, config)
-            _save(folder, training, config, history, snapshots)
+            save_training(folder, training, config, history, snapshots)
             if board is not None:
                 board.write(history)
 
@@ -163,7 +162,7 @@ def train(cfg: DictConfig) -> float | None:
             raise
         finally:
             folder.step = training.step
-            folder.write("history.csv", _history_csv(history))
+            folder.write("history.csv", history_csv(history))
         seconds = round(time.monotonic() - start, 3)
         # Measure.
         metrics = evaluate_training(training.score, dataset, sigmas, loss, run.seed, device)
@@ -250,16 +249,17 @@ def _try_optimizer(config: Config, model: nn.Module) -> None:
         raise ConfigError(what_torch_refuses(chosen, error)) from error
 
 
-def _save(
+def save_training(
     folder: RunFolder,
     training: Training,
     config: Config,
     history: list[Row],
     snapshots: Snapshots | None,
 ) -> None:
+    """Write the history, the snapshots and a checkpoint; remove old checkpoints."""
     tensors, record = training.state()
     record = {"config": without_paths(config), **record}
-    folder.write("history.csv", _history_csv(history))  # first: resuming drops newer rows
+    folder.write("history.csv", history_csv(history))  # first: resuming drops newer rows
     if snapshots is not None:
         folder.write("snapshots.npz", to_npz(snapshots.arrays()))
     path = path_inside(folder.path, str(checkpoint_path(Path(), training.step)))
@@ -270,37 +270,6 @@ def _save(
     ours = [file for file in files if file.name <= path.name]  # later files are damaged
     for old in {*files} - {*ours[-training.trainer.keep_last :]}:
         old.unlink(missing_ok=True)
-
-
-_OLD_COLUMNS = [name for name in COLUMNS if name != "clipped_grad_norm"]
-"""Columns of older runs, which recorded one norm only: ``grad_norm`` is that after clipping."""
-
-
-def _history_csv(history: list[Row]) -> bytes:
-    """Return the contents of ``history.csv`` with these rows.
-
-    A run that was started with ``_OLD_COLUMNS`` keeps them, so that no column changes its meaning
-    within a file: all values of its ``grad_norm`` are norms after clipping.
-    """
-    columns, rows = COLUMNS, history
-    if history and history[0]["grad_norm"] is None:
-        columns = _OLD_COLUMNS
-        rows = [{**row, "grad_norm": row["clipped_grad_norm"]} for row in history]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _read_history(path: Path) -> list[Row]:
-    """Return the rows of a ``history.csv``; with ``_OLD_COLUMNS``, ``grad_norm`` is None."""
-    history = []
-    for row in read_rows(path, COLUMNS, _OLD_COLUMNS):
-        if "clipped_grad_norm" not in row:
-            row |= {"grad_norm": None, "clipped_grad_norm": row["grad_norm"]}
-        history.append({**row, "step": int(row["step"] or 0)})
-    return history
 
 
 _Started = tuple[Path, dict[str, Tensor], Config]
@@ -355,7 +324,7 @@ def _resume(
     rows = path.parent.parent / "history.csv"
     if not os.path.lexists(rows):
         return []
-    return [row for row in _read_history(rows) if (row["step"] or 0) <= training.step]
+    return [row for row in read_history(rows) if (row["step"] or 0) <= training.step]
 
 
 def _may_change(key: str, trainer: Trainer) -> bool:

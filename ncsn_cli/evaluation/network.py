@@ -108,7 +108,7 @@ def evaluate_training(
     truth, levels = dataset.truth, sigmas.tolist()
     nodes, weights = loss.quadrature(sigmas)
     every_level = list(dict.fromkeys([*levels, *nodes]))
-    num = _draws_per_level(len(every_level), truth.num_components)
+    num = draws_per_level(len(every_level), truth.num_components)
     most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
     stream = random_stream(seed, "evaluation", device)
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
@@ -155,7 +155,7 @@ def _with_progress(levels: list[float]) -> Iterator[float]:
             yield sigma
 
 
-def _draws_per_level(num_levels: int, num_components: int) -> int:
+def draws_per_level(num_levels: int, num_components: int) -> int:
     """Return the number of draws for each level.
 
     The more levels, the fewer draws each level gets: the error of the means depends on all draws
@@ -167,7 +167,7 @@ def _draws_per_level(num_levels: int, num_components: int) -> int:
     return max(_FEWEST_POINTS, min(most, total // num_levels))
 
 
-def _fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float, float]]:
+def fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float, float]]:
     """Return the Fisher information I(p_sigma) and its standard error at each of the levels.
 
     For more than 100 levels, a cubic spline of sigma^2 I in log sigma through 100 nodes gives the
@@ -179,7 +179,7 @@ def _fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[floa
     from scipy.interpolate import CubicSpline  # here: scipy is slow to import
 
     nodes = np.geomspace(min(levels), max(levels), _MOST_INFORMATIONS)
-    values, errors = zip(*_fisher_informations(truth, nodes.tolist()), strict=True)
+    values, errors = zip(*fisher_informations(truth, nodes.tolist()), strict=True)
     logs, squares = np.log(nodes), nodes**2
     spline, error = (CubicSpline(logs, squares * np.array(each)) for each in (values, errors))
     return [(float(spline(math.log(s))) / s**2, float(error(math.log(s))) / s**2) for s in levels]
@@ -198,7 +198,7 @@ def _weighted_means(
         variances[name] = variances.get(name, 0.0) + float(values.var()) / len(values)
 
     floor = floor_error = 0.0
-    informations = _fisher_informations(truth, list(found_at))
+    informations = fisher_informations(truth, list(found_at))
     parts = zip(found_at.items(), weights, informations, strict=True)
     for (sigma, at_level), weight, (information, error) in parts:
         add("loss", weight, at_level.loss)

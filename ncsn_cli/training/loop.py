@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ncsn_cli.core.errors import InterruptedRun
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
+from ncsn_cli.training.history import Row
 from ncsn_cli.training.snapshots import Snapshots
-from ncsn_cli.training.state import Row, Training
+from ncsn_cli.training.state import Training
 from ncsn_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from ncsn_cli.core.errors import ConfigError, DivergedError, one_line
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
+from ncsn_cli.training.history import Row
 from ncsn_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, float | None]
-"""One row of ``history.csv``."""
-
-COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
 _POINTS_ALONG_THE_WAY = 1000  # exact draws per level for the excess loss in history.csv
 # At least 50 draws per level, and otherwise at most 200 000 over all levels.

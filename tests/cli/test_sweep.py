@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands import startup
-from ncsn_cli.commands.callbacks import _num_jobs, _overrides
+from ncsn_cli.commands.callbacks import num_jobs, sweep_overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
 from tests.helpers.commands import BIN, read
 from tests.helpers.sweeps import QUICK, STEPS, folders
@@ -354,7 +354,7 @@ def test_fifty_runs_at_once_have_fifty_folders(forked, tmp_path):
 def test_the_number_of_jobs_is_known_beforehand(params, task, expected):
     sweeper = {"params": params}
     config = OmegaConf.create({"hydra": {"sweeper": sweeper, "overrides": {"task": task}}})
-    assert _num_jobs(config, _overrides(config)) == expected
+    assert num_jobs(config, sweep_overrides(config)) == expected
 
 
 def test_jobs_take_the_gpus_in_turn(monkeypatch):

@@ -6,7 +6,7 @@ import torch
 
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
-from ncsn_cli.evaluation.network import _draws_per_level, _fisher_informations, evaluate_training
+from ncsn_cli.evaluation.network import draws_per_level, evaluate_training, fisher_informations
 from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
@@ -171,7 +171,7 @@ def test_a_mistake_is_measured_against_the_truth():
 @pytest.mark.parametrize("truth", [two_modes_1d(), correlated_2d()], ids=["1d", "2d"])
 def test_informations_at_many_levels_lie_on_a_curve_through_a_hundred(truth):
     levels = np.geomspace(20, 0.01, 301).tolist()
-    found = _fisher_informations(truth, levels)
+    found = fisher_informations(truth, levels)
     for sigma, (value, error) in list(zip(levels, found, strict=True))[::30]:
         assert sigma**2 * value == pytest.approx(
             sigma**2 * truth.fisher_information(sigma), abs=2e-5
@@ -184,4 +184,4 @@ def test_informations_at_many_levels_lie_on_a_curve_through_a_hundred(truth):
     [(1, 2, 100_000), (10, 2, 50_000), (100, 25, 10_000), (2311, 2, 500), (10, 1024, 9765)],
 )
 def test_the_more_levels_and_components_the_fewer_draws_on_each(num_levels, num_components, num):
-    assert _draws_per_level(num_levels, num_components) == num
+    assert draws_per_level(num_levels, num_components) == num

@@ -12,8 +12,8 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
 from ncsn_cli.schedules import Geometric, Single
+from ncsn_cli.training.history import COLUMNS
 from ncsn_cli.training.snapshots import Snapshots
-from ncsn_cli.training.state import COLUMNS
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_5d
 from tests.helpers.slow import slow_but
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_cli.commands.train import _history_csv, _read_history, _save
+from ncsn_cli.commands.train import save_training
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising
 from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from ncsn_cli.runs.files import write_atomic
 from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.training.history import COLUMNS, history_csv, read_history
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
-from ncsn_cli.training.state import COLUMNS, Training
+from ncsn_cli.training.state import Training
 from tests.helpers.problems import two_modes_1d, two_modes_2d
 from tests.helpers.training import OPTIMIZERS, SIGMAS, advance, assert_same, start
 
@@ -206,14 +207,14 @@ def test_a_history_of_six_columns_goes_on_with_them(tmp_path):
         "step,loss,excess_loss,grad_norm,lr,seconds\n1,0.5,,1.0,0.003,0.1\n2,0.4,,1.0,0.003,0.2\n"
     )
     path.write_text(old)
-    history = _read_history(path)
-    assert _history_csv(history) == old.encode()
+    history = read_history(path)
+    assert history_csv(history) == old.encode()
     new = {"step": 3, "loss": 0.3, "excess_loss": None, "grad_norm": 7.0, "lr": 0.003,
            "seconds": 0.3, "clipped_grad_norm": 1.0}  # fmt: skip
-    assert _history_csv([*history, new]) == f"{old}3,0.3,,1.0,0.003,0.3\n".encode()
-    path.write_bytes(_history_csv([new]))
+    assert history_csv([*history, new]) == f"{old}3,0.3,,1.0,0.003,0.3\n".encode()
+    path.write_bytes(history_csv([new]))
     assert path.read_text() == f"{','.join(COLUMNS)}\n3,0.3,,7.0,0.003,0.3,1.0\n"
-    assert _read_history(path) == [new]
+    assert read_history(path) == [new]
 
 
 def test_fit_keeps_a_history_and_saves_at_the_end():
@@ -312,5 +313,5 @@ def test_damaged_checkpoints_of_later_steps_do_not_displace_new_ones(tmp_path):
     later = checkpoint_path(tmp_path, 99)
     write_atomic(later, b"damaged")
     with RunFolder(tmp_path, "", "ncsn-train", {}) as folder:
-        _save(folder, training, {}, [], None)
+        save_training(folder, training, {}, [], None)
     assert [path.name for path in later.parent.iterdir()] == ["step_000000005.safetensors"]
