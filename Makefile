@@ -28,7 +28,7 @@ test-slow: install  ## Run the other tests (20 minutes)
 	$(BIN)/pytest -n 2 -m slow
 
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
-	$(BIN)/pytest -n 2 --dist worksteal -m 'slow or not slow' tests/faults --all-trials
+	$(BIN)/pytest -n 2 --dist worksteal -m 'slow or not slow' tests/faults tests/cli/test_sweep.py --all-trials
 
 bench: install  ## Measure speed, and the quality of the default network and every sampler (hours)
 	$(BIN)/python benchmarks/speed.py

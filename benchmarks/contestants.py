@@ -50,21 +50,21 @@ def new_training(overrides: list[str]) -> Training:
     from ncsn_cli.commands.build import fit_schedule, instantiate, reference_data
     from ncsn_cli.commands.train import _initial_model
     from ncsn_cli.training.state import Training
-    from ncsn_cli.training.trainer import settle
+    from ncsn_cli.training.trainer import resolve_auto
 
     config = configuration("train", overrides)
     seed = config["seed"]
     trainer = instantiate(config, "trainer")
     dataset = instantiate(config, "dataset")
     data = reference_data(dataset, seed)
-    sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
+    sigmas = fit_schedule(instantiate(config, "schedule"), data)[0].sigmas
     model = _initial_model(config, dataset.dim, seed)
     if hasattr(model, "adapt_to"):
         model.adapt_to(data)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     loss = instantiate(config, "loss")
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
-    trainer = settle(trainer, model, optimizer, points, {})
+    trainer = resolve_auto(trainer, model, optimizer, points, {})
     torch.set_num_threads(int(trainer.threads))
     return Training(trainer, model, optimizer, loss, dataset, sigmas, seed)
 

@@ -1,7 +1,7 @@
 """Times of a step, plain and compiled: of training, on one thread and on two, and of Langevin.
 
-From these come the rules of ``training.trainer.settle`` for ``trainer.threads`` and
-``trainer.compile``, and of ``sampling.compiled_langevin.settle`` for ``compile``:
+From these come the rules of ``training.trainer.resolve_auto`` for ``trainer.threads`` and
+``trainer.compile``, and of ``sampling.compiled_langevin.resolve_compile`` for ``compile``:
 
     python benchmarks/steps.py [training] [langevin] [--beside N]
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         raise ConfigError(f"{key}: choose an option, {key}=NAME; --help lists them")
     if given := settings.keys() & runtime.keys():
         raise ConfigError(f"{key}.{min(given)}: there is no such key; the dataset decides it")
-    if str(settings["_target_"]).startswith("torch.optim."):
-        _check_types(key, settings)
+    if key == "optimizer":
+        _check_numbers(settings)
     try:
         made = hydra.utils.instantiate(settings, _convert_="all", **runtime)
         if isinstance(made, functools.partial):
@@ -86,11 +87,16 @@ def instantiate_list(config: Config, key: str) -> dict[str, Any]:
     return {path.removeprefix(f"{key}."): instantiate(entries, path) for path in entries}
 
 
-def _check_types(key: str, settings: Config) -> None:
-    """Raise a ConfigError that names the key if a setting of an optimizer has a wrong type.
+def _check_numbers(settings: Config) -> None:
+    """Raise a ConfigError that names the key if a number of an optimizer is of a wrong kind.
 
     Torch's optimizers accept nan and texts, or refuse them without naming the key.
     """
+    lr = settings.get("lr", 1.0)
+    if isinstance(lr, bool) or not isinstance(lr, float | int) or not 0 < lr < math.inf:
+        raise ConfigError(f"optimizer.lr: it should be a finite number above 0, got {lr!r}")
+    if not str(settings["_target_"]).startswith("torch.optim."):
+        return  # a class of the user's own checks its own numbers
     try:
         parameters = inspect.signature(hydra.utils.get_class(settings["_target_"])).parameters
     except (ImportError, ValueError, TypeError):
@@ -110,7 +116,7 @@ def _check_types(key: str, settings: Config) -> None:
         default = parameters[name].default if name in parameters else None
         if isinstance(default, tuple | bool | float | int) and not is_like(value, default):
             like = f"like {default}" if isinstance(default, tuple | bool) else "a finite number"
-            raise ConfigError(f"{key}.{name}: it should be {like}, got {shortened(value)}")
+            raise ConfigError(f"optimizer.{name}: it should be {like}, got {shortened(value)}")
 
 
 def build_from_checkpoint(
@@ -171,17 +177,16 @@ def reference_data(dataset: Dataset, seed: int) -> Tensor:
     return dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
 
 
-def fit_schedule(config: Config, schedule: Schedule | FromData, data: Tensor) -> Schedule:
-    """Return the schedule, fitted to ``data`` (N, D) if it depends on data.
+def fit_schedule(schedule: Schedule | FromData, data: Tensor) -> tuple[Schedule, Config]:
+    """Return the schedule and its settings, fitted to ``data`` (N, D) if it depends on data.
 
-    The settings of a fitted schedule are written into ``config``.
+    The settings are {} for a schedule that does not depend on data.
     """
     if isinstance(schedule, Schedule):
-        return schedule
+        return schedule, {}
     try:
         fitted = schedule.fit(data)
     except ConfigError as error:
         raise ConfigError(reason_of("schedule", error)) from error
     target = f"{type(fitted).__module__}.{type(fitted).__qualname__}"
-    config["schedule"] = {"_target_": target, **dataclasses.asdict(fitted)}
-    return fitted
+    return fitted, {"_target_": target, **dataclasses.asdict(fitted)}

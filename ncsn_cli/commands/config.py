@@ -46,8 +46,8 @@ class SampleSettings(TrainSettings):
     """Keys of ``ncsn-sample`` outside the groups.
 
     A new key also goes into ``configs/sample.yaml``, into ``_UNSET_SAMPLE_KEYS`` and
-    ``_MAY_CHANGE_ON_RESUME`` in ``commands/train.py``, and, if a resumed run of ``ncsn-sample``
-    may change it, into ``_MAY_CHANGE_ON_RESUME`` in ``commands/sample.py``.
+    ``_MAY_CHANGE`` in ``commands/train.py``, and, if a resumed run of ``ncsn-sample``
+    may change it, into ``_MAY_CHANGE`` in ``commands/sample.py``.
 
     Args:
         seed: Seed of the initial points, the chains and the noise floors.
@@ -62,7 +62,7 @@ class SampleSettings(TrainSettings):
         log_density: Whether to write the log-density that the score implies, on a grid.
         compile: Whether Langevin steps are compiled, several per call. Compiling takes 10 seconds
             or more at the start; the steps are then faster. ``auto``: compile where
-            ``sampling.compiled_langevin.settle`` finds that it pays. False is recorded if
+            ``sampling.compiled_langevin.resolve_compile`` finds that it pays. False is recorded if
             compiling failed.
         resume: Folder of the stopped run to resume; null: start afresh.
         plugins: The user's own modules whose classes a checkpoint may name.

@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.job import in_sweep, output_folder
 from ncsn_cli.commands.names import override
 from ncsn_cli.commands.old_names import with_new_names, with_old_names
-from ncsn_cli.core.errors import ConfigError, OutputExistsError
+from ncsn_cli.core.errors import (
+    BadCheckpointError,
+    ConfigError,
+    MissingInputError,
+    OutputExistsError,
+)
 from ncsn_cli.runs.files import read_json
 from ncsn_cli.runs.records import flatten
 
@@ -27,6 +36,36 @@ def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     if checkpoint is not None:
         digest.update(checkpoint.read_bytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a stopped run left, to be resumed.
+
+    Args:
+        path: The file.
+        tensors: Its tensors.
+        record: Its other entries. ``config`` is the configuration of the run.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    record: Config
+
+
+def find_stopped(load: Callable[[Path], Stopped], resume: str | None) -> Stopped | None:
+    """Return what is to be resumed, read by ``load`` from a folder or file; None to start afresh.
+
+    In a sweep that is run again, the job's own state comes before that which ``resume`` names.
+    """
+    if in_sweep():
+        try:
+            return load(output_folder())
+        except MissingInputError:
+            pass
+        except BadCheckpointError as error:
+            log.warning("%s; starting afresh", error)
+    return None if resume is None else load(Path(os.path.expanduser(resume)))
 
 
 def check_same_request(

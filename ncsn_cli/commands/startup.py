@@ -10,6 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from ncsn_cli.commands.job import in_sweep
+from ncsn_cli.core.compiler_cache import keep_compiled_code
 from ncsn_cli.core.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -49,3 +50,10 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+def prepare_process() -> None:
+    """Set up this process for a job: its threads, its memory and its folder for compiled code."""
+    torch.set_num_threads(1)  # sums depend on the number of threads
+    keep_freed_memory()
+    keep_compiled_code()

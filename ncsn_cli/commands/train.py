@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,6 @@ from ncsn_cli.commands.config import (
 )
 from ncsn_cli.commands.job import (
     add_resume_command,
-    in_sweep,
     objective_of,
     open_folder,
     output_folder,
@@ -40,15 +40,16 @@ from ncsn_cli.commands.job import (
 )
 from ncsn_cli.commands.present import Pictures, present
 from ncsn_cli.commands.resume import (
+    Stopped,
     check_same_request,
     compile_setting_on_resume,
     digest_of,
     done_before,
+    find_stopped,
 )
-from ncsn_cli.commands.startup import choose_device, keep_freed_memory
-from ncsn_cli.core.compiler_cache import keep_compiled_code
+from ncsn_cli.commands.startup import choose_device, prepare_process
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.grid import compose_scene
@@ -64,11 +65,11 @@ from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
 from ncsn_cli.training.state import Training, optimizer_step
 from ncsn_cli.training.tensorboard import TensorBoard
-from ncsn_cli.training.trainer import Trainer, settle
+from ncsn_cli.training.trainer import Trainer, resolve_auto
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE_ON_RESUME = {
+_MAY_CHANGE = {
     "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
     "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "compile",
     "resume", "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
@@ -84,37 +85,99 @@ _UNSET_SAMPLE_KEYS: Config = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Request:
+    """A command line that was read.
+
+    Args:
+        run: The run-level keys.
+        config: The configuration, as composed.
+        digest: See ``digest_of``.
+    """
+
+    run: TrainSettings
+    config: Config
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that was built and checked, and restored if it is resumed.
+
+    Args:
+        run: The run-level keys.
+        config: The effective configuration.
+        facts: What ``run.json`` records.
+        device: The device of the network.
+        dataset: The dataset.
+        data: Its training set, or draws if it is endless (N, D).
+        sigmas: The noise levels (L,), float64, descending.
+        loss: The loss.
+        training: The state of the training.
+        history: The rows of ``history.csv`` so far; the training appends to it.
+        snapshots: The states of the score that animations show, or None.
+        board: The event files for TensorBoard, or None.
+        pictures: The pictures to draw.
+    """
+
+    run: TrainSettings
+    config: Config
+    facts: Config
+    device: torch.device
+    dataset: Dataset
+    data: Tensor
+    sigmas: Tensor
+    loss: Loss
+    training: Training
+    history: list[Row]
+    snapshots: Snapshots | None
+    board: TensorBoard | None
+    pictures: Pictures
+
+
 def train(cfg: DictConfig) -> float | None:
     """Run ``ncsn-train`` and return the objective.
 
     Everything that can be refused is refused before the run starts.
     """
-    # Read the request, and stop here if it is done already.
+    request = read_request(cfg)
+    if finished := done_before(request.digest):
+        return objective_of(finished, request.run.objective)
+    prepare_process()
+    job = build(request)
+    with open_folder(job.config, job.facts) as folder:
+        seconds, config = run_training(job, folder)
+        metrics = measure(job, seconds, folder)
+        present(folder, job.pictures, partial(scene_of, job, metrics), config, metrics)
+        if job.board is not None:
+            job.board.write(job.history, with_pictures=True)
+        log.info("everything is in %s", folder.path)
+        return objective_of(metrics, job.run.objective)
+
+
+def read_request(cfg: DictConfig) -> Request:
+    """Read the command line that ``cfg`` holds."""
     config = read_config(cfg)
     run: TrainSettings = settings(TrainSettings, config)
     settings(SampleSettings, {**_UNSET_SAMPLE_KEYS, **config})  # an experiment may set them
     if run.objective not in (None, *EVALUATED):
         raise ConfigError(f"objective: choose from {', '.join(EVALUATED)}, not {run.objective!r}")
-    request = digest_of(config)
-    if before := done_before(request):
-        return objective_of(before, run.objective)
-    # Set up the process.
-    device = choose_device(run.device)
+    return Request(run, config, digest_of(config))
+
+
+def build(request: Request) -> Job:
+    """Build everything that ``request`` names; raise if something does not fit together."""
+    run, config, device = request.run, request.config, choose_device(request.run.device)
     trainer: Trainer = instantiate(config, "trainer")
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    keep_compiled_code()
-    # Build the objects, and refuse what does not fit together.
     dataset: Dataset = instantiate(config, "dataset")
     data = reference_data(dataset, run.seed)
-    sigmas = fit_schedule(config, instantiate(config, "schedule"), data).sigmas
-    loss = instantiate(config, "loss")
+    schedule, fitted = fit_schedule(instantiate(config, "schedule"), data)
+    sigmas, loss = schedule.sigmas, instantiate(config, "loss")
     model = _initial_model(config, dataset.dim, run.seed).to(device)
     adapt_to: Callable[[Tensor], None] | None = getattr(model, "adapt_to", None)
     if adapt_to is not None:
         adapt_to(data)
     _try_once(model, dataset, loss, float(sigmas[-1]), device)
-    _check_learning_rate(config)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     _try_optimizer(config, model)
     sampler: Sampler = instantiate(config, "sampler")
@@ -123,80 +186,111 @@ def train(cfg: DictConfig) -> float | None:
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
     # Find the checkpoint to resume, and decide on threads and compiling.
-    started = _find_checkpoint(trainer.resume)
-    kept = {} if started is None else started[2]
+    stopped = find_stopped(_load_checkpoint, trainer.resume)
+    kept = {} if stopped is None else stopped.record
     compiles = compile_setting_on_resume(trainer.compile, kept, "trainer.compile")
-    trainer = replace(trainer, compile=compiles)
     points = loss.points(trainer.batch_size or len(data), len(sigmas))
-    trainer = settle(trainer, model, optimizer, points, _settings_of(started))
-    config["trainer"] |= {"threads": trainer.threads, "compile": trainer.compile}
+    earlier = kept.get("config", {}).get("trainer")
+    trainer = resolve_auto(
+        replace(trainer, compile=compiles), model, optimizer, points,
+        earlier if isinstance(earlier, dict) else {},
+    )  # fmt: skip
+    settled = {"threads": trainer.threads, "compile": trainer.compile}
+    config = {**config, "trainer": {**config["trainer"], **settled}}
+    config |= {"schedule": fitted} if fitted else {}
     torch.set_num_threads(int(trainer.threads))
-    # Prepare the training, and resume the checkpoint if there is one.
+    # Prepare the training, and restore it if it is resumed.
     training = Training(trainer, model, optimizer, loss, dataset, sigmas, run.seed)
     snapshots = None
     if pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
     weights = list(model.parameters())  # also kept: their average and the optimizer's state
     check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
-    history = _resume(training, config, snapshots, started)
-
+    history = _restore(training, config, snapshots, stopped)
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
-    facts: Config = {"device": str(device), "seed": run.seed, "request": request}
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = examine(sigmas, sampler, data, dataset.smallest_std)
-    with open_folder(config, facts) as folder:
+    return Job(
+        run=run,
+        config=config,
+        facts=facts,
+        device=device,
+        dataset=dataset,
+        data=data,
+        sigmas=sigmas,
+        loss=loss,
+        training=training,
+        history=history,
+        snapshots=snapshots,
+        board=board,
+        pictures=pictures,
+    )
 
-        def save() -> None:
-            if config["trainer"]["compile"] != training.trainer.compile:  # compiling failed
-                config["trainer"]["compile"] = training.trainer.compile
-                write_config(folder, config)
-            save_training(folder, training, config, history, snapshots)
-            if board is not None:
-                board.write(history)
 
-        # Train.
-        start = time.monotonic()
-        try:
-            fit(training, history, snapshots, save)
-        except InterruptedRun as stop:
-            add_resume_command(stop, folder, "trainer.resume")
-            raise
-        finally:
-            folder.step = training.step
-            folder.write("history.csv", history_csv(history))
-        seconds = round(time.monotonic() - start, 3)
-        # Measure.
-        metrics = evaluate_training(training.score, dataset, sigmas, loss, run.seed, device)
-        metrics["seconds"] = seconds
-        folder.write("metrics.json", to_json(metrics))
-        log.info(
-            "from draws, with their standard errors: loss %.4f ± %.1g, excess loss %.2e ± %.1g,"
-            " score error %.2e ± %.1g",
-            *(metrics[f"{key}{error}"] for key in ("loss", "excess_loss", "score_error")
-              for error in ("", "_standard_error")),
-        )  # fmt: skip
-        error = metrics.get("loss_floor_standard_error")
-        log.info(
-            "loss floor %.4f (%s)", metrics["loss_floor"],
-            "exact" if error is None else f"from draws, ± {error:.1g}",
-        )  # fmt: skip
+def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:
+    """Train, and save checkpoints.
 
-        def compose() -> Scene:  # slow: it evaluates truth and score on a grid
-            return compose_scene(
-                dataset.truth,
-                sigmas,
-                device,
-                score=training.score,
-                data=data.numpy(),
-                history={c: np.array([row[c] for row in history], dtype=float) for c in COLUMNS},
-                loss_floor=metrics["loss_floor"],
-                snapshots=None if snapshots is None else snapshots.arrays(),
-            )
+    Returns:
+        The seconds, and the configuration with ``compile`` as it was done: compiling may fail.
+    """
+    training, config = job.training, job.config
 
-        present(folder, pictures, compose, config, metrics)
-        if board is not None:
-            board.write(history, with_pictures=True)
-        log.info("everything is in %s", folder.path)
-        return objective_of(metrics, run.objective)
+    def save() -> None:
+        nonlocal config
+        compiled = training.trainer.compile
+        if config["trainer"]["compile"] != compiled:  # compiling failed
+            config = {**config, "trainer": {**config["trainer"], "compile": compiled}}
+            write_config(folder, config)
+        save_training(folder, training, config, job.history, job.snapshots)
+        if job.board is not None:
+            job.board.write(job.history)
+
+    start = time.monotonic()
+    try:
+        fit(training, job.history, job.snapshots, save)
+    except InterruptedRun as stop:
+        add_resume_command(stop, folder, "trainer.resume")
+        raise
+    finally:
+        folder.step = training.step
+        folder.write("history.csv", history_csv(job.history))
+    return round(time.monotonic() - start, 3), config
+
+
+def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
+    """Hold the network against the truth; write, log and return ``metrics.json``."""
+    training = job.training
+    metrics = evaluate_training(
+        training.score, job.dataset, job.sigmas, job.loss, job.run.seed, job.device
+    )
+    metrics["seconds"] = seconds
+    folder.write("metrics.json", to_json(metrics))
+    log.info(
+        "from draws, with their standard errors: loss %.4f ± %.1g, excess loss %.2e ± %.1g,"
+        " score error %.2e ± %.1g",
+        *(metrics[f"{key}{error}"] for key in ("loss", "excess_loss", "score_error")
+          for error in ("", "_standard_error")),
+    )  # fmt: skip
+    error = metrics.get("loss_floor_standard_error")
+    log.info(
+        "loss floor %.4f (%s)", metrics["loss_floor"],
+        "exact" if error is None else f"from draws, ± {error:.1g}",
+    )  # fmt: skip
+    return metrics
+
+
+def scene_of(job: Job, metrics: dict[str, Any]) -> Scene:
+    """Return what the pictures of the run show. Slow: truth and score are evaluated on a grid."""
+    return compose_scene(
+        job.dataset.truth,
+        job.sigmas,
+        job.device,
+        score=job.training.score,
+        data=job.data.numpy(),
+        history={c: np.array([row[c] for row in job.history], dtype=float) for c in COLUMNS},
+        loss_floor=metrics["loss_floor"],
+        snapshots=None if job.snapshots is None else job.snapshots.arrays(),
+    )
 
 
 def _initial_model(config: Config, dim: int, seed: int) -> nn.Module:
@@ -219,17 +313,6 @@ def _try_once(
             "the derivative of a relu network jumps, and the gradient of this loss misses the"
             " jumps, so it is biased; choose another model.activation, such as softplus"
         )
-
-
-def _check_learning_rate(config: Config) -> None:
-    """Raise a ConfigError if ``optimizer.lr`` is not a finite number above 0.
-
-    Torch's optimizers accept nan, and refuse a text with an error that does not name the key.
-    """
-    lr = (config.get("optimizer") or {}).get("lr", 1.0)
-    is_number = isinstance(lr, float | int) and not isinstance(lr, bool)
-    if not is_number or not 0 < lr < math.inf:
-        raise ConfigError(f"optimizer.lr: it should be a finite number above 0, got {lr!r}")
 
 
 def _try_optimizer(config: Config, model: nn.Module) -> None:
@@ -272,39 +355,18 @@ def save_training(
         old.unlink(missing_ok=True)
 
 
-_Started = tuple[Path, dict[str, Tensor], Config]
-"""A checkpoint to resume: its file, tensors and record."""
+def _load_checkpoint(path: Path) -> Stopped:
+    """Return the checkpoint at ``path``, or the newest of the run there."""
+    return Stopped(*load_newest(path))
 
 
-def _find_checkpoint(resume: str | None) -> _Started | None:
-    """Return the checkpoint to resume, or None.
-
-    In a sweep that is run again, the job's own checkpoint comes before the one that ``resume``
-    names.
-    """
-    if in_sweep():
-        try:
-            return load_newest(output_folder())
-        except MissingInputError:
-            pass
-        except BadCheckpointError as error:
-            log.warning("%s; starting afresh", error)
-    return None if resume is None else load_newest(Path(resume))
-
-
-def _settings_of(started: _Started | None) -> Config:
-    """Return the group ``trainer`` of the run to resume, or {}."""
-    trainer = {} if started is None else started[2]["config"].get("trainer")
-    return trainer if isinstance(trainer, dict) else {}
-
-
-def _resume(
-    training: Training, config: Config, snapshots: Snapshots | None, started: _Started | None
+def _restore(
+    training: Training, config: Config, snapshots: Snapshots | None, stopped: Stopped | None
 ) -> list[Row]:
-    """Restore ``training`` and ``snapshots`` from ``started``, if given; return the history."""
-    if started is None:
+    """Restore ``training`` and ``snapshots`` from ``stopped``, if given; return the history."""
+    if stopped is None:
         return []
-    path, tensors, record = started
+    path, record = stopped.path, stopped.record
     check_same_request(
         record["config"], config, lambda key: _may_change(key, training.trainer),
         "trainer.resume", path,
@@ -312,7 +374,7 @@ def _resume(
     if record["step"] > training.trainer.steps:
         raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
     try:
-        training.restore(tensors, record)
+        training.restore(stopped.tensors, record)
     except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BadCheckpointError(
@@ -330,4 +392,4 @@ def _resume(
 def _may_change(key: str, trainer: Trainer) -> bool:
     if key == "trainer.steps" and trainer.lr_decay != "none":
         return False  # the learning rate of every step depends on it
-    return key in _MAY_CHANGE_ON_RESUME or key.split(".")[0] in _MAY_CHANGE_ON_RESUME
+    return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE

@@ -24,7 +24,7 @@ _PLAIN, _COMPILED = 0.6e-9, 0.3e-9  # seconds per step of a chain and per hidden
 
 
 @torch.no_grad()
-def settle(
+def resolve_compile(
     setting: bool | Literal["auto"],
     score: Score,
     sampler: Sampler,
@@ -75,7 +75,7 @@ class CompiledLangevin:
     """A score with compiled ``langevin_steps``; all levels share the same code.
 
     Args:
-        score: A network for which ``settle`` may return true.
+        score: A network for which ``resolve_compile`` may return true.
         x: Points (B, D), as an example of their shape.
 
     Raises:

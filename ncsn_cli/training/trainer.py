@@ -38,10 +38,10 @@ class Trainer:
         tensorboard: Whether to write the history and the pictures for TensorBoard, too. The
             history is written with each checkpoint.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
-            ``auto``: the number that ``settle`` finds for the sizes.
+            ``auto``: the number that ``resolve_auto`` finds for the sizes.
         compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
-            10 seconds or more; the steps are faster afterwards. ``auto``: where ``settle`` finds
-            that this pays. The recorded value is false if compiling failed.
+            10 seconds or more; the steps are faster afterwards. ``auto``: where ``resolve_auto``
+            finds that this pays. The recorded value is false if compiling failed.
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
@@ -62,14 +62,14 @@ class Trainer:
     resume: str | None
 
 
-_OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``settle``
+_OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``resolve_auto``
 
 _SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
 
 _SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds that compiling saves
 
 
-def settle(
+def resolve_auto(
     trainer: Trainer,
     model: nn.Module,
     optimizer: Optimizer,

@@ -86,7 +86,7 @@ def test_every_optimizer_of_torch_works_or_is_refused_before_any_work(
 ):
     chosen = ["~optimizer", f"+optimizer._target_=torch.optim.{name}"]
     chosen += [] if flag is None else [f"+optimizer.{flag}=true"]
-    quick = [*QUICK, "trainer.steps=2", "device=cpu"]
+    quick = [*QUICK, "trainer.steps=2", "device=cpu", "schedule.num_levels=2"]
     result = forked.call("train", [*quick, *chosen], tmp_path)
     if result.returncode:
         assert_refused(result, "train", 2, "optimizer", tmp_path)

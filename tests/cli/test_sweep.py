@@ -58,10 +58,8 @@ def steps_made(sweep):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_jobs", "num_kills"), [(3, 2), pytest.param(24, 10, marks=pytest.mark.slow)]
-)
-def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(num_jobs, num_kills, tmp_path):
+def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(pytestconfig, tmp_path):
+    num_jobs, num_kills = (24, 10) if pytestconfig.getoption("--all-trials") else (3, 2)
     seeds = "seed=" + ",".join(map(str, range(num_jobs)))
     command = ["hparams_search=seeds", seeds, *QUICK]
     (tmp_path / "whole").mkdir()

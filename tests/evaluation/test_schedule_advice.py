@@ -218,7 +218,7 @@ def test_both_commands_give_the_same_advice(forked, tmp_path):
         assert result.returncode == 0, result.stderr
         run = only_run(tmp_path, command)
         lines = (line[11:] for line in (run / f"{command}.log").read_text().splitlines())
-        advice = ("Technique", "AnnealedLangevin: eta", "AnnealedLangevin ends", "schedule and")
+        advice = ("Technique", "AnnealedLangevin: eta", "AnnealedLangevin: on one", "schedule and")
         said[command] = [line for line in lines if line.startswith(advice)]
         kept[command] = read(run / "run.json")["schedule"]
     assert said["sample"] == said["train"]

@@ -12,7 +12,7 @@ from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.core.score import at_level
 from ncsn_cli.models import MLP, EmbeddingMLP, FourierMLP, NCSNv2MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Level, ProbabilityFlow
-from ncsn_cli.sampling.compiled_langevin import CompiledLangevin, settle
+from ncsn_cli.sampling.compiled_langevin import CompiledLangevin, resolve_compile
 from ncsn_cli.sampling.run import TILE
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, stream
@@ -169,7 +169,7 @@ def settled(setting="auto", *, width=128, steps=1000, levels=100, num=5000, **ch
     plan = [Level(1.0, 0.01, steps)] * levels
     device = torch.device(changed.get("device", "cpu"))
     earlier = changed.get("earlier", {})
-    return settle(setting, score.to(device), sampler, plan, num, device, earlier)
+    return resolve_compile(setting, score.to(device), sampler, plan, num, device, earlier)
 
 
 def test_the_rule_knows_sizes_alone():

@@ -12,7 +12,7 @@ from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
 from ncsn_cli.models import MLP
 from ncsn_cli.training.state import Training
-from ncsn_cli.training.trainer import Trainer, settle
+from ncsn_cli.training.trainer import Trainer, resolve_auto
 from tests.helpers.commands import composed
 from tests.helpers.problems import two_modes_2d
 from tests.helpers.slow import slow_but
@@ -187,7 +187,9 @@ def test_what_cannot_be_compiled_is_trained_plainly(monkeypatch, caplog):
 def settled(optimizer="adam", width=128, points=128, earlier=None, **trainer):
     model = MLP(2, hidden=[width], activation="relu", conditional=True)
     trainer = Trainer(**{**DEFAULTS, "threads": "auto", "compile": "auto", **trainer})
-    made = settle(trainer, model, OPTIMIZERS[optimizer](model.parameters()), points, earlier or {})
+    made = resolve_auto(
+        trainer, model, OPTIMIZERS[optimizer](model.parameters()), points, earlier or {}
+    )
     return made.threads, made.compile
 
 
