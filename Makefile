@@ -25,7 +25,7 @@ test: install  ## Run the tests that every change needs (4 minutes)
 	$(BIN)/pytest -n 2
 
 test-slow: install  ## Run the other tests (20 minutes)
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal -m 'slow or not slow' tests/faults tests/cli/test_sweep.py --all-trials
