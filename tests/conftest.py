@@ -49,7 +49,8 @@ def succeed(forked):
     """``succeed(command, *arguments, folder=...)`` runs a command, and returns what it wrote."""
 
     def result_of(command, *arguments, folder):
-        return forked.call(command.removeprefix("ncsn-"), arguments, folder)
+        shown = ["tests.helpers.forked", "show_warnings", None]
+        return forked.call(command.removeprefix("ncsn-"), arguments, folder, shown)
 
     return functools.partial(written_by, result_of)
 

@@ -11,6 +11,13 @@ import os
 import sys
 import time
 import traceback
+import warnings
+
+
+def show_warnings(_):
+    """For ``before``: show all warnings but torch's own, as ``commands.run`` does."""
+    warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
 
 
 def _child(request, streams):
