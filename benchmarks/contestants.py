@@ -83,6 +83,7 @@ def ours() -> dict[str, Work]:
     from ncsn_cli.evaluation.floors import noise_floor
     from ncsn_cli.metrics import fisher_divergence
     from ncsn_cli.sampling.run import Sampling
+    from ncsn_cli.sampling.tile import Setup
     from ncsn_cli.schedules import Geometric, Karras
     from ncsn_cli.training.history import Row
     from ncsn_cli.training.loop import fit
@@ -129,12 +130,18 @@ def ours() -> dict[str, Work]:
             *request.get("overrides", []),
         ])  # fmt: skip
 
-    def run_chains(request: Request, *args: Any, **options: Any) -> tuple[Any, Answer]:  # noqa: ANN401
+    def run_chains(
+        request: Request,
+        num: int,
+        num_paths: int,
+        *setup: Any,  # noqa: ANN401
+    ) -> tuple[Any, Answer]:
         """``Sampling.run`` as ``ncsn-sample`` calls it; what it compiles is told apart."""
         torch.set_num_threads(1)
-        options["workers"] = request["cores"]
-        cpu = torch.device("cpu")
-        sampling = Sampling(*args, keep_by_level=False, device=cpu, **options)
+        sampling = Sampling(
+            Setup(*setup, torch.device("cpu")), num, num_paths=num_paths, keep_by_level=False,
+            workers=request["cores"],
+        )  # fmt: skip
         start, answer = time.perf_counter(), dict[str, Any]()
         if request.get("compile"):
             sampling.compile()
@@ -156,11 +163,11 @@ def ours() -> dict[str, Work]:
             for parameter, array in zip(model.parameters(), arrays, strict=True):
                 parameter.copy_(torch.from_numpy(array))
         truth, init = instantiate(config, "dataset"), instantiate(config, "init")
+        sampler = instantiate(config, "sampler")
         chains, answer = run_chains(
-            request, instantiate(config, "sampler"), model, None,
-            lambda num, stream: init(num, truth, 20.0, stream), config["num_samples"],
-            instantiate(config, "schedule").sigmas, truth, num_paths=config["trajectories"],
-            seed=0,
+            request, config["num_samples"], config["trajectories"], sampler,
+            sampler.levels(instantiate(config, "schedule").sigmas), model, None,
+            lambda num, stream: init(num, truth, 20.0, stream), truth, 0,
         )  # fmt: skip
         workers = request["cores"] * memory(resource.RUSAGE_CHILDREN)
         return {**answer, "samples": chains.samples.numpy(), "workers": workers}
@@ -236,9 +243,8 @@ def ours() -> dict[str, Work]:
         )
         init = instantiate(configuration("train", ["init=prior"]), "init")
         chains, answer = run_chains(
-            request, sampler, truth.score, truth.log_prob,
-            lambda num, stream: init(num, truth, SIGMA_MAX, stream), NUM, schedule.sigmas, truth,
-            num_paths=0, seed=request["seed"],
+            request, NUM, 0, sampler, sampler.levels(schedule.sigmas), truth.score, truth.log_prob,
+            lambda num, stream: init(num, truth, SIGMA_MAX, stream), truth, request["seed"],
         )  # fmt: skip
         floor = noise_floor(METRIC, truth, std / 2, NUM, Path(request["folder"], "floors"))
         distance = METRIC.distance(truth, std / 2, NUM)

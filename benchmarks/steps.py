@@ -24,7 +24,7 @@ from ncsn_cli.core.score import Score
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin
 from ncsn_cli.sampling.compiled_langevin import CompiledLangevin
-from ncsn_cli.sampling.run import TILE
+from ncsn_cli.sampling.tile import TILE
 from ncsn_cli.training.state import Training
 
 CASES = {

@@ -7,8 +7,8 @@ which number exposes it. Do not use them for anything else.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-import torch
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -17,7 +17,7 @@ from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.losses import Denoising, Implicit, Perturbed
-from ncsn_cli.samplers import AnnealedLangevin, Level, LogProb
+from ncsn_cli.samplers import AnnealedLangevin, Level, Step
 
 __all__ = [
     "LevelsReversed",
@@ -39,20 +39,13 @@ class NoiseNotAnnealed(AnnealedLangevin):
 
     step_size: PositiveFloat
 
-    def _at_level(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        level: Level,
-        generator: torch.Generator,
-        log_prob: LogProb | None,
-    ) -> Iterator[tuple[Tensor, float | None]]:
-        def drift(x: Tensor, sigma: Tensor) -> Tensor:
-            return level.tau / self.step_size * score(x, sigma)
+    def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
+        """Yield x after each step; the score is scaled up where the noise is not."""
 
-        coldest = level._replace(tau=self.step_size)
-        return super()._at_level(drift, x, sigma, coldest, generator, log_prob)
+        def drift(x: Tensor, sigma: Tensor) -> Tensor:
+            return step.tau / self.step_size * step.score(x, sigma)
+
+        return super().langevin(replace(step, score=drift, tau=self.step_size), x)
 
 
 @dataclass(frozen=True, config=STRICT)

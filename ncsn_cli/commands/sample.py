@@ -44,6 +44,7 @@ from ncsn_cli.commands.resume import (
 )
 from ncsn_cli.commands.score import empirical_score, exact_score, learned_score, load_network
 from ncsn_cli.commands.startup import choose_device, prepare_process
+from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError
 from ncsn_cli.core.scene import Scene
@@ -62,8 +63,9 @@ from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.samplers import Level, LogProb, Sampler
 from ncsn_cli.sampling.chains import Chains
-from ncsn_cli.sampling.compiled_langevin import resolve_compile
+from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
 from ncsn_cli.sampling.run import Sampling, Saved
+from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
@@ -214,10 +216,8 @@ def build(request: Request) -> Job:
     # Decide on compiling, and check that the stopped run had the same request.
     kept = {} if found is None else found.record
     compiles = compile_setting_on_resume(run.compile, kept, "compile")
-    earlier = kept.get("config", {})
-    groups["compile"] = resolve_compile(
-        compiles, score, sampler, plan, run.num_samples, device, earlier
-    )
+    gain = gain_of_compiling(score, sampler, plan, run.num_samples, device)
+    groups["compile"] = resolve_compile(compiles, kept.get("config", {}).get("compile"), *gain)
     effective = {**request.config, **groups}
     config = {k: v for k, v in effective.items() if k not in ("loss", "optimizer", "trainer")}
     identity: Config = {
@@ -229,20 +229,23 @@ def build(request: Request) -> Job:
     if found is not None:
         _check_same_chains(found, identity)
     sigma_max = float(schedule.sigmas[0])
-    sampling = Sampling(
+    setup = Setup(
         sampler,
+        plan,
         score,
         log_prob,
         lambda num, stream: (init(num, dataset, sigma_max, stream).cpu() - truth.origin).to(
             device, torch.float32
         ),
-        run.num_samples,
-        schedule.sigmas,
         truth,
+        run.seed,
+        device,
+    )
+    sampling = Sampling(
+        setup,
+        run.num_samples,
         num_paths=run.trajectories,
         keep_by_level=run.trajectory_metrics,
-        seed=run.seed,
-        device=device,
         workers=_WORKERS if device.type == "cpu" else 1,
         compile=config["compile"],
     )

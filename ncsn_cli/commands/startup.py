@@ -10,7 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from ncsn_cli.commands.job import in_sweep
-from ncsn_cli.core.compiler_cache import keep_compiled_code
+from ncsn_cli.core.compiling import keep_compiled_code
 from ncsn_cli.core.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

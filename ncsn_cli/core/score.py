@@ -5,7 +5,8 @@ Shapes: B points, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,19 +19,54 @@ The exact mixture and the network share this type, so each sampler, metric and p
 """
 
 
-def at_level(score: Score, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return x (B, D) -> ``score(x, sigma)`` for one sigma ().
+class ScoreAtSigma(ABC):
+    """A score at one noise level, for many evaluations without gradients."""
 
-    An evaluation may overwrite the result of the one before. If gradients are off and the score
-    has a method ``at_level(sigma)`` of its own, the function comes from that method.
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return grad_x log p_sigma(x), (B, D), at ``x`` (B, D); units 1/length.
+
+        The next evaluation may overwrite this result.
+        """
+
+    def steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterator[Tensor]:
+        """Yield x (B, D) after each Langevin step x + tau score(x) + sqrt(2 tau) z.
+
+        ``z`` (T, B, D) holds the noise of T steps; ``tau`` () is their size.
+        """
+        for noise in (z * (2 * tau).sqrt()).unbind():
+            x = torch.addcmul(x, self(x), tau).add_(noise)
+            yield x
+
+
+class FunctionAtSigma(ScoreAtSigma):
+    """The score at one noise level that a function x (B, D) -> (B, D) computes."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the function's value."""
+        return self._function(x)
+
+
+class MultilevelScore(ABC):
+    """A ``Score`` that has a faster form at one noise level, ``at(sigma)``."""
+
+    @abstractmethod
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return this score at ``sigma`` (), with the present weights."""
+
+
+def score_at(score: Score, sigma: Tensor) -> ScoreAtSigma:
+    """Return ``score`` at one sigma ().
+
+    The result can be differentiated if gradients are on. If they are off, it is the faster form
+    of a ``MultilevelScore``.
     """
-    for kind in () if torch.is_grad_enabled() else type(score).__mro__:
-        if "at_level" in vars(kind):
-            quick: Callable[[Tensor], Tensor] = vars(kind)["at_level"](score, sigma)
-            return quick
-        if "forward" in vars(kind):  # an inherited ``at_level`` ignores this ``forward``
-            break
-    return lambda x: score(x, sigma)
+    if isinstance(score, MultilevelScore) and not torch.is_grad_enabled():
+        return score.at(sigma)
+    return FunctionAtSigma(lambda x: score(x, sigma))
 
 
 def derivative_along(v: Tensor, score: Score, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,4 @@
-"""The networks.
-
-Each network has ``forward`` for any sigmas. Its ``at_level(sigma)``, for sigma (), returns the
-scores at that sigma as a function of x alone. The scores are those of ``forward`` up to rounding.
-The function is for many evaluations with unchanged weights and without gradients.
-"""
+"""The networks."""
 
 from __future__ import annotations
 
@@ -17,8 +12,9 @@ from pydantic import Field, PositiveFloat, validate_call
 from torch import Tensor, nn
 
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.score import ScoreAtSigma
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.models.one_level import AtLevel, Perceptron, matrix, residual, with_inputs
+from ncsn_cli.models.one_level import Network, Perceptron, matrix, residual, with_inputs
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +32,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Perceptron on x and the raw sigma: s(x, sigma) = f([x, sigma]).
 
     Source: the network of rmsrosa, Random notes, "Multiple denoising score matching", which has
@@ -73,15 +69,15 @@ class MLP(nn.Module):
             x = torch.cat([x, _column(sigma, x)], dim=-1)  # (B, D + 1)
         return self.layers(x)
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x."""
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` () as one matrix per layer."""
         first, *rest = _matrices(self.layers)
         if self.conditional:
             first = with_inputs(first, sigma.to(first).reshape(1))
         return Perceptron([first, *rest], self.activation)
 
 
-class EmbeddingMLP(nn.Module):
+class EmbeddingMLP(Network):
     """Perceptron on x and a learned embedding of sigma: s(x, sigma) = f([x, g(sigma)]).
 
     g is Linear(1, E), activation, Linear(E, E). This is the toy network that notebooks on Song
@@ -112,14 +108,14 @@ class EmbeddingMLP(nn.Module):
         embedded = self.embedding(_column(sigma, x))  # (B, E)
         return self.layers(torch.cat([x, embedded], dim=-1))
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x."""
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` () as one matrix per layer."""
         first, *rest = _matrices(self.layers)
         embedded = self.embedding(sigma.to(first).reshape(1, 1))[0]  # (E,)
         return Perceptron([with_inputs(first, embedded), *rest], self.activation)
 
 
-class NCSNv2MLP(nn.Module):
+class NCSNv2MLP(Network):
     """Perceptron on x alone, divided by sigma: s(x, sigma) = f(x)/sigma.
 
     Source: Song & Ermon (2020), arXiv:2006.09011, section 3.3, Technique 3. The network
@@ -150,8 +146,8 @@ class NCSNv2MLP(nn.Module):
         """Return scores (B, D), units 1/length, at ``x`` (B, D) and ``sigma`` () or (B,), > 0."""
         return self.layers(x) / _positive_column(sigma, x)
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x."""
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` () as one matrix per layer."""
         *layers, last = _matrices(self.layers)
         return Perceptron([*layers, last / _positive_column(sigma, last)], self.activation)
 
@@ -193,9 +189,9 @@ class _ResidualNetwork(nn.Module):
             h = h + outer(self.activation(inner(h) + level(features)))
         return self.exit(h)
 
-    def at_level(
+    def at(
         self, sigma: Tensor, mean: Tensor, scale: Tensor, factor: Tensor, skip: Tensor
-    ) -> AtLevel:
+    ) -> ScoreAtSigma:
         """Return the function x -> factor F((x - mean)/scale, sigma) + skip (x - mean).
 
         x is (B, D) and ``mean`` (D,); the other arguments are single numbers, (1, 1).
@@ -215,7 +211,7 @@ class _ResidualNetwork(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class FourierMLP(nn.Module):
+class FourierMLP(Network):
     """Residual perceptron on x and Fourier features of log sigma: s = F(x/sqrt(1+sigma^2))/sigma.
 
     Source: the conditioning of Song et al. (2021), arXiv:2011.13456, appendix H, applied to a
@@ -244,15 +240,15 @@ class FourierMLP(nn.Module):
         sigma = _positive_column(sigma, x)
         return self.network(x / (1 + sigma**2).sqrt(), sigma) / sigma
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x."""
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` () as one matrix per layer."""
         weight = self.network.entry.weight
         sigma, nothing = _positive_column(sigma, weight), torch.zeros_like(weight[0])
         scale = (1 + sigma**2).sqrt()
-        return self.network.at_level(sigma, nothing, scale, 1 / sigma, 0 * sigma)
+        return self.network.at(sigma, nothing, scale, 1 / sigma, 0 * sigma)
 
 
-class _DataScale(nn.Module):
+class _DataScale(Network):
     """A network that stores the mean and standard deviation of its training data as buffers."""
 
     mean: Tensor
@@ -312,12 +308,12 @@ class PreconditionedMLP(_DataScale):
         total = (sigma**2 + self.sigma_data**2).sqrt()
         return self.sigma_data / (sigma * total) * self.network(x / total, sigma) - x / total**2
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x."""
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` () as one matrix per layer."""
         sigma = _positive_column(sigma, self.mean)
         total = (sigma**2 + self.sigma_data**2).sqrt()
         factor = self.sigma_data / (sigma * total)
-        return self.network.at_level(sigma, self.mean, total, factor, -1 / total**2)
+        return self.network.at(sigma, self.mean, total, factor, -1 / total**2)
 
 
 class EnergyMLP(_DataScale):

@@ -2,7 +2,8 @@
 
 Columns are points and rows are features, with a row of ones below. A layer, including everything
 in it that depends on sigma, is then one matrix [W, b] (outputs, inputs + 1). An evaluation
-multiplies a small matrix by a wide matrix, and overwrites the result of the last evaluation.
+multiplies a small matrix by a wide matrix, and overwrites the result of the last evaluation. It is
+fastest if the transpose of the points is contiguous.
 """
 
 from __future__ import annotations
@@ -10,18 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.core.score import at_level
-
-AtLevel = Callable[[Tensor], Tensor]
-"""``score(x)``: scores (B, D) at points (B, D), fastest if the points' transpose is contiguous.
-
-The next evaluation overwrites the scores.
-"""
+from ncsn_cli.core.score import FunctionAtSigma, MultilevelScore, ScoreAtSigma, score_at
 
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_,
@@ -56,8 +52,30 @@ class _Columns:
         self.points = self.features.mT
 
 
-class Perceptron:
-    """A perceptron at one level, an ``AtLevel``, whose layers are the matrices ``layers``."""
+class Network(MultilevelScore, nn.Module):
+    """A score network: ``forward`` for any sigmas, and a faster form ``at`` one sigma.
+
+    The scores of both are the same up to rounding. A subclass that replaces ``forward`` alone
+    gets the generic ``at``, because the inherited one would not call the new ``forward``.
+    """
+
+    _forward_of_at: ClassVar[Any] = nn.Module.forward
+
+    def __init_subclass__(cls) -> None:
+        """Give a subclass that replaces ``forward`` alone the generic ``at``."""
+        super().__init_subclass__()
+        if "at" in vars(cls):
+            cls._forward_of_at = cls.forward
+        elif cls.forward is not cls._forward_of_at:
+            cls.at = Network.at  # type: ignore[method-assign]
+
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` (), with the present weights and without gradients."""
+        return FunctionAtSigma(lambda x: self(x, sigma))
+
+
+class Perceptron(ScoreAtSigma):
+    """A perceptron at one level, whose layers are the matrices ``layers``."""
 
     def __init__(self, layers: list[Tensor], activation: nn.Module) -> None:
         self.layers, self.activation = layers, activation
@@ -103,7 +121,7 @@ def residual(
     activation: nn.Module,
     mean: Tensor,
     skip: Tensor,
-) -> AtLevel:
+) -> ScoreAtSigma:
     """Return the function x -> leave(h) + skip (x - mean) of a residual network.
 
         h = entry(x - mean),   h <- h + outer(activation(inner(h))) for each block
@@ -128,10 +146,10 @@ def residual(
         torch.mm(leave, h.all, out=scores.features)
         return scores.points.add_(inputs.points, alpha=slope)
 
-    return score
+    return FunctionAtSigma(score)
 
 
-class Recentred(nn.Module):
+class Recentred(Network):
     """A network for data units, in coordinates around ``origin``: y -> network(y + origin, sigma).
 
     Args:
@@ -149,13 +167,13 @@ class Recentred(nn.Module):
         scores: Tensor = self.network(x + self.get_buffer("origin").to(x), sigma)
         return scores
 
-    def at_level(self, sigma: Tensor) -> AtLevel:
-        """Return ``forward`` at ``sigma`` () as a function of x, a ``Perceptron`` if possible."""
-        here = at_level(self.network, sigma)
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
+        """Return ``forward`` at ``sigma`` (), as a ``Perceptron`` if possible."""
+        here = score_at(self.network, sigma)
         origin = self.get_buffer("origin")
         if not isinstance(here, Perceptron):
             offset = origin.to(sigma)
-            return lambda x: here(x + offset)
+            return FunctionAtSigma(lambda x: here(x + offset))
         first, *rest = here.layers
         exact = first.cpu().double()
         exact[:, -1] += exact[:, :-1] @ origin.cpu()

@@ -11,11 +11,10 @@ stationary variance is sigma^2 / (1 - eta/2).
 
 from ncsn_cli.samplers.base import Level as Level
 from ncsn_cli.samplers.base import LogProb as LogProb
+from ncsn_cli.samplers.base import Memory as Memory
 from ncsn_cli.samplers.base import Sampler as Sampler
 from ncsn_cli.samplers.base import State as State
-from ncsn_cli.samplers.base import Steps as Steps
-from ncsn_cli.samplers.base import langevin_steps as langevin_steps
-from ncsn_cli.samplers.base import steps_with as steps_with
+from ncsn_cli.samplers.base import Step as Step
 from ncsn_cli.samplers.diffusion import (
     ConsistentAnnealed,
     PredictorCorrector,

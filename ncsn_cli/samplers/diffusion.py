@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.samplers.base import Level, Sampler, Step, standard_normal
+from ncsn_cli.samplers.base import Level, Memory, Sampler, Step
 
 _LONGEST = 1.25  # max ratio of a step to the step before, for extrapolating a parabola
 
@@ -47,16 +44,11 @@ class ReverseDiffusion(_Descent):
     Source: Song et al. (2021), arXiv:2011.13456, eq. 46 and appendix E ("reverse diffusion").
     """
 
-    def _to_next(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        next_sigma: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        change = sigma**2 - next_sigma**2
-        return x + change * score(x, sigma) + change.sqrt() * standard_normal(x, generator)
+    def step_down(self, step: Step, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Return x after an Euler-Maruyama step."""
+        change = step.sigma**2 - step.next_sigma**2
+        noise = change.sqrt() * step.noise_like(x)
+        return x + change * step.score(x, step.sigma) + noise, memory
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,73 +105,49 @@ class ProbabilityFlow(_Descent):
 
     solver: Literal["euler", "heun", "multistep"]
 
-    @property
-    def remembers(self) -> bool:
-        """Whether a step depends on more than the previous state."""
-        return self.solver == "multistep"
-
-    def _descent(self) -> Step:
+    def step_down(self, step: Step, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Return x after one step of the solver, and the posterior means for the next step."""
         if self.solver == "multistep":
-            return partial(self._multistep, [])
-        return self._to_next
+            return self._multistep(step, x, memory)
+        change = step.next_sigma - step.sigma
+        slope = -step.sigma * step.score(x, step.sigma)
+        euler = x + change * slope
+        if self.solver == "euler":
+            return euler, memory
+        slope_there = -step.next_sigma * step.score(euler, step.next_sigma)
+        return x + change * (slope + slope_there) / 2, memory
 
-    def _multistep(
-        self,
-        past: list[tuple[float, Tensor]],
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        next_sigma: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return x after one step, and update ``past``.
+    def _multistep(self, step: Step, x: Tensor, past: Memory) -> tuple[Tensor, Memory]:
+        """Return x after one step, and the posterior means that the next step uses.
 
-        ``past`` holds log sigma and the posterior mean of previous steps, the newest first. It is
+        ``past`` holds the posterior means (B, D) of the levels before, the newest first. It is
         empty at the first step. It has one entry if the previous step used no slope, in which case
         this step adds the missing part. Otherwise it has two entries.
         """
-        log_sigma = math.log(sigma)
-        h = log_sigma - math.log(next_sigma)
+        log_sigma = math.log(step.sigma)
+        h = log_sigma - math.log(step.next_sigma)
         r = math.exp(-h)
         # Integrals of exp(u - h) u^j over the step, j = 0, 1, 2.
         phi_0 = 1 - r
         phi_1 = h - phi_0
         phi_2 = h**2 - 2 * phi_1
-        mean = x + sigma**2 * score(x, sigma)  # (B, D)
+        mean = x + step.sigma**2 * step.score(x, step.sigma)  # (B, D)
         if not past:
-            past.append((log_sigma, mean))
-            return r * x + phi_0 * mean
+            return r * x + phi_0 * mean, (mean,)
         # Newton's form of the polynomial through u = 0, -a, -b.
-        a = past[0][0] - log_sigma
-        slope = (mean - past[0][1]) / a
+        a = math.log(step.sigmas[step.index - 1]) - log_sigma
+        slope = (mean - past[0]) / a
         if len(past) == 1:
             x = x + (a - (1 - math.exp(-a))) * slope
-        step = r * x + phi_0 * mean
+        moved = r * x + phi_0 * mean
         if h > _LONGEST * a:
-            past[:] = [(log_sigma, mean)]
-            return step
-        step = step + phi_1 * slope
+            return moved, (mean,)
+        moved = moved + phi_1 * slope
         if len(past) == 2:
-            b = past[1][0] - log_sigma
-            earlier_slope = (past[0][1] - past[1][1]) / (b - a)
-            step = step + (phi_2 + a * phi_1) * (slope - earlier_slope) / b
-        past[:] = [(log_sigma, mean), past[0]]
-        return step
-
-    def _to_next(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        next_sigma: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        step = next_sigma - sigma
-        slope = -sigma * score(x, sigma)
-        euler = x + step * slope
-        if self.solver == "euler":
-            return euler
-        return x + step * (slope - next_sigma * score(euler, next_sigma)) / 2
+            b = math.log(step.sigmas[step.index - 2]) - log_sigma
+            earlier_slope = (past[0] - past[1]) / (b - a)
+            moved = moved + (phi_2 + a * phi_1) * (slope - earlier_slope) / b
+        return moved, (mean, past[0])
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -225,15 +193,10 @@ class ConsistentAnnealed(_Descent):
     def _eta(self, ratio: Tensor) -> float:
         return float(1 - ratio**2) if self.eta == "auto" else self.eta
 
-    def _to_next(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        next_sigma: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def step_down(self, step: Step, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Return x after the level's one step."""
+        sigma, next_sigma = step.sigma, step.next_sigma
         eta = self._eta(next_sigma / sigma)
         variance = next_sigma**2 - ((1 - eta) * sigma) ** 2
-        noise = variance.clamp(min=0).sqrt() * standard_normal(x, generator)
-        return x + eta * sigma**2 * score(x, sigma) + noise
+        noise = variance.clamp(min=0).sqrt() * step.noise_like(x)
+        return x + eta * sigma**2 * step.score(x, sigma) + noise, memory

@@ -12,9 +12,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.samplers.base import Level, LogProb, Sampler, standard_normal
+from ncsn_cli.samplers.base import Level, Sampler, Step
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -94,25 +93,19 @@ class AnnealedMALA(AnnealedLangevin):
 
     needs_log_prob: ClassVar[bool] = True
 
-    def _at_level(
-        self,
-        score: Score,
-        x: Tensor,
-        sigma: Tensor,
-        level: Level,
-        generator: torch.Generator,
-        log_prob: LogProb | None,
-    ) -> Iterator[tuple[Tensor, float | None]]:
-        assert log_prob is not None
-        drift, log_density = level.tau * score(x, sigma), log_prob(x, sigma)  # (B, D), (B,)
-        for _ in range(level.steps):
-            z = standard_normal(x, generator)
-            y = x + drift + math.sqrt(2 * level.tau) * z
-            drift_back, log_density_there = level.tau * score(y, sigma), log_prob(y, sigma)
+    def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
+        """Yield x and the share of accepted proposals after each Langevin step at one level."""
+        assert step.log_prob is not None
+        sigma, tau = step.sigma, step.tau
+        drift, log_density = tau * step.score(x, sigma), step.log_prob(x, sigma)  # (B, D), (B,)
+        for _ in range(step.num):
+            z = step.noise_like(x)
+            y = x + drift + math.sqrt(2 * tau) * z
+            drift_back, log_density_there = tau * step.score(y, sigma), step.log_prob(y, sigma)
             log_forward = -z.square().sum(-1) / 2  # log q(y | x), without its constant
-            log_back = -(x - y - drift_back).square().sum(-1) / (4 * level.tau)
+            log_back = -(x - y - drift_back).square().sum(-1) / (4 * tau)
             log_ratio = log_density_there + log_back - log_density - log_forward  # (B,)
-            u = torch.rand(log_ratio.shape, generator=generator, device=x.device, dtype=x.dtype)
+            u = torch.empty_like(log_ratio).uniform_(generator=step.generator)
             accepted = u.log() < log_ratio
             x = torch.where(accepted[:, None], y, x)
             drift = torch.where(accepted[:, None], drift_back, drift)

@@ -4,49 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.core.compiler_cache import prepare_compiling
-from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.core.score import Score, at_level
+from ncsn_cli.core.compiling import prepare_compiling
+from ncsn_cli.core.score import FunctionAtSigma, MultilevelScore, Score, ScoreAtSigma, score_at
 from ncsn_cli.models.one_level import Perceptron, one_hidden_layer
-from ncsn_cli.samplers import Level, Sampler, langevin_steps
+from ncsn_cli.samplers import Level, Sampler
 
 # Each step of a call has its own code, which takes a second to compile. The call itself costs as
 # much as one step.
 _STEPS_A_CALL = 8
-_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
 _PLAIN, _COMPILED = 0.6e-9, 0.3e-9  # seconds per step of a chain and per hidden unit
 
 
 @torch.no_grad()
-def resolve_compile(
-    setting: bool | Literal["auto"],
-    score: Score,
-    sampler: Sampler,
-    plan: list[Level],
-    num: int,
-    device: torch.device,
-    earlier: dict[str, Any],
-) -> bool:
-    """Return whether to compile the Langevin steps of ``num`` chains down the levels of ``plan``.
+def gain_of_compiling(
+    score: Score, sampler: Sampler, plan: list[Level], num: int, device: torch.device
+) -> tuple[str | None, float]:
+    """Return why compiling would gain nothing, or None, and the seconds that it would save.
 
-    Compiling changes the last bits of samples, so ``auto`` depends on sizes alone, not on the
-    machine. Its numbers were measured by benchmarks/steps.py (docs/performance.md). ``auto`` is
-    what an ``earlier`` part of the run had; otherwise it is true on the CPU where compiling saves
-    more than 15 seconds of one thread.
-
-    Raises:
-        ConfigError: If ``setting`` is true and compiling would gain nothing.
+    ``num`` chains go down the levels of ``plan``. The seconds are those of one thread of a CPU, as
+    benchmarks/steps.py measured them (docs/performance.md); on a GPU nothing is saved.
     """
-    before = earlier.get("compile")
-    if setting == "auto" and isinstance(before, bool):
-        return before
-    here = at_level(score, torch.ones((), device=device))
+    here = score_at(score, torch.ones((), device=device))
     if (
         sampler.needs_log_prob
         or not any(level.steps for level in plan)
@@ -55,27 +39,22 @@ def resolve_compile(
         or len(here.layers) != 2
         or len(here.layers[1]) > 2
     ):
-        if setting is True:
-            raise ConfigError(
-                "compile: true needs a network of one hidden layer of relu (model=mlp,"
-                " embedding_mlp or ncsnv2_mlp) in 1D or 2D and a sampler with Langevin steps;"
-                " set auto or false"
-            )
-        return False
-    if setting != "auto":
-        return setting
-    saved = sum(
+        return (
+            "compile: true needs a network of one hidden layer of relu (model=mlp, embedding_mlp"
+            " or ncsnv2_mlp) in 1D or 2D and a sampler with Langevin steps; set auto or false"
+        ), 0.0
+    per_unit = sum(
         _PLAIN * level.steps - _COMPILED * _STEPS_A_CALL * -(-level.steps // _STEPS_A_CALL)
         for level in plan
     )
-    return device.type == "cpu" and num * len(here.layers[0]) * saved > _SECONDS_TO_COMPILE
+    return None, num * len(here.layers[0]) * per_unit if device.type == "cpu" else 0.0
 
 
-class CompiledLangevin:
-    """A score with compiled ``langevin_steps``; all levels share the same code.
+class CompiledLangevin(MultilevelScore):
+    """A score with compiled Langevin steps; all levels share the same code.
 
     Args:
-        score: A network for which ``resolve_compile`` may return true.
+        score: A network for which ``gain_of_compiling`` finds no obstacle.
         x: Points (B, D), as an example of their shape.
 
     Raises:
@@ -92,8 +71,8 @@ class CompiledLangevin:
         network = self._network(one)
 
         def steps(x: Tensor, z: Tensor, tau: Tensor, *layers: Tensor) -> Tensor:
-            here = partial(one_hidden_layer, layers, network.activation)
-            return torch.stack([state.mT for state in langevin_steps(here, x.mT, z.mT, tau)])
+            here = FunctionAtSigma(partial(one_hidden_layer, layers, network.activation))
+            return torch.stack([state.mT for state in here.steps(x.mT, z.mT, tau)])
 
         z = x.new_zeros(_STEPS_A_CALL, *x.mT.shape)
         inputs: list[Any] = [x.mT, z, one, *network.layers]
@@ -106,17 +85,17 @@ class CompiledLangevin:
         """Return the scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
         return self._score(x, sigma)
 
-    def at_level(self, sigma: Tensor) -> _CompiledAtLevel:
+    def at(self, sigma: Tensor) -> ScoreAtSigma:
         """Return the score at ``sigma`` ()."""
-        return _CompiledAtLevel(self._network(sigma), self._steps)
+        return _CompiledAtSigma(self._network(sigma), self._steps)
 
     def _network(self, sigma: Tensor) -> Perceptron:
-        here = at_level(self._score, sigma)
+        here = score_at(self._score, sigma)
         assert isinstance(here, Perceptron)
         return here
 
 
-class _CompiledAtLevel:
+class _CompiledAtSigma(ScoreAtSigma):
     """A network at one level, with compiled Langevin steps."""
 
     def __init__(self, network: Perceptron, steps: Callable[..., Tensor]) -> None:
@@ -125,8 +104,8 @@ class _CompiledAtLevel:
     def __call__(self, x: Tensor) -> Tensor:
         return self._network(x)
 
-    def langevin_steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterator[Tensor]:
-        """Yield the state after each step; see ``samplers.langevin_steps``."""
+    def steps(self, x: Tensor, z: Tensor, tau: Tensor) -> Iterator[Tensor]:
+        """Yield the state after each step; see ``ScoreAtSigma``."""
         columns = x.mT.contiguous()
         for some in z.mT.split(_STEPS_A_CALL):  # (T, D, B)
             num = len(some)

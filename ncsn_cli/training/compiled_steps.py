@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_cli.core.compiler_cache import prepare_compiling
+from ncsn_cli.core.compiling import prepare_compiling
 from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
 

@@ -44,10 +44,12 @@ def fit(
         while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.
             if training.is_to_compile:
-                save()  # first: if a signal ends compiling, torch may be unable to save
+                save()  # compiling takes half a minute
                 saved = training.step
-                requests.end(training.compile)
-                if training.compiling_failed and not requests:  # no signal broke it off
+                training.compile()
+                if (
+                    training.compiling_failed and not requests
+                ):  # a signal may end the compiler, too
                     save()  # record that the steps are plain from here on
                 continue
             # Advance to the next step after which something is written.

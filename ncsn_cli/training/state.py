@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import repeat
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from ncsn_cli.core.compiling import compile_or_stay_plain
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import ConfigError, DivergedError, one_line
+from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
@@ -139,29 +139,20 @@ class Training:
         """Compile the steps if possible; otherwise record so in ``trainer`` and in the log."""
         from ncsn_cli.training.compiled_steps import CompiledSteps  # takes a second to import
 
-        start, state = time.monotonic(), self.generator.get_state()
-        log.info("trainer.compile: compiling the steps")
+        state = self.generator.get_state()
         batches, draws = self._draw(range(self.step, self.step + 1))
         self.generator.set_state(state)
-        try:
-            compiled = CompiledSteps(
+        self._compiled = compile_or_stay_plain(
+            lambda: CompiledSteps(
                 self.model, self.optimizer, self._average, self.loss, self.sigmas,
                 self.dataset.score, self.trainer.grad_clip, batches[0], draws[0],
-            )  # fmt: skip
-        except Exception as error:  # torch raises many kinds, and plain steps always work
+            ),
+            "trainer.compile",
+            has_earlier_steps=self.step > 1,  # every step after the first was compiled
+        )  # fmt: skip
+        if self._compiled is None:
             self.compiling_failed = True
             self.trainer = replace(self.trainer, compile=False)
-            what = "the steps stay plain"
-            if self.step > 1:  # resumed: every step after the first was compiled
-                what = (
-                    "the steps are plain from here on; those before were compiled, so the last"
-                    " bits of this run will differ from those of an undisturbed one"
-                )
-            log.warning("trainer.compile: %s; %s", one_line(str(error)), what)
-        else:
-            self._compiled = compiled
-            seconds = time.monotonic() - start
-            log.info("trainer.compile: %.1f s, up to %d steps per call", seconds, compiled.most)
         self._is_to_compile = False
 
     def _advance_compiled(self, compiled: CompiledSteps, most: int) -> float | None:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.settings import STRICT, Count
 
 
@@ -64,8 +64,6 @@ class Trainer:
 
 _OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``resolve_auto``
 
-_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
-
 _SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds that compiling saves
 
 
@@ -87,19 +85,18 @@ def resolve_auto(
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.
     """
-    can_compile = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
-    if trainer.compile is True and not can_compile:
-        raise ConfigError("trainer.compile: true needs optimizer=adam or adamw; set auto or false")
     outputs = points * max(weight.shape[0] for weight in model.parameters())
-    threads, compiled = trainer.threads, trainer.compile
+    threads = trainer.threads
     if threads == "auto":
         before = earlier.get("threads")
         by_rule = 2 if outputs >= _OUTPUTS_FOR_TWO_THREADS else 1
         threads = before if isinstance(before, int) else by_rule
-    if compiled == "auto":
-        before = earlier.get("compile")
-        saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
-        limit = trainer.max_seconds or math.inf
-        pays = can_compile and min(saved, limit / 2) > _SECONDS_TO_COMPILE
-        compiled = before if isinstance(before, bool) else pays
+    obstacle = None
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        obstacle = "trainer.compile: true needs optimizer=adam or adamw; set auto or false"
+    saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
+    limit = (trainer.max_seconds or math.inf) / 2
+    compiled = resolve_compile(
+        trainer.compile, earlier.get("compile"), obstacle, min(saved, limit)
+    )
     return replace(trainer, threads=threads, compile=compiled)

@@ -165,7 +165,7 @@ def test_the_predicted_widths_are_those_of_the_chains(std):
     dataset = GaussianMixture(weights=[1.0], means=[0.0], stds=std)
     sampler = AnnealedLangevin(step_size=0.01, steps_per_level=4, denoise=False)
     x = dataset.sample(num, sigma=3.0, generator=stream())
-    chain = list(sampler.chain(dataset.score, x, sigmas, generator=stream(1)))
+    chain = list(sampler.chain(dataset.score, x, sampler.levels(sigmas), generator=stream(1)))
     predicted = predicted_stds(sampler.levels(sigmas), std)
     for state, expected in zip(chain[3::4], predicted, strict=True):
         assert_variance(state.x[:, 0], expected**2)

@@ -8,20 +8,23 @@ import numpy as np
 import torch
 
 from ncsn_cli.sampling.run import Sampling
+from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import two_modes_1d
 
 
-def sampling(sampler, num_levels=5, num=30, **changed):
+def sampling(sampler, num_levels=5, num=30, score=None, **changed):
     dataset, sigmas = two_modes_1d(), Geometric(10.0, 0.1, num_levels).sigmas
-    settings = {"num_paths": 4, "keep_by_level": True, "seed": 0, "device": torch.device("cpu")}
+    settings = {"num_paths": 4, "keep_by_level": True}
 
     def init(num, generator):
         return dataset.sample(num, sigma=10.0, generator=generator)
 
-    return Sampling(
-        sampler, dataset.score, dataset.log_prob, init, num, sigmas, dataset, **settings | changed
-    )
+    setup = Setup(
+        sampler, sampler.levels(sigmas), score or dataset.score, dataset.log_prob, init, dataset,
+        seed=0, device=torch.device("cpu"),
+    )  # fmt: skip
+    return Sampling(setup, num, **settings | changed)
 
 
 def arrays(chains):

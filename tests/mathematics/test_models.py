@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.core.score import at_level
+from ncsn_cli.core.score import FunctionAtSigma, score_at
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
 from ncsn_cli.models.one_level import Perceptron, Recentred
 from tests.helpers.problems import correlated_2d, shaken, stream
@@ -60,7 +60,7 @@ def test_at_one_level_scores_are_the_same_but_for_rounding(dim, activation, dtyp
             parameter.data.abs_()
         for sigma in torch.tensor([0.01, 0.5, 20.0], dtype=dtype, device=device):
             with torch.no_grad():
-                quick = network.at_level(sigma)
+                quick = network.at(sigma)
                 for num in (9, 40, 9):
                     x = 3 * torch.randn(num, dim, generator=random).to(device, dtype)
                     expected, terms = network(x, sigma), positive(x.abs(), sigma).abs().max()
@@ -72,14 +72,26 @@ def test_at_one_level_scores_are_the_same_but_for_rounding(dim, activation, dtyp
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_not_passed_over():
-    class Doubled(MLP):
+    class Doubling:
         def forward(self, x, sigma):
             return 2 * super().forward(x, sigma)
 
-    network = Doubled(2, hidden=[8], activation="relu", conditional=True)
+    class Doubled(Doubling, MLP):
+        pass
+
+    class Again(Doubled):
+        def forward(self, x, sigma):
+            return 2 * super().forward(x, sigma)
+
+    class Fast(Again):
+        def at(self, sigma):
+            return FunctionAtSigma(lambda x: self(x, sigma))
+
     x, sigma = torch.randn(7, 2), torch.tensor(0.5)
-    with torch.no_grad():
-        assert torch.equal(at_level(network, sigma)(x), network(x, sigma))
+    for kind in (Doubled, Again, Fast):
+        network = kind(2, hidden=[8], activation="relu", conditional=True)
+        with torch.no_grad():
+            assert torch.equal(score_at(network, sigma)(x), network(x, sigma))
 
 
 def test_conditional_networks_see_sigma_and_others_do_not():
@@ -176,6 +188,6 @@ def test_a_network_in_coordinates_around_a_point_is_the_same_network():
         # Float32 rounds sums of numbers as large as 100 by 1e-5; a network may enlarge that.
         near = {"rtol": 1e-3, "atol": 1e-3 * float(expected.abs().max())}
         torch.testing.assert_close(moved(y, sigma), expected, **near)
-        torch.testing.assert_close(at_level(moved, sigma)(y), expected, **near)
+        torch.testing.assert_close(score_at(moved, sigma)(y), expected, **near)
         is_perceptron = isinstance(network, MLP | EmbeddingMLP | NCSNv2MLP)
-        assert isinstance(at_level(moved, sigma), Perceptron) == is_perceptron
+        assert isinstance(score_at(moved, sigma), Perceptron) == is_perceptron

@@ -1,4 +1,5 @@
 import math
+from bisect import bisect_left
 
 import numpy as np
 import pytest
@@ -172,9 +173,12 @@ def test_mean_and_variance_follow_their_recursion_at_every_step(name):
         shrink, noise = law_of(move, lambda u, sigma: -u / (s**2 + sigma**2), 1.0)
         mean, variance = 1 + shrink * (mean - 1), shrink**2 * variance + noise
         expected.append((mean, variance))
-    states = list(sampler.chain(dataset.score, x, LEVELS, generator=stream(5)))
+    states = list(sampler.chain(dataset.score, x, sampler.levels(LEVELS), generator=stream(5)))
     assert len(states) == len(expected)
-    assert [state.level for state in states] == sampler.levels_of_states(LEVELS)
+    ends = sampler.ends(sampler.levels(LEVELS))
+    assert [state.level for state in states] == [
+        bisect_left(ends, step) for step in range(1, len(states) + 1)
+    ]
     for state, (mean, variance) in zip(states, expected, strict=True):
         # x itself has the sample moments of its 100 000 starts, within the same errors.
         assert_mean(state.x[:, 0], mean, standard_errors=6)
@@ -248,7 +252,11 @@ def test_mala_leaves_p_sigma_invariant_where_unadjusted_steps_do_not(device):
     sampler = AnnealedMALA(step_size=1.0, steps_per_level=10, denoise=False)
     states = list(
         sampler.chain(
-            dataset.score, x, sigmas, generator=stream(25, device), log_prob=dataset.log_prob
+            dataset.score,
+            x,
+            sampler.levels(sigmas),
+            generator=stream(25, device),
+            log_prob=dataset.log_prob,
         )
     )
     law = states[-1].x[:, 0].cpu()
@@ -314,7 +322,9 @@ def test_plain_annealing_overshoots_on_a_point_where_the_consistent_one_does_not
     x = plain(dataset.score, start, sigmas, generator=stream(30))
     assert float(x.std() / 0.01) == pytest.approx(overshoot, abs=5 / math.sqrt(2 * num) + 0.001)
     consistent = ConsistentAnnealed(eta=step_size / 0.01**2, denoise=False)
-    for state in consistent.chain(dataset.score, start, sigmas, generator=stream(31)):
+    for state in consistent.chain(
+        dataset.score, start, consistent.levels(sigmas), generator=stream(31)
+    ):
         assert_variance(state.x[:, 0], state.sigma**2)
 
 
@@ -363,7 +373,8 @@ def test_langevin_stays_at_the_smallest_level():
 
 def test_chain_names_the_level_of_every_state():
     sampler = ConstantStepLangevin(step_size=0.1, steps_per_level=2, denoise=False)
-    chain = sampler.chain(gaussian(1.0).score, torch.zeros(1, 1), LEVELS, generator=stream())
+    plan = sampler.levels(LEVELS)
+    chain = sampler.chain(gaussian(1.0).score, torch.zeros(1, 1), plan, generator=stream())
     assert [state.level for state in chain] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 

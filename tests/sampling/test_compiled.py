@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.errors import ConfigError, InterruptedRun
-from ncsn_cli.core.score import at_level
+from ncsn_cli.core.score import score_at
 from ncsn_cli.models import MLP, EmbeddingMLP, FourierMLP, NCSNv2MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Level, ProbabilityFlow
-from ncsn_cli.sampling.compiled_langevin import CompiledLangevin, resolve_compile
-from ncsn_cli.sampling.run import TILE
+from ncsn_cli.sampling.compiled_langevin import CompiledLangevin, gain_of_compiling
+from ncsn_cli.sampling.tile import TILE
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, stream
 from tests.helpers.sampling import ask_to_stop, assert_same, sampling
@@ -54,8 +55,8 @@ def assert_langevin(network, compiled, x, num):
         parameter.data.abs_()
     for sigma, tau in ((0.1, 1e-3), (5.0, 0.2)):
         z = torch.randn(num, *x.mT.shape, generator=stream(1)).mT  # (T, B, D)
-        here = compiled.at_level(torch.tensor(sigma))
-        states = list(here.langevin_steps(x, z, torch.tensor(tau)))
+        here = compiled.at(torch.tensor(sigma))
+        states = list(here.steps(x, z, torch.tensor(tau)))
         assert len(states) == num
         before = x
         for after, draw in zip(states, z.double(), strict=True):
@@ -78,7 +79,7 @@ def test_traced_steps_are_langevins(dim, num, untranslated):
             compiled = CompiledLangevin(network, x)
             sigma = torch.tensor(0.3)
             assert torch.equal(compiled(x, sigma), network(x, sigma))
-            assert torch.equal(compiled.at_level(sigma)(x), at_level(network, sigma)(x))
+            assert torch.equal(compiled.at(sigma)(x), score_at(network, sigma)(x))
         assert_langevin(network, compiled, x, num)
 
 
@@ -100,9 +101,7 @@ SAMPLER = AnnealedLangevin(step_size=1e-6, steps_per_level=11, denoise=True)
 
 def chains(score, **changed):
     """Four tiles at 5 levels, with a score of their own."""
-    several = sampling(SAMPLER, num=150, **changed)
-    several._score = score
-    return several
+    return sampling(SAMPLER, num=150, score=score, **changed)
 
 
 @pytest.fixture
@@ -132,14 +131,16 @@ def test_chains_by_compiled_steps_are_the_networks(translated, small_tiles, monk
     torch.testing.assert_close(one.samples, plain.samples, rtol=0, atol=limit)
 
 
-def test_chains_are_saved_before_and_a_signal_ends_compiling(small_tiles, monkeypatch):
+def test_chains_are_saved_before_compiling_and_a_signal_ends_the_run_after_it(
+    small_tiles, monkeypatch
+):
     network = shaken(MLP(1, hidden=[WIDTH], activation="relu", conditional=True))
     whole, states = chains(network).run(), []
 
     def compiling(score, x):
         assert len(states) == 1
         ask_to_stop()
-        raise AssertionError("it went on")
+        return score
 
     monkeypatch.setattr("ncsn_cli.sampling.run.CompiledLangevin", compiling)
     with pytest.raises(InterruptedRun, match="between tiles"):
@@ -168,8 +169,8 @@ def settled(setting="auto", *, width=128, steps=1000, levels=100, num=5000, **ch
     sampler = changed.get("sampler", SAMPLER)
     plan = [Level(1.0, 0.01, steps)] * levels
     device = torch.device(changed.get("device", "cpu"))
-    earlier = changed.get("earlier", {})
-    return resolve_compile(setting, score.to(device), sampler, plan, num, device, earlier)
+    gain = gain_of_compiling(score.to(device), sampler, plan, num, device)
+    return resolve_compile(setting, changed.get("earlier"), *gain)
 
 
 def test_the_rule_knows_sizes_alone():
@@ -182,9 +183,9 @@ def test_the_rule_knows_sizes_alone():
     assert not settled(device="meta")
     for setting in (True, False):
         assert settled(setting, num=1) is setting
-        assert settled(earlier={"compile": setting}) is setting
-        assert settled(setting, earlier={"compile": not setting}) is setting
-    assert settled(earlier={"compile": None})
+        assert settled(earlier=setting) is setting
+        assert settled(setting, earlier=not setting) is setting
+    assert settled(earlier=None)
 
 
 @pytest.mark.parametrize(

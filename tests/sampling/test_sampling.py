@@ -13,7 +13,7 @@ import torch
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.models import MLP
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
-from ncsn_cli.sampling.run import TILE
+from ncsn_cli.sampling.tile import TILE, run_tile
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, two_modes_1d
 from tests.helpers.sampling import ask_to_stop, assert_same, sampling
@@ -91,11 +91,9 @@ def test_chains_do_not_depend_on_how_many_workers_run_them(sampler, monkeypatch)
 def test_a_networks_chains_do_not_depend_on_how_many_workers_run_them(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 100)
     network = shaken(MLP(1, hidden=[33], activation="relu", conditional=True))
-    found = []
-    for workers in (1, 3):
-        several = sampling(ANNEALED, num=450, workers=workers)
-        several._score = network
-        found.append(several.run())
+    found = [
+        sampling(ANNEALED, num=450, score=network, workers=workers).run() for workers in (1, 3)
+    ]
     assert_same(*found)
     assert found[0].score_evaluations == 15
 
@@ -104,16 +102,16 @@ def test_a_networks_chains_do_not_depend_on_how_many_workers_run_them(monkeypatc
 @pytest.mark.parametrize("sampler", slow_but([ANNEALED, MALA, MULTISTEP], 0))
 def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.tile._SECONDS_BETWEEN_NEWS", 0.0)
     whole = sampling(sampler, num=70)
     undisturbed = whole.run()
     assert_same(sampling(sampler, num=70).run(saved=whole.finished()), undisturbed)
-    steps, process = len(sampler.levels_of_states(Geometric(10.0, 0.1, 5).sigmas)), os.getpid()
+    steps = sampler.ends(sampler.levels(Geometric(10.0, 0.1, 5).sigmas))[-1]
+    process = os.getpid()
     have_begun = 0
     # Each worker runs one of the 5 tiles at least, and counts for itself.
     for stop in range(1, 5 * steps, 4) if workers == 1 else range(1, steps, 2):
-        stopped, states = sampling(sampler, num=70, workers=workers), []
-        evaluated, once = 0, multiprocessing.Lock()
+        states, evaluated, once = [], 0, multiprocessing.Lock()
 
         def score(x, sigma, stop=stop, once=once):
             nonlocal evaluated
@@ -122,9 +120,8 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
                 ask_to_stop(process)
             return two_modes_1d().score(x, sigma)
 
-        stopped._score = score
         with pytest.raises(InterruptedRun) as interruption:
-            stopped.run(states.append)
+            sampling(sampler, num=70, score=score, workers=workers).run(states.append)
         assert interruption.value.exit_code == 143
         (state,) = states
         have_begun += len(state[1]["tiles"])
@@ -136,13 +133,12 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
 
 def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
-    stopped, states, process = sampling(MALA, num=70, workers=2), [], os.getpid()
-    run_tile, slow, evaluated = stopped._run_tile, False, 0
+    monkeypatch.setattr("ncsn_cli.sampling.tile._SECONDS_BETWEEN_NEWS", 0.0)
+    states, process, slow, evaluated = [], os.getpid(), False, 0
 
-    def first_is_slow(number, begun):
+    def first_is_slow(setup, recording, number, resume_point):
         nonlocal slow
-        for told in run_tile(number, begun):
+        for told in run_tile(setup, recording, number, resume_point):
             yield told
             slow = number == 0
 
@@ -155,9 +151,10 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
             ask_to_stop(process)
         return two_modes_1d().score(x, sigma)
 
-    stopped._run_tile, stopped._score = first_is_slow, score
-    with pytest.raises(InterruptedRun, match="at level 1 of 5, tile 1 of 5"):
-        stopped.run(states.append)
+    with monkeypatch.context() as changed:
+        changed.setattr("ncsn_cli.sampling.run.run_tile", first_is_slow)
+        with pytest.raises(InterruptedRun, match="at level 1 of 5, tile 1 of 5"):
+            sampling(MALA, num=70, score=score, workers=2).run(states.append)
     ((tensors, record),) = states
     assert tensors["finished"].tolist() == [False, True, True, False, False]
     assert [place[0] for place in record["tiles"]] == [0, 3]
@@ -168,16 +165,15 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
 def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_SAVES", 0.0)
-    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.tile._SECONDS_BETWEEN_NEWS", 0.0)
 
     def score(x, sigma):
         time.sleep(0.001)
         return two_modes_1d().score(x, sigma)
 
     for sampler in (ANNEALED, MALA):
-        several, states = sampling(sampler, num=70, workers=2), []
-        several._score = score
-        whole = several.run(states.append)
+        states = []
+        whole = sampling(sampler, num=70, score=score, workers=2).run(states.append)
         assert any(step > 0 for _, record in states for _, step, *_ in record["tiles"])
         for state in states[:: -(-len(states) // 10)]:
             assert_same(sampling(sampler, num=70).run(saved=state), whole)
@@ -185,7 +181,7 @@ def test_what_is_saved_while_chains_run_is_whole(monkeypatch):
 
 def saved_half_way():
     """Chains of which one tile is finished and two are not."""
-    stopped, states, evaluated = sampling(ANNEALED, num=40), [], 0
+    states, evaluated = [], 0
 
     def score(x, sigma):
         nonlocal evaluated
@@ -194,22 +190,21 @@ def saved_half_way():
             ask_to_stop()
         return two_modes_1d().score(x, sigma)
 
-    stopped._score = score
     with pytest.raises(InterruptedRun):
-        stopped.run(states.append)
+        sampling(ANNEALED, num=40, score=score).run(states.append)
     return states[0]
 
 
 def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
-    monkeypatch.setattr("ncsn_cli.sampling.run._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("ncsn_cli.sampling.tile._SECONDS_BETWEEN_NEWS", 0.0)
     tensors, record = saved_half_way()
-    ((number, step, level, evaluations),) = record["tiles"]
-    assert (number, step, level, evaluations) == (1, 6, 2, 6)
+    assert record["tiles"] == [[1, 6, 2, 6, 0]]
     with pytest.raises(BadCheckpointError):
         sampling(ANNEALED, num=41).run(saved=(tensors, record))
     places = [
-        None, {}, [None], [[]], [7], [[1, 6, 2]], [[1, 6, 2, 6, 0]], [[1, 6, 2, 6], [1, 6, 2, 6]],
+        None, {}, [None], [[]], [7], [[1, 6, 2]], [[1, 6, 2, 6, 1]], [[1, 6, 2, 6, 10**9]],
+        [[1, 6, 2, 6, 0, 0]],        [[1, 6, 2, 6], [1, 6, 2, 6]],
         [["1", 6, 2, 6]], [[99, 6, 2, 6]], [[-1, 6, 2, 6]], [[0, 6, 2, 6]], [[2, 6, 2, 6]],
         [[1, 6, 77, 6]], [[1, 1, 2, 6]], [[1, 6, None, 6]], [[1, 6, 2, -1]], [[1, 6, 2, True]],
     ]  # fmt: skip
@@ -238,18 +233,17 @@ def test_stopped_chains_of_another_kind_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("step", [1, 8, 16, 17, 49, 120])
 def test_a_sample_that_is_not_finite_is_named_at_its_step(step, monkeypatch):
-    monkeypatch.setattr("ncsn_cli.sampling.run._FRAMES", 2)  # which end blocks of steps
+    monkeypatch.setattr("ncsn_cli.sampling.recording._FRAMES", 2)  # which end blocks of steps
     sampler = AnnealedLangevin(step_size=0.01, steps_per_level=24, denoise=False)
-    broken, evaluated = sampling(sampler), 0
+    evaluated = 0
 
     def score(x, sigma):
         nonlocal evaluated
         evaluated += 1
         return x * math.inf if evaluated == step else 0 * x
 
-    broken._score = score
     level = (step - 1) // 24
     sigma = Geometric(10.0, 0.1, 5).sigmas[level]
     expected = rf"step {step}, level {level + 1} \(sigma = {sigma:g}\)"
     with pytest.raises(DivergedError, match=expected):
-        broken.run()
+        sampling(sampler, score=score).run()

@@ -1,7 +1,11 @@
-"""The folder where torch keeps compiled code; the compiler's command line must hold its path."""
+"""Compiling steps: whether to, the folder for the code, and what happens if it fails.
+
+The compiler's command line must hold the folder's path.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -9,12 +13,21 @@ import stat
 import sys
 import sysconfig
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, one_line
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
 
 _FOLDER, _HEADERS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
 _AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # in a folder where every user may write
@@ -22,6 +35,56 @@ _AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # in a folder where every user may w
 # Torch writes a command line as text and splits it into words with shlex.
 _UNSPEAKABLE = re.compile(r"[ \t\r\n'\"\\\ud800-\udfff]")
 _WHY_UNSPEAKABLE = "the compiler's command line cannot hold its space, quote or backslash"
+
+
+def resolve_compile(
+    setting: bool | Literal["auto"], earlier: object, obstacle: str | None, seconds_saved: float
+) -> bool:
+    """Return whether to compile, as the key ``compile`` asks.
+
+    Compiling changes the last bits of results, so ``auto`` must depend on sizes alone, not on the
+    machine.
+
+    Args:
+        setting: The key's value.
+        earlier: What an earlier part of the run had, which ``auto`` keeps; None if it is new.
+        obstacle: The message of the error if ``setting`` is true but nothing would be gained.
+        seconds_saved: What compiling would save.
+
+    Raises:
+        ConfigError: If ``setting`` is true and there is an obstacle.
+    """
+    if setting is True and obstacle is not None:
+        raise ConfigError(obstacle)
+    if setting != "auto":
+        return setting
+    if isinstance(earlier, bool):
+        return earlier
+    return obstacle is None and seconds_saved > _SECONDS_TO_COMPILE
+
+
+def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bool) -> T | None:
+    """Return what ``make`` compiles, or None if compiling fails; log the seconds or the reason.
+
+    ``key`` names the setting. ``has_earlier_steps`` says that the run has compiled steps already.
+    """
+    start = time.monotonic()
+    log.info(
+        "%s: compiling the steps; a request to stop waits for this, a second one does not", key
+    )
+    try:
+        made = make()
+    except Exception as error:  # torch raises many kinds, and plain steps always work
+        what = "the steps stay plain"
+        if has_earlier_steps:
+            what = (
+                "the steps are plain from here on; those before were compiled, so the last bits of"
+                " this run will differ from those of an undisturbed one"
+            )
+        log.warning("%s: %s; %s", key, one_line(str(error)), what)
+        return None
+    log.info("%s: compiled in %.1f s", key, time.monotonic() - start)
+    return made
 
 
 def keep_compiled_code() -> None:
