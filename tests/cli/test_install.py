@@ -20,7 +20,7 @@ def test_the_installed_package_works_without_the_checkout(tmp_path):
 
     run(sys.executable, "-m", "venv", "environment")
     scripts = tmp_path / "environment" / "bin"
-    run(scripts / "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT)
+    run(scripts / "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", ROOT)
     run(scripts / "ncsn-train", "experiment=mdsm_1d", "trainer.steps=200")
     (trained,) = tmp_path.glob("outputs/train/runs/*")
     run(scripts / "ncsn-sample", f"checkpoint={trained}", "num_samples=100")

@@ -1,4 +1,4 @@
-"""Runs commands in forks of one process that has imported torch already.
+"""Runs commands in forks of one process that has made a command's imports already.
 
 ``helpers.commands.Server`` starts it. A line of JSON in is some calls at once, a line out their
 results. The command's frame, Hydra and the job are the real ones, only the interpreter's start is
@@ -12,6 +12,13 @@ import sys
 import time
 import traceback
 import warnings
+
+_IMPORTED_LATE = [
+    "ncsn_cli.commands.train", "ncsn_cli.commands.sample", "ncsn_cli.commands.callbacks",
+    "ncsn_cli.commands.sweep", "ncsn_cli.commands.report", "ncsn_cli.plots",
+    "matplotlib.backends.backend_agg", "scipy.integrate", "scipy.interpolate", "scipy.ndimage",
+    "scipy.optimize.elementwise", "scipy.special", "scipy.stats", "torch._dynamo",
+]  # fmt: skip
 
 
 def show_warnings(_):
@@ -59,11 +66,11 @@ def _serve():
     import tempfile
 
     import torch
-    import torch._dynamo  # which a job that compiles would import, in 2 s
+    from hydra.core.plugins import Plugins
 
-    import ncsn_cli.commands.sample
-    import ncsn_cli.commands.train  # noqa: F401
-
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    Plugins.instance()  # imports what extends Hydra
     torch.set_num_threads(1)
     for line in sys.stdin:
         children = []
