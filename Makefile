@@ -22,7 +22,7 @@ demo: install  ## Train a network, sample 10 000 points from it, and list the pi
 	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html | sort; done
 
 test: install  ## Run the tests that every change needs (4 minutes)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: install  ## Run the other tests (20 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal -m slow

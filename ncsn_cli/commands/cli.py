@@ -6,7 +6,6 @@ overrides answer fast.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ncsn_cli.commands.failures import exit_with, last_written, record_failure, status_file
 from ncsn_cli.commands.old_names import MovedOptions
+from ncsn_cli.commands.startup import import_without_collecting, share_hydras_store
 
 if TYPE_CHECKING:
     from ncsn_cli.commands.sweep import Job
@@ -45,8 +44,7 @@ OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
 
-# Hydra only reads from its store, yet copies it 127 times for --help, which takes 1 s.
-ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
+share_hydras_store()
 
 
 def config_dir() -> Path:
@@ -139,19 +137,10 @@ def _error_of(start: Callable[[], object]) -> BaseException | None:
 
 
 def _task(name: str) -> Callable[[DictConfig], float | None]:
-    """Return the command's function.
-
-    Import its module with the garbage collector off: the many objects made are permanent.
-    """
+    """Return the command's function."""
     module = f"ncsn_cli.commands.{name}"
-    # Freeze only at the first job: later there is garbage of earlier jobs.
-    if module not in sys.modules:
-        gc.disable()
-        try:
-            importlib.import_module(module)
-            gc.freeze()
-        finally:
-            gc.enable()
+    if module not in sys.modules:  # the first job: later there is garbage of earlier jobs
+        import_without_collecting(module)
     return getattr(sys.modules[module], name)
 
 

@@ -1,8 +1,9 @@
-"""The job that Hydra has started: its folder, its command, its objective."""
+"""The job that Hydra has started: its device, its folder, its command, its objective."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,29 @@ from ncsn_cli.runs.records import flatten
 def in_sweep() -> bool:
     """Return whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``name`` means on this machine.
+
+    Raises:
+        ConfigError: If ``name`` is not a device, or the device is not available.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if name == "auto" and in_sweep() and torch.cuda.device_count() > 1:
+        return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise ConfigError(f"device: {name} is not available here; device=cpu is")
+    return device
 
 
 def output_folder() -> Path:

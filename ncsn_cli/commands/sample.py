@@ -27,6 +27,7 @@ from ncsn_cli.commands.build import (
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
 from ncsn_cli.commands.job import (
     add_resume_command,
+    choose_device,
     objective_of,
     open_folder,
     output_folder,
@@ -43,7 +44,7 @@ from ncsn_cli.commands.resume import (
     find_stopped,
 )
 from ncsn_cli.commands.score import empirical_score, exact_score, learned_score, load_network
-from ncsn_cli.commands.startup import choose_device, prepare_process
+from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun, MissingInputError

@@ -33,6 +33,7 @@ from ncsn_cli.commands.config import (
 )
 from ncsn_cli.commands.job import (
     add_resume_command,
+    choose_device,
     objective_of,
     open_folder,
     output_folder,
@@ -47,7 +48,7 @@ from ncsn_cli.commands.resume import (
     done_before,
     find_stopped,
 )
-from ncsn_cli.commands.startup import choose_device, prepare_process
+from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, InterruptedRun
 from ncsn_cli.core.scene import Scene

@@ -69,9 +69,7 @@ def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bo
     ``key`` names the setting. ``has_earlier_steps`` says that the run has compiled steps already.
     """
     start = time.monotonic()
-    log.info(
-        "%s: compiling the steps; a request to stop waits for this, a second one does not", key
-    )
+    log.info("%s: compiling the steps", key)
     try:
         made = make()
     except Exception as error:  # torch raises many kinds, and plain steps always work

@@ -10,17 +10,16 @@ that are not tensors) and, if compiling failed, ``compiling_failed``.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -31,14 +30,6 @@ _MOST_BYTES = 1 << 28  # of a file, which is hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
 _MOST_TENSORS = 20_000
 _MOST_AXES = 8
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-Entry = tuple[torch.dtype, list[int], int, int]
-"""A tensor's type and shape, and where its bytes begin and end, counted from the header's end."""
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +47,12 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, An
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     check_size(sum(tensor.nbytes for tensor in tensors.values()), len(tensors))
-    parts = [
-        (name, tensor.dtype, list(tensor.shape), [tensor.reshape(-1).view(torch.uint8).numpy()])
-        for name, tensor in sorted(tensors.items())
-    ]
-    record = {**record, "sha256": _digest(record, parts)}
+    record = {**record, "sha256": _digest(record, tensors)}
     metadata = {"ncsn_cli": json.dumps(record, allow_nan=False)}
     data = save(tensors, metadata)
     try:
-        _read_header(io.BytesIO(data), len(data))
+        _check_header(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        _parse_record(metadata)
     except ValueError as error:
         raise ConfigError(f"a checkpoint of this run could not be read back: {error}") from None
     write_atomic(path, data)
@@ -92,26 +80,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with open_regular(path, _MOST_BYTES) as file:
-            entries, record, start = _read_header(file, os.fstat(file.fileno()).st_size)
-            parts = (
-                (name, dtype, shape, _blocks(file, start + begin, end - begin))
-                for name, (dtype, shape, begin, end) in sorted(entries.items())
-            )
-            if record.pop("sha256", None) != _digest(record, parts):
+            length = int.from_bytes(file.read(8), "little")
+            _check_header(file.read(min(length, _MOST_BYTES_OF_HEADER + 1)))
+        with safe_open(path, framework="pt") as parts:
+            record = _parse_record(parts.metadata() or {})
+            tensors = {name: parts.get_tensor(name) for name in parts.keys()}  # noqa: SIM118
+            if record.pop("sha256", None) != _digest(record, tensors):
                 raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
-            tensors = {}  # memory is allocated only now
-            for name, (dtype, shape, begin, end) in entries.items():
-                file.seek(start + begin)
-                data = bytearray(end - begin)
-                if file.readinto(data) != len(data):
-                    raise ValueError("it became shorter while it was read")
-                flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-                tensors[name] = flat.reshape(shape)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # off the file
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror or 'No such file'}") from None
     except KeyError:
         raise BadCheckpointError(f"{path}: this is not a checkpoint of ncsn-train") from None
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         reason = one_line(str(error))
         raise BadCheckpointError(f"{path}: damaged, or not a checkpoint ({reason})") from None
     return tensors, record
@@ -151,66 +132,48 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     raise AssertionError
 
 
-def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Entry], dict[str, Any], int]:
-    """Return a safetensors file's entries by name, its record, and where its data begin.
+def _check_header(header: bytes) -> None:
+    """Check what safetensors does not: the size of the header, a key that appears twice, shapes.
 
     Raises:
-        KeyError: If there is no record.
-        ValueError: If anything differs from what ``save_checkpoint`` writes.
+        ValueError: If no file of ``save_checkpoint`` has such a header.
     """
-    length = int.from_bytes(file.read(8), "little")
-    if not 0 < length <= min(_MOST_BYTES_OF_HEADER, num_bytes - 8):
-        raise ValueError("its header is empty, too long or cut")
-    header = parse_json(file.read(length))
-    if not isinstance(header, dict) or len(header) > _MOST_TENSORS + 1:
+    if len(header) > _MOST_BYTES_OF_HEADER:
+        raise ValueError("its header is too long")
+    entries = parse_json(header)
+    if not isinstance(entries, dict) or len(entries) > _MOST_TENSORS + 1:
         raise ValueError("its header is not a list of tensors, or is too long")
-    metadata = header.pop("__metadata__", {})
-    entries = {name: _read_entry(entry) for name, entry in header.items()}
-    position = 0
-    for _, _, begin, end in sorted(entries.values(), key=lambda entry: entry[2:]):
-        if begin != position:
-            raise ValueError("its tensors overlap or leave gaps")
-        position = end
-    if position != num_bytes - 8 - length:
-        raise ValueError("its tensors do not end where the file does")
-    text = metadata["ncsn_cli"] if isinstance(metadata, dict) else None
-    record = parse_json(text) if isinstance(text, str) else None
+    for name, entry in entries.items():
+        match entry:
+            case {"shape": [*sizes]} if (
+                len(sizes) > _MOST_AXES
+                or not all(type(size) is int for size in sizes)
+                or math.prod(max(size, 1) for size in sizes) > _MOST_BYTES
+            ):
+                raise ValueError(f"{name} has a shape that no checkpoint has")
+
+
+def _parse_record(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the record in the metadata of a file.
+
+    Raises:
+        KeyError: If there is none.
+        ValueError: If it is not a JSON object as ``save_checkpoint`` writes it.
+    """
+    text = metadata["ncsn_cli"]
+    record = parse_json(text)
     if not isinstance(record, dict):
         raise ValueError("its record is not a JSON object")
     if text != json.dumps(record, allow_nan=False):  # for example, 1E-08 is read as 1e-08
         raise ValueError("its record is not as it was written")
-    return entries, record, 8 + length
+    return record
 
 
-def _read_entry(entry: object) -> Entry:
-    match entry:
-        case {"dtype": str(name), "shape": [*sizes], "data_offsets": [int(begin), int(end)]} if (
-            name in _DTYPES
-            and len(sizes) <= _MOST_AXES
-            and all(isinstance(size, int) and size >= 0 for size in sizes)
-            and math.prod(max(size, 1) for size in sizes) <= _MOST_BYTES
-            and begin >= 0
-            and end - begin == math.prod(sizes) * _DTYPES[name].itemsize
-        ):
-            return _DTYPES[name], sizes, begin, end
-    raise ValueError("a tensor has a type, shape or position that no checkpoint has")
-
-
-def _blocks(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
-    """Yield ``length`` bytes of a file from ``start`` on, in blocks of at most 1 MiB."""
-    file.seek(start)
-    while length > 0 and (block := file.read(min(length, 1 << 20))):
-        yield block
-        length -= len(block)
-
-
-def _digest(
-    record: dict[str, Any], tensors: Iterable[tuple[str, torch.dtype, list[int], Iterable[Any]]]
-) -> str:
-    """Return the SHA-256 of a record and of tensors sorted by name, whose bytes come in blocks."""
+def _digest(record: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of a record and of contiguous tensors, sorted by name."""
     sha256 = hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode())
-    for name, dtype, shape, blocks in tensors:
-        sha256.update(json.dumps([name, str(dtype), shape]).encode())
-        for block in blocks:
-            sha256.update(block)
+    for name, tensor in sorted(tensors.items()):
+        entry = [name, str(tensor.dtype), list(tensor.shape)]
+        sha256.update(json.dumps(entry).encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()

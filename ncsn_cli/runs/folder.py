@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
@@ -13,13 +12,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ncsn_cli.core.errors import BusyFolderError, DivergedError, OutputExistsError
-from ncsn_cli.runs.files import make_folder, path_inside, remove_unfinished, to_json, write_atomic
+from ncsn_cli.runs.files import (
+    make_folder,
+    path_inside,
+    read_regular,
+    remove_unfinished,
+    to_json,
+    write_atomic,
+)
 from ncsn_cli.runs.records import without_home
 
 _LOCK = ".lock"
 
-_held: dict[Path, int] = {}  # folders that this process holds, and their locks' descriptors
+_held: dict[Path, FileLock] = {}  # folders that this process holds
 
 
 def hold(folder: Path) -> None:
@@ -32,24 +40,18 @@ def hold(folder: Path) -> None:
     if folder in _held:
         return
     make_folder(folder)
-    lock = folder / _LOCK
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "(number unknown)"
-            os.close(descriptor)
-            raise BusyFolderError(
-                f"{folder}: process {holder} works in this folder; wait for it, or choose another"
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                break
-        os.close(descriptor)  # its holder has just removed this lock
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    _held[folder] = descriptor
+    lock = FileLock(folder / _LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = "(number unknown)"
+        with suppress(OSError, ValueError):
+            holder = read_regular(folder / _LOCK, most=20).decode() or holder
+        raise BusyFolderError(
+            f"{folder}: process {holder} works in this folder; wait for it, or choose another"
+        ) from None
+    (folder / _LOCK).write_text(str(os.getpid()))
+    _held[folder] = lock
 
 
 def release_all() -> None:
@@ -60,11 +62,11 @@ def release_all() -> None:
 
 def release(folder: Path) -> None:
     """Let other processes into ``folder``, if this process holds it."""
-    descriptor = _held.pop(Path(os.path.abspath(folder)), None)
-    if descriptor is not None:
-        with suppress(OSError):  # a lock file left behind is harmless: closing it unlocks it
+    lock = _held.pop(Path(os.path.abspath(folder)), None)
+    if lock is not None:
+        with suppress(OSError):  # a lock file left behind is harmless: releasing unlocks it
             (folder / _LOCK).unlink()
-        os.close(descriptor)
+        lock.release()
 
 
 class RunFolder:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_SECONDS_TO_NEXT_TRY = 0.1
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -20,15 +23,62 @@ def stop_signals() -> list[signal.Signals]:
     return [n for n in STOPPING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
 
+class _Ended(BaseException):
+    """Raised to leave work that a signal ends."""
+
+
+class StopSignals(list[int]):
+    """The signals that have asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends_work = False
+
+    def add(self, number: int) -> None:
+        """Record signal ``number`` and end the work that ``end`` does; called by the handlers."""
+        self.append(number)
+        self._raise()
+
+    def end(self, work: Callable[[], None]) -> None:
+        """Do ``work``. A request ends it at once, at any point, and may leave it in any state.
+
+        One exception may not be enough: Python drops exceptions that are raised in destructors and
+        in callbacks of weak references, and torch has many of these while it compiles. The
+        exception is therefore raised again and again until it leaves ``work``. Without this, a
+        sweep that is stopped would kill its jobs while they still compile.
+        """
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda dropped: None if self else hook(dropped)
+        try:
+            try:
+                self._ends_work = True
+                if not self:
+                    work()
+            finally:  # no handler can run before the next line has cleared the flag
+                self._ends_work = False
+        except _Ended:
+            pass
+        finally:
+            if self:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = hook
+
+    def _raise(self, *_: object) -> None:
+        if self._ends_work:
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_NEXT_TRY)
+            raise _Ended
+
+
 @contextmanager
-def collect_stop_signals() -> Iterator[list[int]]:
+def collect_stop_signals() -> Iterator[StopSignals]:
     """Yield a list that collects signals that ask to stop, to be looked at between steps.
 
     The second signal of a kind acts as it would outside this context, so that Ctrl-C twice ends
     the run at once. A signal with submitit's handler ``bypass`` is not collected: submitit
     requests a stop by another signal. Ignored signals stay ignored.
     """
-    requests: list[int] = []
+    requests = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set handlers
         return
@@ -37,7 +87,7 @@ def collect_stop_signals() -> Iterator[list[int]]:
 
     def request(number: int, frame: object) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        requests.append(number)
+        requests.add(number)
 
     for number in before:
         signal.signal(number, request)

@@ -93,9 +93,11 @@ class Sampling:
         missing = (~self._recording.tensors["finished"]).nonzero()[:, 0].tolist()
         with collect_stop_signals() as requests:
             if self.is_to_compile and missing:
-                save(self._to_save(resume_points))  # compiling takes half a minute
-                self.compile()
-                if self.compiling_failed and not requests:  # a signal may end the compiler, too
+                # Save first: if a signal ends compiling, torch may be unable to save.
+                save(self._to_save(resume_points))
+                requests.end(self.compile)
+                if self.compiling_failed and not requests:  # no signal broke it off
+                    # Record that the steps are plain from here on.
                     save(self._to_save(resume_points))
             if not requests:
                 self._run_tiles(missing, resume_points, save, requests)

@@ -44,12 +44,10 @@ def fit(
         while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.
             if training.is_to_compile:
-                save()  # compiling takes half a minute
+                save()  # first: if a signal ends compiling, torch may be unable to save
                 saved = training.step
-                training.compile()
-                if (
-                    training.compiling_failed and not requests
-                ):  # a signal may end the compiler, too
+                requests.end(training.compile)
+                if training.compiling_failed and not requests:  # no signal broke it off
                     save()  # record that the steps are plain from here on
                 continue
             # Advance to the next step after which something is written.

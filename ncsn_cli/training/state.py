@@ -34,14 +34,6 @@ _POINTS_ALONG_THE_WAY = 1000  # exact draws per level for the excess loss in his
 # At least 50 draws per level, and otherwise at most 200 000 over all levels.
 _FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000
 
-# At the first call of one of these methods, torch imports its compiler (which takes a second) to
-# mark the method as not to be compiled, and keeps the marked method in this attribute. Nothing
-# here compiles these methods, so the attribute may hold the plain ones. A version of torch that
-# does not read the attribute imports its compiler as before.
-for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-    _method = inspect.unwrap(getattr(Optimizer, _name))
-    _method.__dynamo_disable = _method
-
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 

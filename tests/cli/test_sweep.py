@@ -16,7 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ncsn_cli.commands import startup
+from ncsn_cli.commands import job as job_module
 from ncsn_cli.commands.callbacks import num_jobs, sweep_overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
 from tests.helpers.commands import BIN, read
@@ -359,13 +359,13 @@ def test_the_number_of_jobs_is_known_beforehand(params, task, expected):
 def test_jobs_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert startup.choose_device("auto") == torch.device("cuda")
-    monkeypatch.setattr(startup, "in_sweep", lambda: True)
+    assert job_module.choose_device("auto") == torch.device("cuda")
+    monkeypatch.setattr(job_module, "in_sweep", lambda: True)
     for number, index in ((0, 0), (4, 1), (5, 2)):
         config = OmegaConf.create({"job": {"num": number}})
         monkeypatch.setattr(HydraConfig, "get", lambda config=config: config)
-        assert startup.choose_device("auto") == torch.device("cuda", index)
-    assert startup.choose_device("cpu") == torch.device("cpu")
+        assert job_module.choose_device("auto") == torch.device("cuda", index)
+    assert job_module.choose_device("cpu") == torch.device("cpu")
 
 
 def test_a_sweep_runs_every_combination(tmp_path, succeed):

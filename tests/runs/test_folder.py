@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import signal
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -74,6 +76,48 @@ def test_the_first_signal_is_a_request_and_the_second_acts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class _Signals:
+    """Gone, it sends a signal: Python drops what a handler raises then."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _in_a_destructor():
+    del [_Signals()][0]
+
+
+def _where_all_is_caught():
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("begin", [_in_a_destructor, _where_all_is_caught])
+def test_a_signal_ends_work_that_drops_exceptions(begin, capfd):
+    def work():
+        begin()
+        done.append("begun")
+        time.sleep(30)
+        done.append("all")
+
+    done = []
+    with collect_stop_signals() as requests:
+        requests.end(lambda: done.append("before"))
+        requests.end(work)
+        requests.end(work)
+    assert done == ["before", "begun"]
+    assert requests == [signal.SIGTERM]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_fails_in_work_is_raised():
+    def work():
+        raise ValueError("wrong")
+
+    with collect_stop_signals() as requests, pytest.raises(ValueError, match="wrong"):
+        requests.end(work)
 
 
 def test_a_folder_is_the_same_by_any_of_its_names(tmp_path, monkeypatch):

@@ -48,7 +48,9 @@ def test_plain_steps_do_without_torchs_compiler():
     """Importing it would take a fourth of a short run."""
     code = """
 import sys
+from ncsn_cli.commands.startup import prepare_process
 from tests.helpers.training import OPTIMIZERS, advance, start
+prepare_process()
 for name in OPTIMIZERS:
     training = start(optimizer=name)
     advance(training, 2)
