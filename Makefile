@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-faults bench gallery lint format clean
+.PHONY: help install demo test test-slow test-faults bench gallery check lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -40,6 +40,8 @@ bench: install  ## Measure speed, and the quality of the default network and eve
 
 gallery: install  ## Draw the pictures of README and docs/ again (minutes)
 	$(BIN)/python docs/gallery.py
+
+check: lint test  ## Run the linter and the short tests
 
 lint: install  ## Check style and types
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ def new_training(overrides: list[str]) -> Training:
     import torch
 
     from ncsn_cli.commands.build import fit_schedule, instantiate, reference_data
-    from ncsn_cli.commands.train import _initial_model
+    from ncsn_cli.commands.train_job import initial_model
     from ncsn_cli.training.state import Training
     from ncsn_cli.training.trainer import resolve_auto
 
@@ -58,9 +58,7 @@ def new_training(overrides: list[str]) -> Training:
     dataset = instantiate(config, "dataset")
     data = reference_data(dataset, seed)
     sigmas = fit_schedule(instantiate(config, "schedule"), data)[0].sigmas
-    model = _initial_model(config, dataset.dim, seed)
-    if hasattr(model, "adapt_to"):
-        model.adapt_to(data)
+    model = initial_model(config, data, seed)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     loss = instantiate(config, "loss")
     points = loss.points(trainer.batch_size or len(data), len(sigmas))

@@ -7,60 +7,30 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import shlex
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from ncsn_cli import __version__
+from ncsn_cli.commands.finished_runs import Run, Value, find_runs, is_target, read_run, title_of
 from ncsn_cli.commands.names import for_shell
-from ncsn_cli.commands.old_names import OPTIONS
 from ncsn_cli.commands.report import drawing, html_report, link
-from ncsn_cli.core.errors import ConfigError, MissingInputError, one_line
-from ncsn_cli.runs.files import path_inside, read_json, write_atomic
-from ncsn_cli.runs.records import flatten, read_yaml, without_home
+from ncsn_cli.core.errors import ConfigError, one_line
+from ncsn_cli.runs.files import path_inside, write_atomic
+from ncsn_cli.runs.records import without_home
 
-Value = str | float | int | bool | None
 Key = tuple[str, ...]
 
 _MOST_LINES = 12  # more cannot be told apart in a picture
 _IGNORED = (  # keys that do not tell runs apart
     "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The contents of one run's folder.
-
-    Args:
-        folder: The folder.
-        state: ``done``, or why there is no result.
-        error: The reason, one line.
-        overrides: The overrides of its command line.
-        named: The keys of these overrides, and of those of its checkpoint's run.
-        config: The effective configuration, nested keys joined by dots.
-        settings: The configuration that was asked for, each group's option under the group's name.
-        metrics: The numbers of ``metrics.json``, nested keys joined by dots.
-    """
-
-    folder: Path
-    state: str
-    error: str
-    overrides: str
-    named: set[str]
-    config: dict[str, Value]
-    settings: dict[str, Value]
-    metrics: dict[str, float]
 
 
 def compare(arguments: list[str], command: str | None = None) -> None:
@@ -70,15 +40,15 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     command's own.
     """
     options = _parser().parse_args(arguments)
-    runs = [_read(folder) for folder in _find(options.folders)]
+    runs = [read_run(folder) for folder in find_runs(options.folders)]
     done = [run for run in runs if run.state == "done"]
     # Choose the columns and the rows.
     metrics = _choose_metrics(done, options.metric)
     keys = _columns(done)
-    sort = _title(options.sort) if options.sort else next(iter(metrics), None)
+    sort = title_of(options.sort) if options.sort else next(iter(metrics), None)
     if sort is not None and done and not any(sort in run.metrics or sort in keys for run in done):
         raise ConfigError(f"--sort: no run has {sort}; choose from {', '.join([*metrics, *keys])}")
-    by = [_title(key) for key in options.group_by] if options.group_by else keys
+    by = [title_of(key) for key in options.group_by] if options.group_by else keys
     for key in by:
         if done and not _differ(done, key):
             raise ConfigError(
@@ -106,15 +76,19 @@ def compare(arguments: list[str], command: str | None = None) -> None:
         missing=missing_pictures,
     )
     write_atomic(folder / "report.html", page)
-    # Print the tables and the runs without a result.
     print("\n\n".join(map(_aligned, [table, *splits])) if done else "no finished run")
-    if missing:
-        print(f"\n{len(missing)} of {len(runs)} runs have no result:")
-        for run in missing:
-            print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
-            if run.overrides:
-                print(f"    {run.overrides}")
+    _print_missing(missing, len(runs))
     print(f"\neverything is in {folder}")
+
+
+def _print_missing(missing: list[Run], num: int) -> None:
+    """Print the runs without a result, and their overrides, among ``num`` runs."""
+    if missing:
+        print(f"\n{len(missing)} of {num} runs have no result:")
+    for run in missing:
+        print(f"  {run.folder}: {run.state}{': ' + run.error if run.error else ''}")
+        if run.overrides:
+            print(f"    {run.overrides}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,115 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _find(names: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs in, or below, the folders ``names``."""
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if not os.path.isdir(path):  # pathlib's raises for a name that is too long
-            raise MissingInputError(f"{path}: there is no such folder")
-        below = [path] if _is_run(path) else [p.parent for p in path.rglob(".hydra")]
-        if not below:
-            raise MissingInputError(f"{path}: no run of ncsn-train or ncsn-sample is in it")
-        found |= dict.fromkeys(sorted(below, key=_natural))
-    return list(found)
-
-
-def _is_run(path: Path) -> bool:
-    return (path / ".hydra").is_dir() or (path / "run.json").is_file()
-
-
-def _natural(path: Path) -> tuple[str, int, str]:
-    """Return a sort key that puts the folder ``2`` of a sweep before ``10``."""
-    return str(path.parent), int(path.name) if path.name.isdigit() else -1, path.name
-
-
-def _read(folder: Path) -> _Run:
-    status = read_json(folder / "status.json")
-    state, error = str(status.get("state", "unfinished")), str(status.get("error") or "")
-    metrics = read_json(folder / "metrics.json")
-    if state == "done" and not metrics:
-        state, error = "damaged", "metrics.json is missing or not JSON"
-    try:
-        values = read_yaml(folder / "config.yaml", {})
-        words = [str(word) for word in read_yaml(folder / ".hydra" / "overrides.yaml", [])]
-        asked = read_yaml(folder / ".hydra" / "config.yaml", {})
-    except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
-        return _Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
-    numbers = {
-        key: float(value)
-        for key, value in flatten(metrics).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    # Compare what was asked for, without what data and sizes decided. Groups that were left to a
-    # checkpoint are in the effective configuration only.
-    whole = {
-        key: value
-        for key, value in asked.items()
-        if ("_target_" in value if isinstance(value, dict) else value is not None)
-    }
-    options, named = _chosen(folder, values.get("checkpoint"))
-    settings = _with_options(_flat(values | whole), options)
-    return _Run(
-        folder, one_line(state), one_line(error), one_line(shlex.join(words)),
-        named | _keys(words), _flat(values), settings, numbers,
-    )  # fmt: skip
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Value]:
-    """Return ``values`` in a form to compare: nested keys joined by dots, lists as text."""
-    return {
-        key: json.dumps(value) if isinstance(value, list) else value
-        for key, value in flatten(values).items()
-    }
-
-
-def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str, Value]:
-    """Return ``values`` with each group's option (or class, if unknown) under its name."""
-    settings: dict[str, Value] = {k: v for k, v in options.items() if k == "experiment"}
-    for key, value in values.items():
-        group = _title(key)
-        if _is_target(key):
-            settings[group] = options.get(group, value)
-        if group in options or not _is_target(key):
-            settings[key] = value
-    return settings
-
-
-def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], set[str]]:
-    """Return a run's options, by group, and the keys that its command line named.
-
-    Both are empty if Hydra's records are missing. Options that were left to the ``checkpoint``
-    are those of the run that wrote the checkpoint.
-    """
-    try:
-        hydra = flatten(read_yaml(folder / ".hydra" / "hydra.yaml", {}))
-    except (OSError, ValueError, OverflowError, yaml.YAMLError):
-        return {}, set()
-    options = {
-        key.removeprefix("hydra.runtime.choices."): value
-        for key, value in hydra.items()
-        if key.startswith("hydra.runtime.choices.") and isinstance(value, str)
-    }
-    options = {group: OPTIONS.get(f"{group}/{name}", name) for group, name in options.items()}
-    words = hydra.get("hydra.overrides.task")
-    named = _keys(words if isinstance(words, list) else [])
-    if isinstance(checkpoint, str):
-        cwd = str(hydra.get("hydra.runtime.cwd"))
-        place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
-        for trained in (place, place.parent.parent):  # a run's folder, or a file in one
-            of_it, named_for_it = _chosen(trained)
-            options = {k: v for k, v in of_it.items() if k != "experiment"} | options
-            named |= named_for_it
-    return options, named
-
-
-def _keys(words: list[Any]) -> set[str]:
-    """Return the keys of the overrides ``words``."""
-    return {re.split("[=@]", str(word).lstrip("+~"))[0] for word in words}
-
-
-def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
+def _choose_metrics(runs: list[Run], chosen: list[str]) -> list[str]:
     known = dict.fromkeys(key for run in runs for key in run.metrics)
     for name in chosen:
         if runs and name not in known:
@@ -268,7 +134,7 @@ def _choose_metrics(runs: list[_Run], chosen: list[str]) -> list[str]:
     return [*losses, *ratios, *(["score_evaluations"] if ratios else [])]
 
 
-def _columns(runs: list[_Run]) -> list[str]:
+def _columns(runs: list[Run]) -> list[str]:
     """Return the keys, without the seed, that tell runs apart.
 
     These are the keys that a command line named and in which runs differ. Options, and then
@@ -278,7 +144,7 @@ def _columns(runs: list[_Run]) -> list[str]:
     known = list(dict.fromkeys(key for run in runs for key in run.settings))
     options = {
         "experiment",
-        *(_title(key) for run in runs for key in run.config if _is_target(key)),
+        *(title_of(key) for run in runs for key in run.config if is_target(key)),
     }
     groups = list(dict.fromkeys(["experiment", *(key.partition(".")[0] for key in known)]))
     known.sort(key=lambda key: (groups.index(key.partition(".")[0]), key not in options))
@@ -296,16 +162,12 @@ def _columns(runs: list[_Run]) -> list[str]:
     return [key for key in differing if key in columns]
 
 
-def _differ(runs: list[_Run], key: str) -> bool:
+def _differ(runs: list[Run], key: str) -> bool:
     return len({run.settings.get(key) for run in runs}) > 1
 
 
-def _is_target(key: str) -> bool:
-    return key.endswith("._target_")
-
-
-def _group(runs: list[_Run], by: list[str]) -> dict[Key, list[_Run]]:
-    groups: dict[Key, list[_Run]] = {}
+def _group(runs: list[Run], by: list[str]) -> dict[Key, list[Run]]:
+    groups: dict[Key, list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(_show(run.settings.get(key)) for key in by), []).append(run)
     return groups
@@ -318,16 +180,16 @@ def _show(value: Value) -> str:
     return text.rpartition(".")[2] if text.startswith(("ncsn_cli.", "torch.")) else text
 
 
-def _values(runs: list[_Run], metric: str) -> list[float]:
+def _values(runs: list[Run], metric: str) -> list[float]:
     return [run.metrics[metric] for run in runs if metric in run.metrics]
 
 
-def _mean(runs: list[_Run], metric: str) -> float:
+def _mean(runs: list[Run], metric: str) -> float:
     values = _values(runs, metric)
     return statistics.fmean(values) if values else math.inf
 
 
-def _ordered(groups: dict[Key, list[_Run]], by: list[str], sort: str | None) -> dict[Key, Any]:
+def _ordered(groups: dict[Key, list[Run]], by: list[str], sort: str | None) -> dict[Key, Any]:
     def order(group: Key) -> Any:  # noqa: ANN401
         if sort in by:
             value = groups[group][0].settings.get(str(sort))
@@ -337,14 +199,14 @@ def _ordered(groups: dict[Key, list[_Run]], by: list[str], sort: str | None) -> 
     return {group: groups[group] for group in (sorted(groups, key=order) if sort else groups)}
 
 
-def _rows(groups: dict[Key, list[_Run]], by: list[str], metrics: list[str]) -> list[list[str]]:
+def _rows(groups: dict[Key, list[Run]], by: list[str], metrics: list[str]) -> list[list[str]]:
     """Return a row of titles and one row per group; a star marks each metric's smallest mean."""
     best = {
         metric: min((_mean(runs, metric) for runs in groups.values()), default=math.inf)
         for metric in metrics
         if metric != "score_evaluations"  # measures work, not quality
     }
-    rows = [[*(_title(key) for key in by), "runs", *metrics]]
+    rows = [[*(title_of(key) for key in by), "runs", *metrics]]
     for group, runs in groups.items():
         cells = [
             _cell(_values(runs, m), len(groups) > 1 and _mean(runs, m) == best.get(m))
@@ -355,7 +217,7 @@ def _rows(groups: dict[Key, list[_Run]], by: list[str], metrics: list[str]) -> l
 
 
 def _with_links(
-    rows: list[list[str]], column: int, groups: Iterable[list[_Run]], folder: Path
+    rows: list[list[str]], column: int, groups: Iterable[list[Run]], folder: Path
 ) -> list[list[str]]:
     """Return ``rows`` with the number of runs replaced by a numbered link to each run's report."""
     table = [rows[0]]
@@ -376,10 +238,6 @@ def _aligned(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _title(key: str) -> str:
-    return key.removesuffix("._target_")
-
-
 def _cell(values: list[float], is_best: bool) -> str:
     if not values:
         return "-"
@@ -389,7 +247,7 @@ def _cell(values: list[float], is_best: bool) -> str:
     return f"{text} *" if is_best else text
 
 
-def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
+def _error_split(runs: list[Run]) -> list[list[list[str]]]:
     """Return tables of error sources, one per set of runs that differ in ``score`` alone.
 
     metric(checkpoint) = [checkpoint - empirical] + [empirical - exact] + [exact - floor] + floor:
@@ -397,7 +255,7 @@ def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
     chance.
     """
     apart = ("score", "checkpoint", "model", *_IGNORED)
-    groups: dict[str, dict[str, _Run]] = {}
+    groups: dict[str, dict[str, Run]] = {}
     for run in runs:
         if "score" in run.config:
             rest = {k: v for k, v in run.config.items() if not k.startswith(apart)}
@@ -428,7 +286,7 @@ def _error_split(runs: list[_Run]) -> list[list[list[str]]]:
     return tables
 
 
-def _csv(runs: list[_Run], keys: list[str]) -> bytes:
+def _csv(runs: list[Run], keys: list[str]) -> bytes:
     """Return one row per run, failed or not: folder, state, error, seed, keys, all metrics."""
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
     text = io.StringIO()
@@ -442,7 +300,7 @@ def _csv(runs: list[_Run], keys: list[str]) -> bytes:
 
 
 def _pictures(
-    runs: list[_Run], by: list[str], metrics: list[str]
+    runs: list[Run], by: list[str], metrics: list[str]
 ) -> Iterable[tuple[str, Callable[[], Any]]]:
     """Yield the name of each picture, and a function that draws the picture.
 
@@ -466,7 +324,7 @@ def _pictures(
             )
 
 
-def _along(runs: list[_Run], place: str, by: list[str], metric: str) -> Any:  # noqa: ANN401
+def _along(runs: list[Run], place: str, by: list[str], metric: str) -> Any:  # noqa: ANN401
     """Return the picture of a metric along ``place``, a line for each setting of the other keys.
 
     If there would be too many lines, the last of the other keys are averaged over.
@@ -481,18 +339,18 @@ def _along(runs: list[_Run], place: str, by: list[str], metric: str) -> Any:  # 
         place,
         metric,
         lines,
-        legend=", ".join(map(_title, shown)),
-        averaged=[_title(key) for key in others if key not in shown],
+        legend=", ".join(map(title_of, shown)),
+        averaged=[title_of(key) for key in others if key not in shown],
     )
 
 
-def _map(runs: list[_Run], swept: list[str], by: list[str], metric: str) -> Any:  # noqa: ANN401
+def _map(runs: list[Run], swept: list[str], by: list[str], metric: str) -> Any:  # noqa: ANN401
     from ncsn_cli.plots.comparison import heat_map_of
 
     xs, ys = (_numbers(runs, key) for key in swept)
     cells = _group(runs, swept)
     table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
-    averaged = [_title(key) for key in by if key not in swept]
+    averaged = [title_of(key) for key in by if key not in swept]
     return heat_map_of(swept, metric, xs, ys, table, averaged)
 
 
@@ -512,13 +370,13 @@ def _draw(folder: Path, pictures: Iterable[tuple[str, Callable[[], Any]]]) -> di
     return missing
 
 
-def _numbers(runs: list[_Run], key: str) -> list[float]:
+def _numbers(runs: list[Run], key: str) -> list[float]:
     values = {run.settings.get(key) for run in runs}
     return sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
 
 
 def _lines(
-    runs: list[_Run], place: str, others: list[str], metric: str
+    runs: list[Run], place: str, others: list[str], metric: str
 ) -> dict[str, list[tuple[float, list[float]]]]:
     """Return, for each setting of ``others``, the metric's values along ``place``, ascending."""
     lines: dict[str, dict[float, list[float]]] = {}

@@ -20,6 +20,7 @@ from ncsn_cli.core.expectation import (
     moments_from_sums,
 )
 from ncsn_cli.core.settings import NUM_DRAWS, STRICT, Count, random_stream
+from ncsn_cli.datasets.line import moments_along_a_line, standard_density
 from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 
 _MOST_NODES = 4000  # max nodes of the distribution function along a direction
@@ -257,7 +258,7 @@ class GaussianMixture(Dataset):
         distribution function from -infinity to x, in data units.
         """
         weights, u, stds = self._standardise(x, sigma)
-        return (stds * (u * torch.special.ndtr(u) + _density(u))) @ weights
+        return (stds * (u * torch.special.ndtr(u) + standard_density(u))) @ weights
 
     def projected_cdf(self, direction: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
         """Return nodes (G,) that resolve the law of <v, x>, and P(<v, x> <= node) (G,).
@@ -290,16 +291,9 @@ class GaussianMixture(Dataset):
         to another, and the moments have standard errors.
         """
         covariances = self._covariances(sigma)  # (K, D, D)
-        line = self._modes - self._modes[0]
-        scale = line.norm(dim=1).max()
-        direction = (
-            line[int(line.norm(dim=1).argmax())] / scale
-            if scale > 0
-            else line.new_ones(self.dim) / math.sqrt(self.dim)
-        )
-        along = line @ direction  # (modes,)
-        if float((line - along[:, None] * direction).norm(dim=1).max()) <= 1e-12 * float(scale):
-            return self._moments_between_planes(direction, along, covariances)
+        exact = moments_along_a_line(self._weights, self._means, covariances, self._modes)
+        if exact is not None:
+            return exact
         shares = self.weights
         second = torch.zeros(len(self._modes), self.dim, self.dim).double()
         second.index_add_(0, self._mode_of, self._weights[:, None, None] * covariances)
@@ -398,56 +392,6 @@ class GaussianMixture(Dataset):
         rotations = self._bases()
         return rotations * (self._variances + sigma**2)[:, None, :] @ rotations.mT
 
-    def _moments_between_planes(
-        self, direction: Tensor, along: Tensor, covariances: Tensor
-    ) -> ModeMoments:
-        """Return ``mode_moments`` for modes at ``along`` (modes,) on a line.
-
-        ``direction`` is v (D,), the direction of the line. For x ~ N(mu, C), let s^2 = v^T C v,
-        g = C v/s and z = <v, x - mu>/s. The planes bound z alone, and x = mu + g z + a rest that
-        does not depend on z.
-        """
-        # The two planes around each mode.
-        order = along.argsort()
-        middles = (along[order][1:] + along[order][:-1]) / 2
-        ends = torch.tensor([math.inf], dtype=torch.float64)
-        low, high = torch.cat([-ends, middles]), torch.cat([middles, ends])  # modes in order
-        back = order.argsort()
-        low, high = low[back, None], high[back, None]  # (modes, 1)
-        # Integrals over z between the planes, for each component.
-        means = (self._means - self._modes[0]) @ direction  # (K,)
-        slopes = covariances @ direction  # C v: (K, D)
-        stds = (slopes @ direction).clamp(min=1e-300).sqrt()
-        a, b = (low - means) / stds, (high - means) / stds  # (modes, K)
-        mass = torch.where(
-            a > 0,  # take the smaller tail, which has the smaller rounding error
-            torch.special.ndtr(-a) - torch.special.ndtr(-b),
-            torch.special.ndtr(b) - torch.special.ndtr(a),
-        )
-        first, second = (
-            _density(a) - _density(b),
-            mass
-            + a.nan_to_num(posinf=0, neginf=0) * (_density(a))
-            - b.nan_to_num(posinf=0, neginf=0) * _density(b),
-        )  # mass, first and second are the integrals of 1, z and z^2: (modes, K)
-        # Moments of x from these integrals.
-        w, g = self._weights, slopes / stds[:, None]  # (K,), (K, D)
-        y = self._means - self._modes[:, None]  # (modes, K, D)
-        outer = g[:, :, None] * g[:, None]  # (K, D, D)
-        cross = y[..., None] * g[:, None] + g[:, :, None] * y[:, :, None]
-        squares = (
-            mass[..., None, None] * (y[..., None] * y[:, :, None] + covariances - outer)
-            + first[..., None, None] * cross
-            + second[..., None, None] * outer
-        )  # E_k[1 (x - centre)(x - centre)^T]
-        lines = mass[..., None] * y + first[..., None] * g
-        return moments_from_sums(
-            self._modes,
-            mass @ w,
-            torch.einsum("k,mki->mi", w, lines),
-            torch.einsum("k,mkij->mij", w, squares),
-        )
-
     def _parameters(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return weights (K,), means (K, D), variances (K, D) and any rotations (K, D, D).
 
@@ -513,8 +457,3 @@ def _rectangular(values: object, name: str) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
     except (ValueError, TypeError):
         raise ConfigError(f"{name}: rows of unequal length") from None
-
-
-def _density(u: Tensor) -> Tensor:
-    """Return the density of N(0, 1) at u."""
-    return torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)

@@ -135,25 +135,10 @@ def compose_scene(
     view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
-    def learned(score: Score, x: Tensor, sigma: float) -> Tensor:
-        return score(x.float().to(device), torch.tensor(sigma, device=device)).cpu()
-
-    # The densities recovered from the learned score.
     if dataset.dim == 1 and score is not None:
-        precise = in_float64(score)  # one copy for all levels
-        found = [recovered_density(precise, dataset, sigma) for sigma in levels]
-        arrays["recovered"] = np.stack(
-            [np.interp(view.axes[0], each.x, each.log_prob.exp()) for each in found]
-        )
-        arrays["recovered_kl"] = np.array([each.kl for each in found], dtype=float)
-    # The density of denoised exact draws, as a mean over each cell of the grid.
+        arrays |= _recovered(score, dataset, levels, view.axes[0])
     if denoised is not None and dataset.dim == 1:
-        (axis,) = view.axes
-        edges = torch.from_numpy(
-            np.append(axis, 2 * axis[-1] - axis[-2]) - (axis[1] - axis[0]) / 2
-        )
-        rises = denoised.cdf(edges, levels[-1]).diff().numpy()
-        arrays["denoised_density"] = rises / (axis[1] - axis[0])
+        arrays["denoised_density"] = _cell_means(denoised, levels[-1], view.axes[0])
     # Points, projected and in data units.
     offset = view.project(dataset.origin)
     if isinstance(view, Projection):
@@ -163,22 +148,54 @@ def compose_scene(
             arrays[name] = view.project(arrays[name]) + offset
     # Densities and scores at the levels shown, and densities at the levels of the chains.
     pairs = list(zip(points, levels, strict=True))
-    by_level = {} if path_sigmas is None else {s: view.density(s) for s in set(path_sigmas)}
     return Scene(
         dim=dataset.dim,
         axes=tuple(axis + start for axis, start in zip(view.axes, offset, strict=True)),
         modes=(dataset.modes + dataset.origin).numpy(),
         sigmas=shown.numpy(),
         clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
-        densities=np.stack([view.density(s) for s in levels]),
+        densities=_densities(view, shown.numpy()),
         true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
-        scores=None
-        if score is None
-        else np.stack([view.project(learned(score, x, s)) for x, s in pairs]),
+        scores=None if score is None else _learned(score, pairs, view, device),
         is_denoised=denoised is not None,
         path_sigmas=path_sigmas,
-        path_densities=None
-        if path_sigmas is None
-        else np.stack([by_level[s] for s in path_sigmas]),
+        path_densities=None if path_sigmas is None else _densities(view, path_sigmas),
         **arrays,
     )
+
+
+def _densities(view: Grid | Projection, sigmas: Array) -> Array:
+    """Return p_sigma on the grid at each of ``sigmas`` (M, G)."""
+    found = {sigma: view.density(sigma) for sigma in set(sigmas.tolist())}
+    return np.stack([found[sigma] for sigma in sigmas.tolist()])
+
+
+def _learned(
+    score: Score,
+    pairs: list[tuple[Tensor, float]],
+    view: Grid | Projection,
+    device: torch.device,
+) -> Array:
+    """Return the score that runs on ``device``, at each pair of points and level (M, G, D)."""
+    return np.stack([
+        view.project(score(x.float().to(device), torch.tensor(sigma, device=device)).cpu())
+        for x, sigma in pairs
+    ])  # fmt: skip
+
+
+def _recovered(
+    score: Score, dataset: Dataset, levels: list[float], axis: Array
+) -> dict[str, Array]:
+    """Return the densities recovered from the score at each level, and their KL divergences."""
+    precise = in_float64(score)  # one copy for all levels
+    found = [recovered_density(precise, dataset, sigma) for sigma in levels]
+    densities = [np.interp(axis, each.x, each.log_prob.exp()) for each in found]
+    kl = np.array([each.kl for each in found], dtype=float)
+    return {"recovered": np.stack(densities), "recovered_kl": kl}
+
+
+def _cell_means(law: Law, sigma: float, axis: Array) -> Array:
+    """Return the density of ``law`` at level sigma as a mean over each cell of ``axis`` (G,)."""
+    width = axis[1] - axis[0]
+    edges = torch.from_numpy(np.append(axis, 2 * axis[-1] - axis[-2]) - width / 2)
+    return law.cdf(edges, sigma).diff().numpy() / width

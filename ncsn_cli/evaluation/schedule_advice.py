@@ -85,6 +85,12 @@ def _examine_levels(
             " chains may not cross between far modes. Try schedule.sigma_max="
             f"{math.ceil(distance) if distance > 1 else f'{distance:.2g}'}"
         )
+    report["technique_2"], more = _examine_ratios(sigmas, dim)
+    return report, complaints + more
+
+
+def _examine_ratios(sigmas: Tensor, dim: int) -> tuple[dict[str, Any], list[str]]:
+    """Log Technique 2. Return its numbers and a list of complaints."""
     ratio, best = float((sigmas[:-1] / sigmas[1:]).max()), level_ratio(dim)
     advice = {
         "ratio": ratio,
@@ -93,20 +99,19 @@ def _examine_levels(
         "ratio_of_probability_half": technique_2_ratio(dim),
         "ratio_of_overlap_half": half_overlap_ratio(dim),
         "ratio_advised": best,
-        "num_levels_advised": num_levels_between(sigma_max, sigma_min, best),
+        "num_levels_advised": num_levels_between(float(sigmas[0]), float(sigmas[-1]), best),
         "rule": "probability 1/2" if best == technique_2_ratio(dim) else "overlap 1/2",
     }
-    report["technique_2"] = advice
     log.info(
         "Technique 2: neighbouring levels in the ratio %.3f (probability %.2f, overlap %.2f); at"
         " most %.3f is advised (%s)",
         ratio, advice["probability"], advice["overlap"], best, describe_ratios(dim),
     )  # fmt: skip
-    if ratio > best * 1.001:
-        complaints.append(
-            f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: use more levels"
-        )
-    return report, complaints
+    if ratio <= best * 1.001:
+        return advice, []
+    return advice, [
+        f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: use more levels"
+    ]
 
 
 def examine_steps(

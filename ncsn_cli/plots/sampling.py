@@ -28,28 +28,7 @@ def samples(scene: Scene) -> Figure | None:
     sigma = scene.sigmas[-1]
     num = f"{len(scene.samples):,} samples"
     if scene.dim == 1:
-        figure, (axes,) = new_figure(1, 1, width=8)
-        (x,) = scene.axes
-        bins = np.linspace(x[0], x[-1], 101)
-        share = 1 / (len(scene.samples) * (bins[1] - bins[0]))  # of all samples, also outside
-        axes.hist(
-            scene.samples[:, 0],
-            bins=bins.tolist(),
-            weights=np.full(len(scene.samples), share),
-            color=MODEL,
-            alpha=0.45,
-            label=num,
-        )
-        level = rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
-        if scene.denoised_density is not None:
-            axes.plot(x, scene.denoised_density, color=TRUTH, label=f"{level}, denoised")
-        elif sigma > 0:
-            axes.plot(x, scene.densities[-1], color=TRUTH, label=level)
-        if scene.clean_density is not None:
-            axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
-        axes.set(xlabel="$x$", ylabel="density", title="Samples against the truth")
-        axes.legend()
-        return figure
+        return _histogram(scene, scene.samples, num)
     figure, panels = new_figure(1, 2, width=5.5)
     names = rf"exact draws from $p_\sigma$, $\sigma$ = {sigma:.3g}", num
     if scene.is_denoised:
@@ -62,6 +41,33 @@ def samples(scene: Scene) -> Figure | None:
         _write_shares(axes, points, scene)
         axes.set_title(name)
         square(axes, scene)
+    return figure
+
+
+def _histogram(scene: Scene, samples: NDArray[np.float32], label: str) -> Figure:
+    """Draw ``samples`` (N, 1) as a histogram, and the truth."""
+    sigma = scene.sigmas[-1]
+    figure, (axes,) = new_figure(1, 1, width=8)
+    (x,) = scene.axes
+    bins = np.linspace(x[0], x[-1], 101)
+    share = 1 / (len(samples) * (bins[1] - bins[0]))  # of all samples, also outside
+    axes.hist(
+        samples[:, 0],
+        bins=bins.tolist(),
+        weights=np.full(len(samples), share),
+        color=MODEL,
+        alpha=0.45,
+        label=label,
+    )
+    level = rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
+    if scene.denoised_density is not None:
+        axes.plot(x, scene.denoised_density, color=TRUTH, label=f"{level}, denoised")
+    elif sigma > 0:
+        axes.plot(x, scene.densities[-1], color=TRUTH, label=level)
+    if scene.clean_density is not None:
+        axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
+    axes.set(xlabel="$x$", ylabel="density", title="Samples against the truth")
+    axes.legend()
     return figure
 
 

@@ -33,7 +33,7 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
 
 
-def run_in_processes(
+def run_in_processes(  # noqa: C901  # one loop between the pipes' ends and the forks' ends
     tasks: Sequence[Iterator[T]], workers: int
 ) -> Generator[list[tuple[int, T]], None, None]:
     """Run the tasks; yield lists of pairs: a task's number, and something that the task yielded.

@@ -49,7 +49,7 @@ class CompiledSteps:
         Exception: If torch cannot trace or compile the step; torch raises several kinds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that a step reads
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,

@@ -18,7 +18,7 @@ from ncsn_cli.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def fit(
+def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
     training: Training,
     history: list[Row],
     snapshots: Snapshots | None,

@@ -1,0 +1,165 @@
+"""The runs to compare: what they left in their folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ncsn_cli.commands.old_names import OPTIONS
+from ncsn_cli.core.errors import MissingInputError, one_line
+from ncsn_cli.runs.files import read_json
+from ncsn_cli.runs.records import flatten, read_yaml
+
+Value = str | float | int | bool | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The contents of one run's folder.
+
+    Args:
+        folder: The folder.
+        state: ``done``, or why there is no result.
+        error: The reason, one line.
+        overrides: The overrides of its command line.
+        named: The keys of these overrides, and of those of its checkpoint's run.
+        config: The effective configuration, nested keys joined by dots.
+        settings: The configuration that was asked for, each group's option under the group's name.
+        metrics: The numbers of ``metrics.json``, nested keys joined by dots.
+    """
+
+    folder: Path
+    state: str
+    error: str
+    overrides: str
+    named: set[str]
+    config: dict[str, Value]
+    settings: dict[str, Value]
+    metrics: dict[str, float]
+
+
+def find_runs(names: Iterable[str]) -> list[Path]:
+    """Return the folders of the runs in, or below, the folders ``names``."""
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if not os.path.isdir(path):  # pathlib's raises for a name that is too long
+            raise MissingInputError(f"{path}: there is no such folder")
+        below = [path] if _is_run(path) else [p.parent for p in path.rglob(".hydra")]
+        if not below:
+            raise MissingInputError(f"{path}: no run of ncsn-train or ncsn-sample is in it")
+        found |= dict.fromkeys(sorted(below, key=_natural))
+    return list(found)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / ".hydra").is_dir() or (path / "run.json").is_file()
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """Return a sort key that puts the folder ``2`` of a sweep before ``10``."""
+    return str(path.parent), int(path.name) if path.name.isdigit() else -1, path.name
+
+
+def read_run(folder: Path) -> Run:
+    """Return the contents of a run's folder; a damaged folder has the state ``damaged``."""
+    status = read_json(folder / "status.json")
+    state, error = str(status.get("state", "unfinished")), str(status.get("error") or "")
+    metrics = read_json(folder / "metrics.json")
+    if state == "done" and not metrics:
+        state, error = "damaged", "metrics.json is missing or not JSON"
+    try:
+        values = read_yaml(folder / "config.yaml", {})
+        words = [str(word) for word in read_yaml(folder / ".hydra" / "overrides.yaml", [])]
+        asked = read_yaml(folder / ".hydra" / "config.yaml", {})
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
+        return Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
+    numbers = {
+        key: float(value)
+        for key, value in flatten(metrics).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    # Compare what was asked for, without what data and sizes decided. Groups that were left to a
+    # checkpoint are in the effective configuration only.
+    whole = {
+        key: value
+        for key, value in asked.items()
+        if ("_target_" in value if isinstance(value, dict) else value is not None)
+    }
+    options, named = _chosen(folder, values.get("checkpoint"))
+    settings = _with_options(_flat(values | whole), options)
+    return Run(
+        folder, one_line(state), one_line(error), one_line(shlex.join(words)),
+        named | _keys(words), _flat(values), settings, numbers,
+    )  # fmt: skip
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Value]:
+    """Return ``values`` in a form to compare: nested keys joined by dots, lists as text."""
+    return {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in flatten(values).items()
+    }
+
+
+def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str, Value]:
+    """Return ``values`` with each group's option (or class, if unknown) under its name."""
+    settings: dict[str, Value] = {k: v for k, v in options.items() if k == "experiment"}
+    for key, value in values.items():
+        group = title_of(key)
+        if is_target(key):
+            settings[group] = options.get(group, value)
+        if group in options or not is_target(key):
+            settings[key] = value
+    return settings
+
+
+def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], set[str]]:
+    """Return a run's options, by group, and the keys that its command line named.
+
+    Both are empty if Hydra's records are missing. Options that were left to the ``checkpoint``
+    are those of the run that wrote the checkpoint.
+    """
+    try:
+        hydra = flatten(read_yaml(folder / ".hydra" / "hydra.yaml", {}))
+    except (OSError, ValueError, OverflowError, yaml.YAMLError):
+        return {}, set()
+    options = {
+        key.removeprefix("hydra.runtime.choices."): value
+        for key, value in hydra.items()
+        if key.startswith("hydra.runtime.choices.") and isinstance(value, str)
+    }
+    options = {group: OPTIONS.get(f"{group}/{name}", name) for group, name in options.items()}
+    words = hydra.get("hydra.overrides.task")
+    named = _keys(words if isinstance(words, list) else [])
+    if isinstance(checkpoint, str):
+        cwd = str(hydra.get("hydra.runtime.cwd"))
+        place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
+        for trained in (place, place.parent.parent):  # a run's folder, or a file in one
+            of_it, named_for_it = _chosen(trained)
+            options = {k: v for k, v in of_it.items() if k != "experiment"} | options
+            named |= named_for_it
+    return options, named
+
+
+def _keys(words: list[Any]) -> set[str]:
+    """Return the keys of the overrides ``words``."""
+    return {re.split("[=@]", str(word).lstrip("+~"))[0] for word in words}
+
+
+def is_target(key: str) -> bool:
+    """Return whether ``key`` names the class of a group."""
+    return key.endswith("._target_")
+
+
+def title_of(key: str) -> str:
+    """Return how a table names ``key``: a group's class by its group."""
+    return key.removesuffix("._target_")

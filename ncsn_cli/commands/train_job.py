@@ -1,0 +1,263 @@
+"""The job of ``ncsn-train``: built from a request, checked, restored if it is resumed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ncsn_cli.commands.build import (
+    fit_schedule,
+    instantiate,
+    instantiate_list,
+    reference_data,
+    what_torch_refuses,
+)
+from ncsn_cli.commands.config import Config, TrainSettings
+from ncsn_cli.commands.job import choose_device, output_folder
+from ncsn_cli.commands.present import Pictures
+from ncsn_cli.commands.resume import (
+    Stopped,
+    check_same_request,
+    compile_setting_on_resume,
+    find_stopped,
+)
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.evaluation.schedule_advice import examine
+from ncsn_cli.losses import Implicit, Loss, Sliced
+from ncsn_cli.runs.checkpoints import check_size, load_newest
+from ncsn_cli.samplers import Sampler
+from ncsn_cli.training.history import Row, read_history
+from ncsn_cli.training.snapshots import Snapshots
+from ncsn_cli.training.state import Training, optimizer_step
+from ncsn_cli.training.tensorboard import TensorBoard
+from ncsn_cli.training.trainer import Trainer, resolve_auto
+
+log = logging.getLogger(__name__)
+
+_MAY_CHANGE = {
+    "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
+    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "compile",
+    "resume", "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
+    "trainer.eval_every", "trainer.checkpoint_every",
+    "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line that was read.
+
+    Args:
+        run: The run-level keys.
+        config: The configuration, as composed.
+        digest: See ``digest_of``.
+    """
+
+    run: TrainSettings
+    config: Config
+    digest: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a request names.
+
+    Args:
+        trainer: The settings of the training.
+        dataset: The dataset.
+        data: Its training set, or draws if it is endless (N, D).
+        sigmas: The noise levels (L,), float64, descending.
+        fitted: The settings of the schedule that was fitted to the data, or {}.
+        loss: The loss.
+        model: The network, on its device, with its initial weights.
+        optimizer: The optimizer of the network.
+        sampler: The sampler that ncsn-sample will take from the checkpoint.
+        pictures: The pictures to draw.
+    """
+
+    trainer: Trainer
+    dataset: Dataset
+    data: Tensor
+    sigmas: Tensor
+    fitted: Config
+    loss: Loss
+    model: nn.Module
+    optimizer: Optimizer
+    sampler: Sampler
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that was built and checked, and restored if it is resumed.
+
+    Args:
+        run: The run-level keys.
+        config: The effective configuration.
+        facts: What ``run.json`` records.
+        device: The device of the network.
+        parts: The objects that the request names.
+        training: The state of the training.
+        history: The rows of ``history.csv`` so far; the training appends to it.
+        snapshots: The states of the score that animations show, or None.
+        board: The event files for TensorBoard, or None.
+    """
+
+    run: TrainSettings
+    config: Config
+    facts: Config
+    device: torch.device
+    parts: Parts
+    training: Training
+    history: list[Row]
+    snapshots: Snapshots | None
+    board: TensorBoard | None
+
+
+def build(request: Request) -> Job:
+    """Build everything that ``request`` names; raise if something does not fit together."""
+    run, device = request.run, choose_device(request.run.device)
+    parts = _build_parts(request.config, run.seed, device)
+    dataset, sigmas, model = parts.dataset, parts.sigmas, parts.model
+    # Find the checkpoint to resume, and decide on threads and compiling.
+    stopped = find_stopped(_load_checkpoint, parts.trainer.resume)
+    trainer = _resolve_auto(parts, {} if stopped is None else stopped.record)
+    settled = {"threads": trainer.threads, "compile": trainer.compile}
+    config = {**request.config, "trainer": {**request.config["trainer"], **settled}}
+    config |= {"schedule": parts.fitted} if parts.fitted else {}
+    torch.set_num_threads(int(trainer.threads))
+    # Prepare the training, and restore it if it is resumed.
+    training = Training(trainer, model, parts.optimizer, parts.loss, dataset, sigmas, run.seed)
+    snapshots = None
+    if parts.pictures.animations and dataset.dim <= 2:
+        snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
+    weights = list(model.parameters())  # also kept: their average and the optimizer's state
+    check_size(4 * sum(weight.nbytes for weight in weights), 4 * len(weights))
+    history = _restore(training, config, snapshots, stopped)
+    board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
+    facts["schedule"] = examine(sigmas, parts.sampler, parts.data, dataset.smallest_std)
+    return Job(run, config, facts, device, parts, training, history, snapshots, board)
+
+
+def _build_parts(config: Config, seed: int, device: torch.device) -> Parts:
+    trainer: Trainer = instantiate(config, "trainer")
+    dataset: Dataset = instantiate(config, "dataset")
+    data = reference_data(dataset, seed)
+    schedule, fitted = fit_schedule(instantiate(config, "schedule"), data)
+    sigmas, loss = schedule.sigmas, instantiate(config, "loss")
+    model = initial_model(config, data, seed).to(device)
+    _try_once(model, dataset, loss, float(sigmas[-1]), device)
+    optimizer = instantiate(config, "optimizer", params=model.parameters())
+    _try_optimizer(config, model)
+    sampler: Sampler = instantiate(config, "sampler")
+    instantiate(config, "init")  # ncsn-sample will take both from the checkpoint
+    if instantiate_list(config, "metric"):
+        raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
+    pictures = Pictures(config)
+    return Parts(
+        trainer, dataset, data, sigmas, fitted or {}, loss, model, optimizer, sampler, pictures
+    )
+
+
+def _resolve_auto(parts: Parts, stopped: Config) -> Trainer:
+    """Return the trainer with values for ``auto``; ``stopped`` is the record of a stopped run."""
+    trainer, earlier = parts.trainer, stopped.get("config", {}).get("trainer")
+    compiles = compile_setting_on_resume(trainer.compile, stopped, "trainer.compile")
+    points = parts.loss.points(trainer.batch_size or len(parts.data), len(parts.sigmas))
+    return resolve_auto(
+        replace(trainer, compile=compiles), parts.model, parts.optimizer, points,
+        earlier if isinstance(earlier, dict) else {},
+    )  # fmt: skip
+
+
+def initial_model(config: Config, data: Tensor, seed: int) -> nn.Module:
+    """Return the network of ``config`` with its initial weights, adapted to ``data`` (N, D)."""
+    # Layers draw their initial weights from the global stream, which is left unchanged.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_stream(seed, "initial weights").initial_seed())
+        model: nn.Module = instantiate(config, "model", dim=data.shape[-1])
+    adapt_to: Callable[[Tensor], None] | None = getattr(model, "adapt_to", None)
+    if adapt_to is not None:
+        adapt_to(data)
+    return model
+
+
+def _try_once(
+    model: nn.Module, dataset: Dataset, loss: Loss, sigma: float, device: torch.device
+) -> None:
+    """Raise if the truth or the network has no score at ``sigma``; warn of a biased gradient."""
+    dataset.score(torch.zeros(1, dataset.dim), sigma)
+    model(torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device))
+    differentiates = isinstance(loss, Implicit | Sliced)
+    if differentiates and any(isinstance(module, nn.ReLU) for module in model.modules()):
+        log.warning(
+            "the derivative of a relu network jumps, and the gradient of this loss misses the"
+            " jumps, so it is biased; choose another model.activation, such as softplus"
+        )
+
+
+def _try_optimizer(config: Config, model: nn.Module) -> None:
+    """Raise if the optimizer cannot make a step for ``model``; try it on a copy of the weights."""
+    chosen = config["optimizer"]
+    if chosen.get("differentiable"):
+        raise ConfigError("optimizer.differentiable: no gradient is taken of a step; leave it out")
+    weights = [nn.Parameter(weight.detach().clone()) for weight in model.parameters()]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    copy = instantiate(config, "optimizer", params=weights)
+    if isinstance(copy, torch.optim.LBFGS):
+        raise ConfigError("optimizer: LBFGS needs a closure at each step; choose another one")
+    try:
+        optimizer_step(copy)()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(what_torch_refuses(chosen, error)) from error
+
+
+def _load_checkpoint(path: Path) -> Stopped:
+    """Return the checkpoint at ``path``, or the newest of the run there."""
+    return Stopped(*load_newest(path))
+
+
+def _restore(
+    training: Training, config: Config, snapshots: Snapshots | None, stopped: Stopped | None
+) -> list[Row]:
+    """Restore ``training`` and ``snapshots`` from ``stopped``, if given; return the history."""
+    if stopped is None:
+        return []
+    path, record = stopped.path, stopped.record
+    check_same_request(
+        record["config"], config, lambda key: _may_change(key, training.trainer),
+        "trainer.resume", path,
+    )  # fmt: skip
+    if record["step"] > training.trainer.steps:
+        raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
+    try:
+        training.restore(stopped.tensors, record)
+    except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadCheckpointError(
+            f"{path}: its state does not fit this training ({reason})"
+        ) from error
+    kept = path.parent.parent / "snapshots.npz"
+    if snapshots is not None and os.path.lexists(kept):
+        snapshots.restore(kept, training.step)
+    rows = path.parent.parent / "history.csv"
+    if not os.path.lexists(rows):
+        return []
+    return [row for row in read_history(rows) if (row["step"] or 0) <= training.step]
+
+
+def _may_change(key: str, trainer: Trainer) -> bool:
+    if key == "trainer.steps" and trainer.lr_decay != "none":
+        return False  # the learning rate of every step depends on it
+    return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
