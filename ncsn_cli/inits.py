@@ -35,7 +35,7 @@ class Normal(Init):
         mean: The mean of every coordinate, data units.
     """
 
-    std: PositiveFloat
+    std: PositiveFloat = 1.0
     mean: float = 0.0
 
     def __call__(
@@ -55,8 +55,8 @@ class Uniform(Init):
         high: Upper bound, above ``low``.
     """
 
-    low: float
-    high: float
+    low: float = -8.0
+    high: float = 8.0
 
     @model_validator(mode="after")
     def _check(self) -> Uniform:
@@ -99,7 +99,7 @@ class Data(Init):
         sigma: >= 0, data units; null takes the schedule's sigma_max.
     """
 
-    sigma: Annotated[float, Field(ge=0)] | None
+    sigma: Annotated[float, Field(ge=0)] | None = None
 
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator

@@ -64,8 +64,8 @@ class Loss(ABC):
         weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
     """
 
-    levels: Literal["all", "random", "continuous"]
-    weight_power: float
+    levels: Literal["all", "random", "continuous"] = "all"
+    weight_power: float = 2.0
 
     def __call__(
         self,
@@ -208,7 +208,7 @@ class Denoising(Loss):
             level.
     """
 
-    noise: Literal["fresh", "fixed"]
+    noise: Literal["fresh", "fixed"] = "fresh"
 
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, z, *_ = perturbed
@@ -293,7 +293,7 @@ class ImplicitRegularized(Implicit):
         regularization: >= 0, data units squared.
     """
 
-    regularization: NonNegativeFloat
+    regularization: NonNegativeFloat = 0.1
 
     def _divergence(self, diagonal: Tensor) -> Tensor:
         return diagonal.sum(-1) + self.regularization * diagonal.square().sum(-1)
@@ -321,8 +321,8 @@ class Sliced(Loss):
         variance_reduced: Whether the first term is replaced by its exact mean ||s||^2/2.
     """
 
-    directions: Literal["gaussian", "rademacher"]
-    variance_reduced: bool
+    directions: Literal["gaussian", "rademacher"] = "rademacher"
+    variance_reduced: bool = True
 
     def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
         x, sigma, _, v, _ = perturbed

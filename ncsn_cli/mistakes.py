@@ -37,7 +37,7 @@ class NoiseNotAnnealed(AnnealedLangevin):
     the mode with the highest density.
     """
 
-    step_size: PositiveFloat
+    step_size: PositiveFloat = 0.01
 
     def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
         """Yield x after each step; the score is scaled up where the noise is not."""

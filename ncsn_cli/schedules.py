@@ -48,9 +48,9 @@ class _Ladder(Schedule):
         num_levels: L >= 2.
     """
 
-    sigma_max: PositiveFloat
-    sigma_min: PositiveFloat
-    num_levels: Annotated[int, Field(gt=0, le=10_000)]
+    sigma_max: PositiveFloat = 10.0
+    sigma_min: PositiveFloat = 0.1
+    num_levels: Annotated[int, Field(gt=0, le=10_000)] = 20
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -122,7 +122,7 @@ class Karras(_Ladder):
         rho: > 0; the paper's is 7.
     """
 
-    rho: PositiveFloat
+    rho: PositiveFloat = 7.0
 
     def _space(self, fractions: Tensor) -> Tensor:
         ends = torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64)
@@ -138,7 +138,7 @@ class Single(Schedule):
         sigma: Its standard deviation, >= 0, data units; 0 is the data itself.
     """
 
-    sigma: NonNegativeFloat
+    sigma: NonNegativeFloat = 0.0
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -158,7 +158,7 @@ class FromData:
             data's detail.
     """
 
-    sigma_min: PositiveFloat
+    sigma_min: PositiveFloat = 0.1
 
     def fit(self, data: Tensor) -> Geometric:
         """Return the levels for the points ``data`` (N, D).

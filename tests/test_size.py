@@ -1,4 +1,4 @@
-"""The lengths of files and functions; a line of code has a token beside comments and docstrings."""
+"""The lengths of files and functions, in lines with a token beside comments and docstrings."""
 
 import ast
 import io

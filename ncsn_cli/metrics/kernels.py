@@ -27,7 +27,7 @@ class _Kernel(SampleMetric):
         max_points: Use at most this many samples, the first ones; time grows with the square.
     """
 
-    max_points: Count
+    max_points: Count = 2000
 
     @abstractmethod
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -82,7 +82,7 @@ class MMD(_Kernel):
             draws, or 1 if all distances are 0.
     """
 
-    bandwidth: PositiveFloat | None
+    bandwidth: PositiveFloat | None = None
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         apart = torch.pdist(exact)

@@ -241,8 +241,8 @@ class KL(ScoreMetric):
         num_steps: Max number of steps of the flow per point.
     """
 
-    num_points: Annotated[int, Field(ge=2, le=10**9)]
-    num_steps: Count
+    num_points: Annotated[int, Field(ge=2, le=10**9)] = 2000
+    num_steps: Count = 20_000
 
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator

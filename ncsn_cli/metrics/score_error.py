@@ -31,7 +31,7 @@ class ScoreError(ScoreMetric):
         num_points: Number of exact draws per level.
     """
 
-    num_points: Count
+    num_points: Count = 10_000
 
     def __call__(
         self, score: Score, truth: Dataset, sigmas: Tensor, generator: torch.Generator

@@ -35,7 +35,7 @@ class Wasserstein(SampleMetric):
         max_points: For D >= 2, use at most this many samples; the cost grows with the cube.
     """
 
-    max_points: Count
+    max_points: Count = 500
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes W1 for ``num`` samples."""
@@ -111,7 +111,7 @@ class SlicedWasserstein(SampleMetric):
         num_directions: The number of directions v.
     """
 
-    num_directions: Count
+    num_directions: Count = 50
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes the sliced distance for ``num`` samples."""

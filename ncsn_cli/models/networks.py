@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -18,7 +19,9 @@ from ncsn_cli.models.one_level import Network, Perceptron, matrix, residual, wit
 
 log = logging.getLogger(__name__)
 
-Widths = Annotated[list[Count], Field(max_length=1000)]  # because a checkpoint may ask for more
+Widths = Annotated[
+    Sequence[Count], Field(max_length=1000)
+]  # because a checkpoint may ask for more
 
 Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
 
@@ -50,9 +53,9 @@ class MLP(Network):
     def __init__(
         self,
         dim: Count,
-        hidden: Widths,
-        activation: Activation,
-        conditional: bool,
+        hidden: Widths = (64,),
+        activation: Activation = "relu",
+        conditional: bool = True,
     ) -> None:
         super().__init__()
         self.conditional = conditional
@@ -94,9 +97,9 @@ class EmbeddingMLP(Network):
     def __init__(
         self,
         dim: Count,
-        embedding: Count,
-        hidden: Widths,
-        activation: Activation,
+        embedding: Count = 16,
+        hidden: Widths = (128,),
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         self.embedding = _perceptron(1, [embedding], embedding, activation)
@@ -129,7 +132,9 @@ class NCSNv2MLP(Network):
     """
 
     @validate_call(config=STRICT)
-    def __init__(self, dim: Count, hidden: Widths, activation: Activation) -> None:
+    def __init__(
+        self, dim: Count, hidden: Widths = (128,), activation: Activation = "softplus"
+    ) -> None:
         super().__init__()
         if dim <= 2:
             log.warning(
@@ -164,7 +169,7 @@ class _ResidualNetwork(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, dim: int, outputs: int, features: int, hidden: list[int], activation: Activation
+        self, dim: int, outputs: int, features: int, hidden: Sequence[int], activation: Activation
     ) -> None:
         super().__init__()
         width = hidden[0]
@@ -228,9 +233,9 @@ class FourierMLP(Network):
     def __init__(
         self,
         dim: Count,
-        features: Count,
-        hidden: Widths,
-        activation: Activation,
+        features: Count = 16,
+        hidden: Widths = (64, 64, 64),
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
@@ -294,10 +299,10 @@ class PreconditionedMLP(_DataScale):
     def __init__(
         self,
         dim: Count,
-        sigma_data: PositiveFloat | Literal["auto"],
-        features: Count,
-        hidden: Widths,
-        activation: Activation,
+        sigma_data: PositiveFloat | Literal["auto"] = "auto",
+        features: Count = 16,
+        hidden: Widths = (64, 64, 64),
+        activation: Activation = "silu",
     ) -> None:
         super().__init__(dim, sigma_data)
         self.network = _ResidualNetwork(dim, dim, features, hidden, activation)
@@ -340,10 +345,10 @@ class EnergyMLP(_DataScale):
     def __init__(
         self,
         dim: Count,
-        sigma_data: PositiveFloat | Literal["auto"],
-        features: Count,
-        hidden: Widths,
-        activation: Activation,
+        sigma_data: PositiveFloat | Literal["auto"] = "auto",
+        features: Count = 16,
+        hidden: Widths = (64, 64, 64),
+        activation: Activation = "silu",
     ) -> None:
         super().__init__(dim, sigma_data)
         if activation == "relu":
@@ -377,7 +382,7 @@ def _column(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def _perceptron(
-    inputs: int, hidden: list[int], outputs: int, activation: Activation
+    inputs: int, hidden: Sequence[int], outputs: int, activation: Activation
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([inputs, *hidden]):

@@ -106,7 +106,7 @@ class Sampler(ABC):
             s^4/(s^2 + sigma^2), a little below s^2.
     """
 
-    denoise: bool
+    denoise: bool = False
 
     descends: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = False

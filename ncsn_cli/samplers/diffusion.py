@@ -68,8 +68,8 @@ class PredictorCorrector(ReverseDiffusion):
         corrector_steps: Number M >= 1 of Langevin steps at each level, sigma_max included.
     """
 
-    snr: PositiveFloat
-    corrector_steps: Count
+    snr: PositiveFloat = 0.16
+    corrector_steps: Count = 1
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return (sigma_i, 2 (snr sigma_i)^2, M) for every level."""
@@ -103,7 +103,7 @@ class ProbabilityFlow(_Descent):
             ``heun``, order 2, evaluates it twice.
     """
 
-    solver: Literal["euler", "heun", "multistep"]
+    solver: Literal["euler", "heun", "multistep"] = "multistep"
 
     def step_down(self, step: Step, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Return x after one step of the solver, and the posterior means for the next step."""
@@ -171,7 +171,7 @@ class ConsistentAnnealed(_Descent):
             arXiv:2011.13456, eq. 47.
     """
 
-    eta: PositiveFloat | Literal["auto"]
+    eta: PositiveFloat | Literal["auto"] = "auto"
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return (sigma_i, eta sigma_i^2, 0) for every level, with tau = 0 at the last."""

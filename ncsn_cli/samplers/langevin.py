@@ -28,8 +28,8 @@ class Langevin(Sampler):
         steps: Number of steps.
     """
 
-    step_size: PositiveFloat
-    steps: Count
+    step_size: PositiveFloat = 0.01
+    steps: Count = 1000
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return the only level: (sigma_L, tau, steps)."""
@@ -52,8 +52,8 @@ class AnnealedLangevin(Sampler):
         steps_per_level: T >= 1.
     """
 
-    step_size: PositiveFloat | Literal["auto"]
-    steps_per_level: Count
+    step_size: PositiveFloat | Literal["auto"] = "auto"
+    steps_per_level: Count = 100
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return (sigma_i, tau_i, T) for every level."""
@@ -91,6 +91,8 @@ class AnnealedMALA(AnnealedLangevin):
         steps_per_level: T >= 1.
     """
 
+    step_size: PositiveFloat | Literal["auto"] = 0.005
+
     needs_log_prob: ClassVar[bool] = True
 
     def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
@@ -126,8 +128,8 @@ class ConstantStepLangevin(Sampler):
         steps_per_level: T >= 1.
     """
 
-    step_size: PositiveFloat
-    steps_per_level: Count
+    step_size: PositiveFloat = 0.0125
+    steps_per_level: Count = 50
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return (sigma_i, tau, T) for every level."""

@@ -45,21 +45,21 @@ class Trainer:
         resume: Folder or checkpoint of the run to continue; null: start afresh.
     """
 
-    steps: Count
-    max_seconds: PositiveFloat | None
-    batch_size: Count | None
-    lr_decay: Literal["none", "cosine"]
-    grad_clip: PositiveFloat | None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
-    log_every: Count
-    eval_every: Count
-    checkpoint_every: Count
-    keep_last: Count
-    snapshots: Annotated[int, Field(gt=0, le=10**4)]
-    tensorboard: bool
-    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"]
-    compile: bool | Literal["auto"]
-    resume: str | None
+    steps: Count = 2000
+    max_seconds: PositiveFloat | None = None
+    batch_size: Count | None = 128
+    lr_decay: Literal["none", "cosine"] = "cosine"
+    grad_clip: PositiveFloat | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    log_every: Count = 50
+    eval_every: Count = 100
+    checkpoint_every: Count = 1000
+    keep_last: Count = 3
+    snapshots: Annotated[int, Field(gt=0, le=10**4)] = 60
+    tensorboard: bool = False
+    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    resume: str | None = None
 
 
 _OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``resolve_auto``

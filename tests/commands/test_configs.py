@@ -7,7 +7,7 @@ import itertools
 import shlex
 
 import pytest
-from hydra.utils import get_class, get_method, instantiate
+from hydra.utils import get_class, get_method, get_object, instantiate
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands import old_names
@@ -62,6 +62,23 @@ def test_an_option_lists_every_parameter(path):
         assert keys == parameters(settings["_target_"])
     else:
         assert keys <= parameters(settings["_target_"])
+
+
+def test_an_object_made_without_arguments_is_that_of_an_option():
+    by_class = {}
+    for values in options().values():
+        by_class.setdefault(values["_target_"], []).append(
+            {key: value for key, value in values.items() if not key.startswith("_")}
+        )
+    for target, of_options in by_class.items():
+        found = inspect.signature(get_object(target)).parameters
+        if target.startswith("ncsn_cli.") and "weights" not in found:  # a mixture has none
+            defaults = {
+                name: list(value.default) if isinstance(value.default, tuple) else value.default
+                for name, value in found.items()
+                if name not in RUNTIME
+            }
+            assert defaults in of_options, target
 
 
 @pytest.mark.parametrize("path", [path for path in OPTIONS if not path.startswith("optimizer/")])
