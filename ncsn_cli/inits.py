@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.settings import STRICT
 
 __all__ = ["Data", "Normal", "Prior", "Uniform"]
@@ -84,11 +85,8 @@ class Prior(Init):
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Return initial points (num, D), float32, on the generator's device."""
-        z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
         covariance = truth.perturbed_covariance(sigma_max)
-        variances, rotation = torch.linalg.eigh(covariance)
-        root = rotation * variances.clamp(min=0).sqrt()  # root root^T = covariance
-        return truth.mean.to(z) + z @ root.T.to(z)
+        return Gaussian(truth.mean, covariance).sample(num, generator)
 
 
 @dataclass(frozen=True, config=STRICT)

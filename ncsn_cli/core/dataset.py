@@ -25,28 +25,24 @@ class Law(ABC):
     """A distribution for every level sigma, against which samples are measured.
 
     Every ``Dataset`` is a law. So is the distribution of its draws after a denoising step.
-    Moments are float64.
+    Moments are float64. A law may keep them as attributes or compute them as properties.
+
+    Attributes:
+        dim: D.
+        mean: E[x], (D,), at every level.
+        modes: Centres of the modes, (K, D).
+        origin: Offset to add to this law's coordinates to get data units, (D,). It is 0, except
+            for the distribution that ``Dataset.centred`` returns.
     """
 
     dim: int
+    mean: Tensor
+    modes: Tensor
 
     @property
     def origin(self) -> Tensor:
-        """Offset to add to this law's coordinates to get data units, (D,), float64.
-
-        It is 0, except for the distribution that ``Dataset.centred`` returns.
-        """
+        """Return 0, (D,); see the class."""
         return torch.zeros(self.dim, dtype=torch.float64)
-
-    @property
-    @abstractmethod
-    def mean(self) -> Tensor:
-        """E[x], (D,), at every level."""
-
-    @property
-    @abstractmethod
-    def modes(self) -> Tensor:
-        """Centres of the modes, (K, D)."""
 
     @abstractmethod
     def sample(
@@ -100,10 +96,22 @@ class Dataset(Law):
     Functions of points return the points' dtype. All other results are float64, except the draws
     of ``sample``, which are float32.
 
+    Attributes:
+        covariance: Cov[x], (D, D).
+        weights: Weights of the K modes, (K,).
+        extent: The box that pictures show: lower and upper corner, both (D,).
+        smallest_std: Standard deviation of the narrowest component along its narrowest axis, data
+            units; 0 for a point.
+
     Args:
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
     """
+
+    covariance: Tensor
+    weights: Tensor
+    extent: tuple[Tensor, Tensor]
+    smallest_std: float
 
     def __init__(self, num_samples: int | None, seed: int) -> None:
         self.num_samples = num_samples
@@ -126,32 +134,9 @@ class Dataset(Law):
         return self
 
     @property
-    @abstractmethod
-    def covariance(self) -> Tensor:
-        """Cov[x], (D, D)."""
-
-    @property
-    @abstractmethod
-    def weights(self) -> Tensor:
-        """Weights of the K modes, (K,)."""
-
-    @property
     def num_components(self) -> int:
         """Number of terms of the density, which decides memory and time."""
         return len(self.weights)
-
-    @property
-    @abstractmethod
-    def extent(self) -> tuple[Tensor, Tensor]:
-        """The box that pictures show: lower and upper corner, both (D,)."""
-
-    @property
-    @abstractmethod
-    def smallest_std(self) -> float:
-        """Standard deviation of the narrowest component along its narrowest axis, data units.
-
-        0 for a point.
-        """
 
     @abstractmethod
     def has_density(self, sigma: float) -> bool:

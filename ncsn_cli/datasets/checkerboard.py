@@ -63,39 +63,13 @@ class Checkerboard(Dataset):
         ticks = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) * self._width  # (side,)
         black = [(i, j) for i in range(side) for j in range(side) if (i + j) % 2 == 0]
         self._ticks, self._black = ticks, torch.tensor(black)  # column and row: (K, 2)
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x], (D,), float64."""
-        return self.modes.mean(0)
-
-    @property
-    def covariance(self) -> Tensor:
-        """Cov[x] = Cov[c] + s^2/12 I, (D, D), float64."""
+        self.modes = ticks[self._black]  # centres of the black squares
+        self.mean, self.weights = self.modes.mean(0), ticks.new_full((len(black),), 1 / len(black))
+        # Cov[x] = Cov[c] + s^2/12 I, with the centre c of a square.
         within = self._width**2 / 12 * torch.eye(2, dtype=torch.float64)
-        return self.modes.T.cov(correction=0) + within
-
-    @property
-    def weights(self) -> Tensor:
-        """1/K each, (K,), float64."""
-        num_squares = len(self._black)
-        return torch.full((num_squares,), 1 / num_squares, dtype=torch.float64)
-
-    @property
-    def modes(self) -> Tensor:
-        """Centres of the black squares, (K, D), float64."""
-        return self._ticks[self._black]
-
-    @property
-    def extent(self) -> tuple[Tensor, Tensor]:
-        """Corners (D,) of the box that plots show: the board and 1/8 of its length around it."""
-        corner = torch.full((2,), 5 / 8 * self._length, dtype=torch.float64)
-        return -corner, corner
-
-    @property
-    def smallest_std(self) -> float:
-        """s/sqrt(12), the standard deviation of a square along an axis, data units."""
-        return self._width / math.sqrt(12)
+        self.covariance = self.modes.T.cov(correction=0) + within
+        corner = ticks.new_full((2,), 5 / 8 * length)
+        self.extent, self.smallest_std = (-corner, corner), self._width / math.sqrt(12)
 
     def has_density(self, sigma: float) -> bool:
         """Return True: at sigma = 0 only the score does not exist."""

@@ -50,38 +50,11 @@ class Circle(Dataset):
         super().__init__(num_samples, seed)
         self._radius = radius
         self._std = std
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x] = 0, (D,), float64."""
-        return torch.zeros(2, dtype=torch.float64)
-
-    @property
-    def covariance(self) -> Tensor:
-        """Cov[x] = (R^2/2 + std^2) I, (D, D), float64."""
-        return (self._radius**2 / 2 + self._std**2) * torch.eye(2, dtype=torch.float64)
-
-    @property
-    def weights(self) -> Tensor:
-        """The weight 1 of the only mode, the circle, (1,), float64."""
-        return torch.ones(1, dtype=torch.float64)
-
-    @property
-    def modes(self) -> Tensor:
-        """The circle's centre, (1, D), float64."""
-        return torch.zeros(1, 2, dtype=torch.float64)
-
-    @property
-    def extent(self) -> tuple[Tensor, Tensor]:
-        """Corners (D,) of the box that plots show: the circle and max(R/2, 5 std) around it."""
-        margin = max(self._radius / 2, 5 * self._std)
-        corner = torch.full((2,), self._radius + margin, dtype=torch.float64)
-        return -corner, corner
-
-    @property
-    def smallest_std(self) -> float:
-        """The standard deviation std across the circle, data units."""
-        return self._std
+        eye = torch.eye(2, dtype=torch.float64)
+        self.mean, self.covariance = 0 * eye[0], (radius**2 / 2 + std**2) * eye
+        self.weights, self.modes = eye.new_ones(1), eye.new_zeros(1, 2)  # the circle is one mode
+        corner = eye.new_full((2,), radius + max(radius / 2, 5 * std))
+        self.extent, self.smallest_std = (-corner, corner), std
 
     def has_density(self, sigma: float) -> bool:
         """Return whether p_sigma has a density: not if std and sigma are both 0."""

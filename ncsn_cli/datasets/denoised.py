@@ -38,21 +38,12 @@ class Denoised(Law):
 
     def __init__(self, truth: Dataset) -> None:
         self._truth, self.dim = truth, truth.dim
+        self.mean, self.modes = truth.mean, truth.modes
 
     @property
     def origin(self) -> Tensor:
         """The vector to add to coordinates to get data units, (D,), float64."""
         return self._truth.origin
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x], (D,), float64."""
-        return self._truth.mean
-
-    @property
-    def modes(self) -> Tensor:
-        """Centres of the dataset's modes, (K, D), float64."""
-        return self._truth.modes
 
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator

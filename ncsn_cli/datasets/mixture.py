@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import torch
@@ -91,12 +92,24 @@ class GaussianMixture(Dataset):
         self._is_isotropic = self._rotations is None and len(self._variances.unique()) == 1
         self._has_points = bool((self._variances == 0).any())
         self._origin = torch.zeros(self.dim, dtype=torch.float64)
-        rows = {tuple(mean): k for k, mean in reversed([*enumerate(self._means.tolist())])}
-        firsts = sorted(rows.values())  # the first component of each mode: (modes,)
-        self._modes = self._means[firsts]
-        place = {k: i for i, k in enumerate(firsts)}
-        self._mode_of = torch.tensor([place[rows[tuple(m)]] for m in self._means.tolist()])  # (K,)
+        # Each mean once, in the order of the components, and the mode of each component (K,).
+        places = {
+            mean: i for i, mean in enumerate(dict.fromkeys(map(tuple, self._means.tolist())))
+        }
+        self.modes = torch.tensor([*places], dtype=torch.float64)
+        self._mode_of = torch.tensor([places[tuple(mean)] for mean in self._means.tolist()])
+        self._set_moments()
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def _set_moments(self) -> None:
+        """Set the attributes of ``Dataset`` that follow from the components."""
+        self.mean = self._weights @ self._means
+        empty = torch.zeros(len(self.modes), dtype=torch.float64)
+        self.weights = empty.index_add(0, self._mode_of, self._weights)
+        margin = 5 * self._variances.max().sqrt()
+        margin = margin if margin > 0 else torch.ones(())  # points
+        self.extent = self._means.amin(0) - margin, self._means.amax(0) + margin
+        self.smallest_std = float(self._variances.min().sqrt())
 
     def _diagonal(self, stds: object) -> Tensor:
         std = _rectangular(stds, "stds")
@@ -132,8 +145,10 @@ class GaussianMixture(Dataset):
         """Return a copy in coordinates around the mean, which is the ``origin`` of the copy."""
         moved = copy.copy(self)
         moved._origin = self._origin + self.mean
-        moved._means, moved._modes = self._means - self.mean, self._modes - self.mean
+        moved._means, moved.modes = self._means - self.mean, self.modes - self.mean
         moved._cast = {}
+        moved._set_moments()
+        vars(moved).pop("covariance", None)
         return moved
 
     @property
@@ -141,12 +156,7 @@ class GaussianMixture(Dataset):
         """The vector to add to coordinates to get data units, (D,), float64."""
         return self._origin
 
-    @property
-    def mean(self) -> Tensor:
-        """E[x] = sum_k w_k mu_k, (D,), float64."""
-        return self._weights @ self._means
-
-    @property
+    @functools.cached_property
     def covariance(self) -> Tensor:
         """Cov[x] = sum_k w_k (Sigma_k + (mu_k - mean)(mu_k - mean)^T), (D, D), float64."""
         offset = self._means - self.mean  # (K, D)
@@ -155,35 +165,9 @@ class GaussianMixture(Dataset):
         )
 
     @property
-    def weights(self) -> Tensor:
-        """Weights of the modes, (modes,), float64."""
-        return torch.zeros(len(self._modes)).double().index_add(0, self._mode_of, self._weights)
-
-    @property
     def num_components(self) -> int:
         """K, the number of components."""
         return len(self._weights)
-
-    @property
-    def modes(self) -> Tensor:
-        """Centres of the modes, (modes, D), float64."""
-        return self._modes
-
-    @property
-    def extent(self) -> tuple[Tensor, Tensor]:
-        """Corners (D,) of the box that plots show.
-
-        The box covers all means with a margin of 5 times the largest std, or 1 if the std is 0.
-        """
-        margin = 5 * self._variances.max().sqrt()
-        if margin == 0:
-            margin = torch.tensor(1.0)
-        return self._means.amin(0) - margin, self._means.amax(0) + margin
-
-    @property
-    def smallest_std(self) -> float:
-        """Square root of the smallest eigenvalue of all Sigma_k, data units; 0 for a point."""
-        return float(self._variances.min().sqrt())
 
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
@@ -230,9 +214,9 @@ class GaussianMixture(Dataset):
             shares = self._isotropic_exponents(x, sigma)[0].softmax(0).mT  # (B, K)
         else:
             shares = self._terms(x, sigma)[0].softmax(-1)
-        if len(self._modes) == self.num_components:
+        if len(self.modes) == self.num_components:
             return shares
-        empty = shares.new_zeros(len(x), len(self._modes))
+        empty = shares.new_zeros(len(x), len(self.modes))
         return empty.index_add(1, self._mode_of.to(x.device), shares)
 
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -291,16 +275,16 @@ class GaussianMixture(Dataset):
         to another, and the moments have standard errors.
         """
         covariances = self._covariances(sigma)  # (K, D, D)
-        exact = moments_along_a_line(self._weights, self._means, covariances, self._modes)
+        exact = moments_along_a_line(self._weights, self._means, covariances, self.modes)
         if exact is not None:
             return exact
         shares = self.weights
-        second = torch.zeros(len(self._modes), self.dim, self.dim).double()
+        second = torch.zeros(len(self.modes), self.dim, self.dim).double()
         second.index_add_(0, self._mode_of, self._weights[:, None, None] * covariances)
-        known = moments_from_sums(self._modes, shares, torch.zeros_like(self._modes), second)
+        known = moments_from_sums(self.modes, shares, torch.zeros_like(self.modes), second)
         stream = random_stream(0, "mode moments")
         return moments_by_draws(
-            self._modes, self.strata(NUM_DRAWS, sigma, stream), self._mode_of, known
+            self.modes, self.strata(NUM_DRAWS, sigma, stream), self._mode_of, known
         )
 
     def fisher(self, sigma: float) -> FisherInformation:

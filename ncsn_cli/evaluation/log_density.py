@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.score import Score
 from ncsn_cli.evaluation.grid import grid_of
 from ncsn_cli.metrics import (
@@ -20,7 +21,6 @@ from ncsn_cli.metrics import (
     in_float64,
     in_parts,
     log_likelihood,
-    prior_log_prob,
     recovered_density,
 )
 
@@ -108,7 +108,7 @@ def _log_densities(score: Score, truth: Dataset, sigmas: Tensor, axes: list[Tens
         points,
         sigma_min,
         sigma_max,
-        prior_log_prob(truth, sigma_max),
+        Gaussian(truth.mean, truth.perturbed_covariance(sigma_max)).log_prob,
         _FLOW_STEPS,
         tolerance.masked_fill(~matters, math.inf),
     )

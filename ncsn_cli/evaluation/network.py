@@ -70,7 +70,7 @@ def excess_loss(
     return sum(weight * loss.weight(s) / 2 * divergence for weight, s, divergence in parts)
 
 
-class _AtLevel(NamedTuple):
+class _Level(NamedTuple):
     """Results for a score at one level, from fresh draws.
 
     Args:
@@ -113,7 +113,7 @@ def evaluate_training(
     stream = random_stream(seed, "evaluation", device)
     log.info("evaluation: %d levels, %d draws each", len(every_level), num)
     # Evaluate the score at each level.
-    found: dict[float, _AtLevel] = {}
+    found: dict[float, _Level] = {}
     kls = []
     precise = in_float64(score)  # one copy for all levels
     for sigma in _with_progress(every_level):
@@ -186,7 +186,7 @@ def fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float
 
 
 def _weighted_means(
-    loss: Loss, truth: Dataset, weights: list[float], found_at: Mapping[float, _AtLevel]
+    loss: Loss, truth: Dataset, weights: list[float], found_at: Mapping[float, _Level]
 ) -> dict[str, float]:
     """Return mean loss, penalty, floor and excess over the levels of ``found_at``, with errors."""
     means: dict[str, float] = {}
@@ -200,11 +200,11 @@ def _weighted_means(
     floor = floor_error = 0.0
     informations = fisher_informations(truth, list(found_at))
     parts = zip(found_at.items(), weights, informations, strict=True)
-    for (sigma, at_level), weight, (information, error) in parts:
-        add("loss", weight, at_level.loss)
-        if at_level.penalty is not None:
-            add("penalty", weight, at_level.penalty)
-        add("excess_loss", weight * loss.weight(sigma) / 2, at_level.products[0])
+    for (sigma, level), weight, (information, error) in parts:
+        add("loss", weight, level.loss)
+        if level.penalty is not None:
+            add("penalty", weight, level.penalty)
+        add("excess_loss", weight * loss.weight(sigma) / 2, level.products[0])
         lowest = loss.floor(sigma, truth.dim, information)
         floor += weight * lowest
         # The informations of all levels come from the same random numbers: their errors add up.
@@ -220,7 +220,7 @@ def _weighted_means(
 
 def _evaluate_level(
     score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
-) -> _AtLevel:
+) -> _Level:
     """Return the loss terms and the products of the score at ``num`` draws of one level."""
     x = truth.sample(num, generator=stream)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
@@ -245,4 +245,4 @@ def _evaluate_level(
         products = products_at(learned, points, truth, sigma)
     else:
         products = compared_scores(score, truth, sigma, num, stream)
-    return _AtLevel(torch.cat(terms), torch.cat(penalties) if penalties else None, products)
+    return _Level(torch.cat(terms), torch.cat(penalties) if penalties else None, products)

@@ -11,7 +11,6 @@ from ncsn_cli.metrics.likelihood import LogLikelihood as LogLikelihood
 from ncsn_cli.metrics.likelihood import check_flow as check_flow
 from ncsn_cli.metrics.likelihood import in_float64 as in_float64
 from ncsn_cli.metrics.likelihood import log_likelihood as log_likelihood
-from ncsn_cli.metrics.likelihood import prior_log_prob as prior_log_prob
 from ncsn_cli.metrics.moments import ModeWeights, Moments
 from ncsn_cli.metrics.recovered import NOT_RECOVERED as NOT_RECOVERED
 from ncsn_cli.metrics.recovered import recovered_density as recovered_density

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.score import Score, detached_jacobian
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
@@ -202,18 +203,6 @@ def _step(
     return after, k4, dt * (5 * k1 - 6 * k2 - 8 * k3 + 9 * k4) / 72
 
 
-def prior_log_prob(truth: Dataset, sigma: float) -> Callable[[Tensor], Tensor]:
-    """Return the log-density of ``init=prior``, N(E[x], Cov[x] + sigma^2 I)."""
-    values, rotation = torch.linalg.eigh(truth.perturbed_covariance(sigma))
-
-    def log_prob(x: Tensor) -> Tensor:
-        offset = (x - truth.mean.to(x)) @ rotation.to(x)  # (B, D)
-        variances = values.to(x)
-        return -(offset**2 / variances + (2 * math.pi * variances).log()).sum(-1) / 2
-
-    return log_prob
-
-
 def check_flow(sigmas: Tensor, key: str) -> None:
     """Raise ``ConfigError`` naming ``key`` unless the flow has two levels or more, all above 0."""
     if len(sigmas) < 2 or bool((sigmas == 0).any()):
@@ -249,7 +238,7 @@ class KL(ScoreMetric):
     ) -> dict[str, Any]:
         """Return ``value`` (perturbed), its errors, and the parts ``clean`` and ``prior``."""
         sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
-        prior = prior_log_prob(truth, sigma_max)
+        prior = Gaussian(truth.mean, truth.perturbed_covariance(sigma_max)).log_prob
 
         def draw(sigma: float) -> Tensor:
             x = truth.sample(self.num_points, sigma=sigma, generator=generator)

@@ -8,10 +8,11 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.score import score_and_jacobian
 from ncsn_cli.datasets import Checkerboard, Circle, GaussianMixture, moons
 from ncsn_cli.evaluation.log_density import evaluate_log_density
-from ncsn_cli.metrics import KL, likelihood, log_likelihood, prior_log_prob, recovered_density
+from ncsn_cli.metrics import KL, likelihood, log_likelihood, recovered_density
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d
 from tests.helpers.slow import slow_but
 
@@ -120,7 +121,8 @@ def test_the_prior_has_the_moments_of_the_widest_level():
     covariance = dataset.covariance + 9.0 * torch.eye(2)
     normal = torch.distributions.MultivariateNormal(dataset.mean, covariance)
     x = 5 * torch.randn(50, 2, generator=stream(25), dtype=torch.float64)
-    torch.testing.assert_close(prior_log_prob(dataset, 3.0)(x), normal.log_prob(x))
+    prior = Gaussian(dataset.mean, dataset.perturbed_covariance(3.0))
+    torch.testing.assert_close(prior.log_prob(x), normal.log_prob(x))
 
 
 def test_kl_between_two_mixtures_equals_quadrature():

@@ -1,0 +1,33 @@
+"""One Gaussian, for draws and for its density."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Gaussian:
+    """N(mean, covariance), evaluated in the eigenbasis of the covariance.
+
+    Args:
+        mean: (D,), float64, data units.
+        covariance: (D, D), float64, data units squared. Draws may have a singular covariance.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self._mean = mean
+        self._variances, self._rotation = torch.linalg.eigh(covariance)  # (D,), (D, D)
+
+    def sample(self, num: int, generator: torch.Generator) -> Tensor:
+        """Return draws (num, D), float32, on the generator's device."""
+        z = torch.randn(num, len(self._mean), generator=generator, device=generator.device)
+        root = self._rotation * self._variances.clamp(min=0).sqrt()  # root root^T = covariance
+        return self._mean.to(z) + z @ root.T.to(z)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density at ``x`` (B, D), (B,), in nats."""
+        offset = (x - self._mean.to(x)) @ self._rotation.to(x)  # (B, D)
+        variances = self._variances.to(x)
+        return -(offset**2 / variances + (2 * math.pi * variances).log()).sum(-1) / 2
