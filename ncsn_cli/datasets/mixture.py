@@ -93,11 +93,10 @@ class GaussianMixture(Dataset):
         self._has_points = bool((self._variances == 0).any())
         self._origin = torch.zeros(self.dim, dtype=torch.float64)
         # Each mean once, in the order of the components, and the mode of each component (K,).
-        places = {
-            mean: i for i, mean in enumerate(dict.fromkeys(map(tuple, self._means.tolist())))
-        }
+        rows = [tuple(mean) for mean in self._means.tolist()]
+        places = {mean: i for i, mean in enumerate(dict.fromkeys(rows))}
         self.modes = torch.tensor([*places], dtype=torch.float64)
-        self._mode_of = torch.tensor([places[tuple(mean)] for mean in self._means.tolist()])
+        self._mode_of = torch.tensor([places[mean] for mean in rows])
         self._set_moments()
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
@@ -157,7 +156,7 @@ class GaussianMixture(Dataset):
         return self._origin
 
     @functools.cached_property
-    def covariance(self) -> Tensor:
+    def covariance(self) -> Tensor:  # type: ignore[override]  # large where D is
         """Cov[x] = sum_k w_k (Sigma_k + (mu_k - mean)(mu_k - mean)^T), (D, D), float64."""
         offset = self._means - self.mean  # (K, D)
         return torch.einsum("k,kij->ij", self._weights, self._covariances(0.0)) + torch.einsum(
