@@ -46,8 +46,8 @@ class SampleSettings(TrainSettings):
     """Keys of ``ncsn-sample`` outside the groups.
 
     A new key also goes into ``configs/sample.yaml``, into ``_UNSET_SAMPLE_KEYS`` and
-    ``_MAY_CHANGE`` in ``commands/train.py``, and, if a resumed run of ``ncsn-sample``
-    may change it, into ``_MAY_CHANGE`` in ``commands/sample.py``.
+    ``MAY_CHANGE_IN_TRAINING`` in ``commands/resume.py``, and, if a resumed run of ``ncsn-sample``
+    may change it, into ``MAY_CHANGE`` there.
 
     Args:
         seed: Seed of the initial points, the chains and the noise floors.

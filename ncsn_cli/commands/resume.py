@@ -29,6 +29,20 @@ from ncsn_cli.runs.records import flatten
 log = logging.getLogger(__name__)
 
 
+MAY_CHANGE = {
+    "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
+    "plugins",
+}  # fmt: skip
+"""What a resumed run of either command may change: keys, and groups with all of their keys."""
+
+MAY_CHANGE_IN_TRAINING = MAY_CHANGE | {
+    "sampler", "init", "num_samples", "score", "trajectories", "trajectory_metrics", "compile",
+    "trainer.steps", "trainer.max_seconds", "trainer.log_every", "trainer.eval_every",
+    "trainer.checkpoint_every", "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard",
+    "trainer.resume",
+}  # fmt: skip
+
+
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     """Return a digest of a request, that is of the configuration and the checkpoint's content."""
     text = json.dumps(without_paths(config), sort_keys=True)
@@ -69,7 +83,7 @@ def find_stopped(load: Callable[[Path], Stopped], resume: str | None) -> Stopped
 
 
 def check_same_request(
-    before: Config, now: Config, may_change: Callable[[str], bool], key: str, path: Path
+    before: Config, now: Config, may_change: set[str], key: str, path: Path
 ) -> None:
     """Check that the run at ``path`` may be resumed, as ``key`` asks, with the settings ``now``.
 
@@ -78,7 +92,7 @@ def check_same_request(
     """
     then, today = flatten(without_paths(with_new_names(before))), flatten(without_paths(now))
     changed = [name for name in then.keys() | today.keys() if then.get(name) != today.get(name)]
-    if changed := sorted(name for name in changed if not may_change(name)):
+    if changed := sorted(n for n in changed if not {n, n.partition(".")[0]} & may_change):
         was = " ".join(override(name, then.get(name)) for name in changed[:5])
         raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
 

@@ -23,6 +23,7 @@ from ncsn_cli.commands.config import Config, SampleSettings, without_paths
 from ncsn_cli.commands.job import choose_device, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
+    MAY_CHANGE,
     Stopped,
     check_same_request,
     compile_setting_on_resume,
@@ -51,11 +52,6 @@ STOPPED_CHAINS = "sampling.safetensors"
 """File in which a stopped run keeps its chains."""
 
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
-
-_MAY_CHANGE = {
-    "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
-    "plugins",
-}  # fmt: skip
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
@@ -306,10 +302,7 @@ def _load_chains(folder: Path) -> Stopped:
 def _check_same_chains(found: Stopped, identity: Config) -> None:
     """Raise if the chains ``found`` were started for another request than ``identity``."""
     folder = found.path.parent
-    check_same_request(
-        found.record["config"], identity["config"],
-        lambda key: key.split(".")[0] in _MAY_CHANGE, "resume", folder,
-    )  # fmt: skip
+    check_same_request(found.record["config"], identity["config"], MAY_CHANGE, "resume", folder)
     for key in ("checkpoint", "device_type"):
         if found.record[key] != identity[key]:
             raise ConfigError(f"resume: {folder} was made with another {key}")

@@ -23,6 +23,7 @@ from ncsn_cli.commands.config import Config, TrainSettings
 from ncsn_cli.commands.job import choose_device, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
+    MAY_CHANGE_IN_TRAINING,
     Stopped,
     check_same_request,
     compile_setting_on_resume,
@@ -42,14 +43,6 @@ from ncsn_cli.training.tensorboard import TensorBoard
 from ncsn_cli.training.trainer import Trainer, resolve_auto
 
 log = logging.getLogger(__name__)
-
-_MAY_CHANGE = {
-    "device", "metric", "plot", "sampler", "init", "num_samples", "score", "checkpoint",
-    "trajectories", "trajectory_metrics", "log_density", "animation", "objective", "compile",
-    "resume", "plugins", "trainer.steps", "trainer.max_seconds", "trainer.log_every",
-    "trainer.eval_every", "trainer.checkpoint_every",
-    "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard", "trainer.resume",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,10 +228,10 @@ def _restore(
     if stopped is None:
         return []
     path, record = stopped.path, stopped.record
-    check_same_request(
-        record["config"], config, lambda key: _may_change(key, training.trainer),
-        "trainer.resume", path,
-    )  # fmt: skip
+    may_change = MAY_CHANGE_IN_TRAINING
+    if training.trainer.lr_decay != "none":
+        may_change = may_change - {"trainer.steps"}  # the learning rate of every step follows it
+    check_same_request(record["config"], config, may_change, "trainer.resume", path)
     if record["step"] > training.trainer.steps:
         raise ConfigError(f"trainer.steps: {path} has made {record['step']} steps already")
     try:
@@ -255,9 +248,3 @@ def _restore(
     if not os.path.lexists(rows):
         return []
     return [row for row in read_history(rows) if (row["step"] or 0) <= training.step]
-
-
-def _may_change(key: str, trainer: Trainer) -> bool:
-    if key == "trainer.steps" and trainer.lr_decay != "none":
-        return False  # the learning rate of every step depends on it
-    return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
