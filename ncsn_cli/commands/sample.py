@@ -23,7 +23,7 @@ from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.sample_job import STOPPED_CHAINS, Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, InterruptedRun
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
@@ -146,12 +146,13 @@ def scene_of(
     chains: Chains,
     report: dict[str, Any],
     log_density: dict[str, NDArray[np.float64]],
-) -> Scene:
+) -> SamplingScene:
     """Return what the pictures of the run show. Slow: truth and score are evaluated on a grid."""
     run = job.run
     stream = random_stream(run.seed, "exact draws shown")
     exact = job.target.sample(run.num_samples, sigma=job.parts.plan[-1].sigma, generator=stream)
     return compose_scene(
+        SamplingScene,
         job.truth,
         job.parts.sigmas,
         job.device,
@@ -160,9 +161,9 @@ def scene_of(
         samples=chains.samples.numpy(),
         exact=exact.numpy(),
         denoised=job.target if job.parts.sampler.denoise else None,
-        paths=chains.paths,
-        path_steps=chains.path_steps,
-        path_sigmas=None if chains.paths is None else chains.path_sigmas,
+        paths=None
+        if chains.paths is None
+        else (chains.paths, chains.path_steps, chains.path_sigmas),
         level_sigmas=np.array(chains.mode_commitment["sigmas"]),
         committed=np.array(chains.mode_commitment["committed"]),
         mode_shares=np.array(chains.mode_commitment.get("shares", [])),

@@ -25,7 +25,7 @@ from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.commands.train_job import Job, Request, build
 from ncsn_cli.core.errors import ConfigError, InterruptedRun
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import TrainingScene
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
@@ -133,9 +133,10 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def scene_of(job: Job, metrics: dict[str, Any]) -> Scene:
+def scene_of(job: Job, metrics: dict[str, Any]) -> TrainingScene:
     """Return what the pictures of the run show. Slow: truth and score are evaluated on a grid."""
     return compose_scene(
+        TrainingScene,
         job.parts.dataset.truth,
         job.parts.sigmas,
         job.device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.scene import GRID, Scene
+from ncsn_cli.core.scene import GRID, Paths, Scene
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import in_float64, recovered_density
 
 Array = NDArray[np.float64]
+S = TypeVar("S", bound=Scene)
 
 _LEVELS = 3  # levels for which a picture has room, for D > 1
 _DRAWS, _MOST_NUMBERS = 200_000, 20_000_000  # limits for a projected density
@@ -114,21 +115,23 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
 
 @torch.no_grad()
 def compose_scene(
+    kind: type[S],
     dataset: Dataset,
     sigmas: Tensor,
     device: torch.device,
     *,
     score: Score | None = None,
-    path_sigmas: NDArray[np.float64] | None = None,
+    paths: tuple[NDArray[np.float32], NDArray[np.int64], Array] | None = None,
     denoised: Law | None = None,
     **arrays: Any,  # noqa: ANN401
-) -> Scene:
-    """Return a ``Scene``: the truth and the learned ``score``, evaluated where pictures show them.
+) -> S:
+    """Return a scene: the truth and the learned ``score``, evaluated where pictures show them.
 
-    ``score`` runs on ``device``. ``path_sigmas`` (frames,) are the levels of chains over time.
-    ``denoised`` is the law of the exact draws if they are denoised. The other ``arrays`` go into
-    the ``Scene``. Points among them are given in the dataset's coordinates: this function adds the
-    dataset's origin and, for D > 2, projects the points.
+    ``score`` runs on ``device``. ``paths`` are chains over time (frames, chains, D), with the step
+    and the level of each frame. ``denoised`` is the law of the exact draws if they are denoised.
+    The other ``arrays`` go into the scene, whose class is ``kind``. Points among them are given in
+    the dataset's coordinates: this function adds the dataset's origin and, for D > 2, projects the
+    points.
     """
     shown = levels_shown(dataset.dim, sigmas)
     levels = shown.tolist()
@@ -137,18 +140,24 @@ def compose_scene(
 
     if dataset.dim == 1 and score is not None:
         arrays |= _recovered(score, dataset, levels, view.axes[0])
-    if denoised is not None and dataset.dim == 1:
-        arrays["denoised_density"] = _cell_means(denoised, levels[-1], view.axes[0])
+    if denoised is not None:
+        arrays["is_denoised"] = True
+        if dataset.dim == 1:
+            arrays["denoised_density"] = _cell_means(denoised, levels[-1], view.axes[0])
     # Points, projected and in data units.
     offset = view.project(dataset.origin)
     if isinstance(view, Projection):
         arrays["places"] = np.stack([view.project(x) + offset for x in points])
-    for name in ("data", "samples", "exact", "paths"):
+    if paths is not None:
+        x, steps, path_sigmas = paths
+        densities = _densities(view, path_sigmas)
+        arrays["paths"] = Paths(view.project(x) + offset, steps, path_sigmas, densities)
+    for name in ("data", "samples", "exact"):
         if arrays.get(name) is not None:
             arrays[name] = view.project(arrays[name]) + offset
     # Densities and scores at the levels shown, and densities at the levels of the chains.
     pairs = list(zip(points, levels, strict=True))
-    return Scene(
+    return kind(
         dim=dataset.dim,
         axes=tuple(axis + start for axis, start in zip(view.axes, offset, strict=True)),
         modes=(dataset.modes + dataset.origin).numpy(),
@@ -157,9 +166,6 @@ def compose_scene(
         densities=_densities(view, shown.numpy()),
         true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
         scores=None if score is None else _learned(score, pairs, view, device),
-        is_denoised=denoised is not None,
-        path_sigmas=path_sigmas,
-        path_densities=None if path_sigmas is None else _densities(view, path_sigmas),
         **arrays,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import Paths, SamplingScene, Scene, TrainingScene
 from ncsn_cli.plots.canvas import (
     MODEL,
     TRUTH,
@@ -25,7 +25,7 @@ _MOST_FRAMES = 80  # limit for the animation of chains
 
 def score(scene: Scene) -> Animation | None:
     """Draw the learned score during training, and the true score, at every level shown."""
-    if scene.snapshots is None:
+    if not isinstance(scene, TrainingScene) or scene.snapshots is None:
         return None
     if scene.dim == 1:
         return _score_lines(scene, scene.snapshots["scores"][..., 0], scene.snapshots["steps"])
@@ -71,7 +71,7 @@ def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Anim
 
 def recovered_density(scene: Scene) -> Animation | None:
     """Draw the density recovered from the learned score during training, smallest level, D = 1."""
-    if scene.snapshots is None or scene.dim != 1:
+    if not isinstance(scene, TrainingScene) or scene.snapshots is None or scene.dim != 1:
         return None
     (x,), true, sigma = scene.axes, scene.densities[-1], scene.sigmas[-1]
     steps, recovered, kl = (scene.snapshots[name] for name in ("steps", "recovered", "kl"))
@@ -93,55 +93,51 @@ def recovered_density(scene: Scene) -> Animation | None:
 
 def chains(scene: Scene) -> Animation | None:
     """Draw chains over time, on the density at their current level."""
-    if scene.paths is None or scene.path_densities is None:
+    if not isinstance(scene, SamplingScene) or scene.paths is None:
         return None
-    num = len(scene.paths)
+    num = len(scene.paths.x)
     frames = np.unique(np.linspace(0, num - 1, min(num, _MOST_FRAMES)).round().astype(int))
     draw = _chains_on_line if scene.dim == 1 else _chains_in_plane
-    return draw(scene, scene.paths, scene.path_densities, frames)
+    return draw(scene, scene.paths, frames)
 
 
-def _chains_on_line(
-    scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
-) -> Animation:
+def _chains_on_line(scene: Scene, paths: Paths, frames: NDArray[np.int64]) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=8)
-    (x,), heights = scene.axes, densities / densities.max(axis=1, keepdims=True)
+    (x,) = scene.axes
+    heights = paths.densities / paths.densities.max(axis=1, keepdims=True)
     # Dots at (x, u p(x)) with u ~ U(0, 1) fill the area under p evenly if x ~ p.
-    shares = np.random.default_rng(0).uniform(size=paths.shape[1])
+    shares = np.random.default_rng(0).uniform(size=paths.x.shape[1])
     (curve,) = axes.plot(x, heights[0], color=TRUTH)
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
     axes.set(xlabel="$x$", ylabel=r"$p_\sigma$ / its maximum")
     axes.set(xlim=(x[0], x[-1]), ylim=(-0.03, 1.05))
 
     def update(frame: int) -> None:
-        place = paths[frame, :, 0]
+        place = paths.x[frame, :, 0]
         curve.set_ydata(heights[frame])
         dots.set_data(place, shares * np.interp(place, x, heights[frame]))
-        axes.set_title(f"chains, at random heights under $p_\\sigma$; {_moment(scene, frame)}")
+        axes.set_title(f"chains, at random heights under $p_\\sigma$; {_moment(paths, frame)}")
 
     return Animation(figure, update, frames.tolist())
 
 
-def _chains_in_plane(
-    scene: Scene, paths: NDArray[np.float32], densities: Array, frames: NDArray[np.int64]
-) -> Animation:
+def _chains_in_plane(scene: Scene, paths: Paths, frames: NDArray[np.int64]) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=6, height=6)
+    densities = paths.densities
     mesh = heat_map(axes, densities[0], scene, cmap="Blues")
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
 
     def update(frame: int) -> None:
         mesh.set_array(as_image(densities[frame], scene))
         mesh.set_clim(0, 1.6 * densities[frame].max())
-        dots.set_data(*paths[frame].T)
-        axes.set_title(_moment(scene, frame))
+        dots.set_data(*paths.x[frame].T)
+        axes.set_title(_moment(paths, frame))
 
     return Animation(figure, update, frames.tolist())
 
 
-def _moment(scene: Scene, frame: int) -> str:
-    assert scene.path_steps is not None and scene.path_sigmas is not None
-    steps, sigma = scene.path_steps, scene.path_sigmas[frame]
-    return rf"{_step(steps, frame)}, $\sigma$ = {sigma:.3g}"
+def _moment(paths: Paths, frame: int) -> str:
+    return rf"{_step(paths.steps, frame)}, $\sigma$ = {paths.sigmas[frame]:.3g}"
 
 
 def _step(steps: NDArray[np.int64], frame: int) -> str:

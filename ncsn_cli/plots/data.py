@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import Scene, TrainingScene
 from ncsn_cli.plots.canvas import (
     NEUTRAL,
     TRUTH,
@@ -19,7 +19,7 @@ from ncsn_cli.plots.canvas import (
 
 def density(scene: Scene) -> Figure | None:
     """Draw p, p_sigma at the levels shown, and the training data."""
-    if scene.data is None:
+    if not isinstance(scene, TrainingScene):
         return None
     if scene.dim == 1:
         figure, (axes,) = new_figure(1, 1, width=8)

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
-from ncsn_cli.core.scene import ARROWS, Scene
+from ncsn_cli.core.scene import ARROWS, SamplingScene, Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     NEUTRAL,
@@ -177,7 +177,7 @@ def with_margin(values: Array) -> tuple[float, float]:
 
 def log_density(scene: Scene) -> Figure | None:
     """Draw the true and the learned log-density at the smallest level, and their difference."""
-    if scene.log_density is None:
+    if not isinstance(scene, SamplingScene) or scene.log_density is None:
         return None
     density, sigma = scene.densities[-1], scene.sigmas[-1]
     shown = density > density.max() * np.exp(-_DEPTH)  # no sample would ever lie elsewhere

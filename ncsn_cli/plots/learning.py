@@ -5,24 +5,20 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import Scene, TrainingScene
 from ncsn_cli.plots.canvas import MODEL, TRUTH, log_scale, new_figure
 
 
 def loss(scene: Scene) -> Figure | None:
     """Draw the loss of each logged batch with the loss floor, and the excess loss."""
-    if scene.history is None or len(scene.history["step"]) < 2:
+    if not isinstance(scene, TrainingScene) or len(scene.history["step"]) < 2:
         return None
     history = scene.history
     figure, (left, right) = new_figure(1, 2, width=6.5)
     left.plot(history["step"], history["loss"], color=MODEL, linewidth=1.2, label="batch loss")
-    if scene.loss_floor is not None:
-        left.axhline(
-            scene.loss_floor,
-            color=TRUTH,
-            linestyle="--",
-            label=f"floor {scene.loss_floor:.4g}: the true score's loss",
-        )
+    floor = scene.loss_floor
+    label = f"floor {floor:.4g}: the true score's loss"
+    left.axhline(floor, color=TRUTH, linestyle="--", label=label)
     # The first losses may be far above the later ones, which are of interest: cut the axis.
     top = 1.15 * float(np.quantile(history["loss"], 0.95))
     left.set(xlabel="step", ylabel="loss", title="loss", ylim=(None, top))

@@ -7,12 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.scene import Paths, SamplingScene, Scene
 from ncsn_cli.plots.canvas import (
     MODEL,
     SERIES,
     TRUTH,
-    Array,
     contours,
     log_scale,
     new_figure,
@@ -23,7 +22,7 @@ from ncsn_cli.plots.canvas import (
 
 def samples(scene: Scene) -> Figure | None:
     """Draw the samples and the truth."""
-    if scene.samples is None or scene.exact is None:
+    if not isinstance(scene, SamplingScene):
         return None
     sigma = scene.sigmas[-1]
     num = f"{len(scene.samples):,} samples"
@@ -44,7 +43,7 @@ def samples(scene: Scene) -> Figure | None:
     return figure
 
 
-def _histogram(scene: Scene, samples: NDArray[np.float32], label: str) -> Figure:
+def _histogram(scene: SamplingScene, samples: NDArray[np.float32], label: str) -> Figure:
     """Draw ``samples`` (N, 1) as a histogram, and the truth."""
     sigma = scene.sigmas[-1]
     figure, (axes,) = new_figure(1, 1, width=8)
@@ -90,56 +89,53 @@ def _write_shares(axes: Axes, points: NDArray[np.float32], scene: Scene) -> None
 
 def chains(scene: Scene) -> Figure | None:
     """Draw chains over time, on the density at their current level."""
-    if scene.paths is None or scene.path_densities is None:
+    if not isinstance(scene, SamplingScene) or scene.paths is None:
         return None
-    assert scene.path_sigmas is not None and scene.path_steps is not None
+    paths = scene.paths
     if scene.dim == 1:
-        return _chains_1d(scene, scene.paths, scene.path_densities, scene.path_steps)
+        return _chains_1d(scene, paths)
     figure, panels = new_figure(1, 5, width=3.4, height=3.9)
-    frames = np.linspace(0, len(scene.paths) - 1, 5).round().astype(int)
+    frames = np.linspace(0, len(paths.x) - 1, 5).round().astype(int)
     for axes, frame in zip(panels, frames, strict=True):
-        contours(axes, scene.path_densities[frame], scene, "0.6")
-        scatter(axes, scene.paths[frame], scene, MODEL, size=14)
-        title = "start" if frame == 0 else rf"step {scene.path_steps[frame]:,}, $\sigma$ = "
-        axes.set_title(title if frame == 0 else title + f"{scene.path_sigmas[frame]:.3g}")
+        contours(axes, paths.densities[frame], scene, "0.6")
+        scatter(axes, paths.x[frame], scene, MODEL, size=14)
+        title = "start" if frame == 0 else rf"step {paths.steps[frame]:,}, $\sigma$ = "
+        axes.set_title(title if frame == 0 else title + f"{paths.sigmas[frame]:.3g}")
         square(axes, scene)
-    figure.suptitle(f"{scene.paths.shape[1]} chains on the density of their level")
+    figure.suptitle(f"{paths.x.shape[1]} chains on the density of their level")
     return figure
 
 
-def _chains_1d(
-    scene: Scene, paths: NDArray[np.float32], densities: Array, steps: NDArray[np.int64]
-) -> Figure:
+def _chains_1d(scene: Scene, paths: Paths) -> Figure:
     figure, (axes,) = new_figure(1, 1, width=9)
-    (x,) = scene.axes
-    shading = (densities / densities.max(axis=1, keepdims=True)).T  # (G, frames)
+    (x,), steps, sigmas = scene.axes, paths.steps, paths.sigmas
+    shading = (paths.densities / paths.densities.max(axis=1, keepdims=True)).T  # (G, frames)
     axes.pcolormesh(steps, x, shading, cmap="Blues", vmax=1.6, rasterized=True)
-    axes.plot(steps, paths[:, :40, 0], color=MODEL, linewidth=0.7, alpha=0.55)
-    assert scene.path_sigmas is not None
-    for frame in np.flatnonzero(np.diff(scene.path_sigmas)):
+    axes.plot(steps, paths.x[:, :40, 0], color=MODEL, linewidth=0.7, alpha=0.55)
+    for frame in np.flatnonzero(np.diff(sigmas)):
         axes.axvline(steps[frame], color="white", linewidth=0.6)
     axes.set(
         xlabel="step",
         ylabel="$x$",
         ylim=(x[0], x[-1]),
         xlim=(steps[0], steps[-1]),
-        title=rf"{min(40, paths.shape[1])} chains, $\sigma$ from {scene.path_sigmas[0]:.3g} to "
-        rf"{scene.path_sigmas[-1]:.3g}; shade: $p_\sigma$",
+        title=rf"{min(40, paths.x.shape[1])} chains, $\sigma$ from {sigmas[0]:.3g} to "
+        rf"{sigmas[-1]:.3g}; shade: $p_\sigma$",
     )
     return figure
 
 
 def commitment(scene: Scene) -> Figure | None:
     """Draw the share of chains settled in a mode, and the share in each mode, at each level."""
-    if scene.committed is None or scene.level_sigmas is None or len(scene.level_sigmas) < 2:
+    if not isinstance(scene, SamplingScene) or len(scene.level_sigmas) < 2:
         return None
     if len(scene.modes) < 2:
         return None
     shares = scene.mode_shares
-    figure, panels = new_figure(1, 1 if shares is None or not len(shares) else 2, width=6)
+    figure, panels = new_figure(1, 2 if len(shares) else 1, width=6)
     panels[0].plot(scene.level_sigmas, scene.committed, color=MODEL, marker="o", markersize=4)
     panels[0].set(ylabel="share of chains", title="settled: never change mode again")
-    if shares is not None and len(shares):
+    if len(shares):
         for k, share in enumerate(shares.T):
             centre = ", ".join(f"{c:g}" for c in scene.modes[k, :4].round(2) + 0.0)  # -0 is 0
             centre += ", …" if scene.dim > 4 else ""
@@ -162,9 +158,11 @@ def commitment(scene: Scene) -> Figure | None:
 
 def distances(scene: Scene) -> Figure | None:
     """Draw, per level, how wide the chains are and how far from p_sigma: a panel per metric."""
-    if scene.distances is None or len(scene.distances["sigmas"]) < 2:
+    if not isinstance(scene, SamplingScene) or scene.distances is None:
         return None
     sigmas = scene.distances["sigmas"]
+    if len(sigmas) < 2:
+        return None
     shown = {  # omit metrics that are all 0, and the width of a single chain, which is None
         name: {kind: np.array(found[kind], dtype=float) for kind in found}
         for name, found in scene.distances.items()

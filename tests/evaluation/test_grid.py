@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ncsn_cli.core.scene import SamplingScene, Scene, TrainingScene
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.grid import Projection, compose_scene
 from ncsn_cli.schedules import Geometric
@@ -54,6 +55,7 @@ def test_scores_are_those_at_the_places_shown():
     mean = torch.tensor([1.0, -2.0, 0.5])
     dataset = GaussianMixture(weights=[1.0], means=[mean.tolist()], stds=0.8)
     scene = compose_scene(
+        Scene,
         dataset,
         Geometric(20.0, 0.1, 9).sigmas,
         CPU,
@@ -73,19 +75,27 @@ def test_scores_are_those_at_the_places_shown():
 def test_all_points_of_a_scene_are_projected():
     dataset = two_modes_5d()
     x = dataset.sample(20, generator=stream()).numpy()
-    paths = np.stack([x, 2 * x])
-    arrays = {"data": x, "samples": 3 * x, "exact": 4 * x, "paths": paths}
+    paths, sigmas = np.stack([x, 2 * x]), np.array([2.0, 0.5])
+    arrays = {"samples": 3 * x, "exact": 4 * x}
     scene = compose_scene(
-        dataset, Geometric(2.0, 0.5, 3).sigmas, CPU, path_sigmas=np.array([2.0, 0.5]), **arrays
-    )
+        SamplingScene, dataset, Geometric(2.0, 0.5, 3).sigmas, CPU,
+        paths=(paths, np.arange(2), sigmas), level_sigmas=sigmas, committed=np.ones(2),
+        mode_shares=np.ones((2, 2)) / 2, **arrays,
+    )  # fmt: skip
     project = Projection(dataset).project
     for name, points in arrays.items():
         np.testing.assert_array_equal(getattr(scene, name), project(points))
-    assert scene.path_densities.shape == (2, len(scene.axes[0]) * len(scene.axes[1]))
+    np.testing.assert_array_equal(scene.paths.x, project(paths))
+    assert scene.paths.densities.shape == (2, len(scene.axes[0]) * len(scene.axes[1]))
+    scene = compose_scene(
+        TrainingScene, dataset, Geometric(2.0, 0.5, 3).sigmas, CPU,
+        data=x, history={}, loss_floor=0.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(scene.data, project(x))
 
 
 def test_a_point_has_a_picture():
     dataset = GaussianMixture(weights=[1.0], means=[[1.0, 2.0, 3.0]], stds=0.0)
-    scene = compose_scene(dataset, Geometric(2.0, 0.5, 3).sigmas, CPU)
+    scene = compose_scene(Scene, dataset, Geometric(2.0, 0.5, 3).sigmas, CPU)
     assert np.isfinite(scene.densities).all()
     assert all(np.ptp(axis) > 0 for axis in scene.axes)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from ncsn_cli import plots
+from ncsn_cli.core.scene import SamplingScene, Scene, TrainingScene
 from ncsn_cli.datasets import GaussianMixture, grid
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots import animations
@@ -26,6 +27,7 @@ def training_scene(dataset, sigmas=SIGMAS):
     history = {c: np.linspace(1, 0.1, 9) for c in COLUMNS}
     history["excess_loss"][::2] = np.nan
     return compose_scene(
+        TrainingScene,
         dataset,
         sigmas,
         CPU,
@@ -45,31 +47,28 @@ def snapshots_of(dataset, sigmas, factors=(0.0, 0.5, 1.0)):
     return snapshots.arrays()
 
 
-def sampling_scene(dataset, sigmas=SIGMAS, score=None):
+def sampling_scene(dataset, sigmas=SIGMAS, score=None, **changed):
     paths = torch.randn(9, 20, dataset.dim, generator=stream())
-    return compose_scene(
-        dataset,
-        sigmas,
-        CPU,
-        score=score,
-        samples=dataset.sample(500, generator=stream(1)).numpy(),
-        exact=dataset.sample(500, generator=stream(2)).numpy(),
-        level_sigmas=np.array([2.0, 1.0, 0.5]),
-        committed=np.array([0.3, 0.8, 1.0]),
-        distances={
+    arrays = {
+        "samples": dataset.sample(500, generator=stream(1)).numpy(),
+        "exact": dataset.sample(500, generator=stream(2)).numpy(),
+        "level_sigmas": np.array([2.0, 1.0, 0.5]),
+        "committed": np.array([0.3, 0.8, 1.0]),
+        "distances": {
             "sigmas": [2.0, 1.0, 0.5],
             "std": {"value": [3.0, 2.0, 1.0], "true": [3.0, 2.0, 1.0]},
             "moments": {"value": [3.0, 2.0, 1.0], "floor": [0.1, 0.1, 0.1]},
             "mode_weights": {"value": [0.0, 0.1, 0.0], "floor": [0.0, 0.0, 0.0]},
         },
-        log_density=None
+        "log_density": None
         if dataset.dim > 2
         else np.linspace(-3, 0, {1: 801, 2: 121**2}[dataset.dim]),
-        mode_shares=np.full((3, len(dataset.modes)), 1 / len(dataset.modes)),
-        paths=paths.numpy(),
-        path_steps=np.arange(9),
-        path_sigmas=np.repeat(sigmas.numpy(), 9)[:: len(sigmas)],
-    )
+        "mode_shares": np.full((3, len(dataset.modes)), 1 / len(dataset.modes)),
+        "paths": (
+            paths.numpy(), np.arange(9), np.repeat(sigmas.numpy(), 9)[:: len(sigmas)]
+        ),
+    }  # fmt: skip
+    return compose_scene(SamplingScene, dataset, sigmas, CPU, score=score, **{**arrays, **changed})
 
 
 # What each picture needs: its dimension, and a training or a sampling scene.
@@ -123,7 +122,7 @@ def test_every_picture_says_what_it_needs():
 def test_the_picture_of_the_recovered_density_agrees_with_the_truth():
     # From sigma_max = 10 most of p_sigma lies outside the picture.
     dataset, sigmas = two_modes_1d(), Geometric(10.0, 0.5, 5).sigmas
-    scene = compose_scene(dataset, sigmas, CPU, score=dataset.score)
+    scene = compose_scene(Scene, dataset, sigmas, CPU, score=dataset.score)
     lines = plots.recovered_density(scene).axes[0].lines
     learned, true = lines[:5], lines[5:]
     for line, truth in zip(learned, true, strict=True):
@@ -216,14 +215,7 @@ def test_dots_of_exact_draws_fill_the_area_under_the_density():
     # share of dots below c max(p) is the share of the area below it.
     dataset, num = two_modes_1d(), 4000
     x = dataset.sample(num, sigma=0.5, generator=stream())
-    scene = compose_scene(
-        dataset,
-        SIGMAS,
-        CPU,
-        paths=x[None].numpy(),
-        path_steps=np.arange(1),
-        path_sigmas=np.array([0.5]),
-    )
+    scene = sampling_scene(dataset, paths=(x[None].numpy(), np.arange(1), np.array([0.5])))
     film = animations.chains(scene)
     film.update(0)
     (axes,) = film.figure.axes
@@ -261,12 +253,14 @@ def test_the_film_of_chains_shows_places_density_and_level_of_its_frame(dataset)
     for frame in film.frames:
         film.update(frame)
         dots = axes.lines[-1]
-        np.testing.assert_array_equal(dots.get_xdata(), scene.paths[frame, :, 0])
-        density = scene.path_densities[frame]
+        np.testing.assert_array_equal(dots.get_xdata(), scene.paths.x[frame, :, 0])
+        density = scene.paths.densities[frame]
         if dataset.dim == 1:
             shown = axes.lines[0].get_ydata() * density.max()
         else:
-            np.testing.assert_array_equal(dots.get_ydata(), scene.paths[frame, :, 1])
+            np.testing.assert_array_equal(dots.get_ydata(), scene.paths.x[frame, :, 1])
             shown = axes.collections[0].get_array().T.ravel()
         np.testing.assert_allclose(shown, density)
-        assert f"step {frame} of 8, $\\sigma$ = {scene.path_sigmas[frame]:.3g}" in axes.get_title()
+        assert (
+            f"step {frame} of 8, $\\sigma$ = {scene.paths.sigmas[frame]:.3g}" in axes.get_title()
+        )

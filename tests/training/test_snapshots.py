@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.plots.fields import at_arrows
 from ncsn_cli.runs.files import to_npz
@@ -30,7 +31,7 @@ def test_the_first_and_the_last_step_are_due(num, steps):
 def test_the_exact_score_in_one_dimension_recovers_the_density():
     dataset = two_modes_1d()
     arrays = taken(dataset).arrays()
-    scene = compose_scene(dataset, SIGMAS, CPU)
+    scene = compose_scene(Scene, dataset, SIGMAS, CPU)
     assert arrays["steps"].tolist() == [0, 3, 12]
     for scores, density, kl in zip(
         arrays["scores"], arrays["recovered"], arrays["kl"], strict=True
@@ -43,7 +44,7 @@ def test_the_exact_score_in_one_dimension_recovers_the_density():
 def test_the_exact_score_in_two_dimensions_is_that_at_the_arrows():
     dataset = correlated_2d()
     scores = taken(dataset).arrays()["scores"]
-    scene = compose_scene(dataset, SIGMAS, CPU)
+    scene = compose_scene(Scene, dataset, SIGMAS, CPU)
     assert scores.shape == (3, 3, 400, 2)
     for level in range(3):
         expected = at_arrows(scene.true_scores[level], scene)
