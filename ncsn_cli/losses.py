@@ -50,7 +50,7 @@ class Perturbed(NamedTuple):
     true_score: Score | None
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Loss(ABC):
     """A functional of the score whose excess over its floor is the weighted Fisher divergence.
 

@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ncsn_cli import __version__
-from ncsn_cli.commands.finished_runs import Run, Value, find_runs, is_target, read_run, title_of
+from ncsn_cli.commands.found_runs import Run, Value, find_runs, is_target, read_run, title_of
 from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.report import drawing, html_report, link
 from ncsn_cli.core.errors import ConfigError, one_line

@@ -22,6 +22,9 @@ from ncsn_cli.runs.records import flatten
 class Pictures:
     """The pictures to draw, by name: functions of a ``Scene``, which return None if inapplicable.
 
+    A picture of training alone tests whether the scene is a ``TrainingScene``, and one of sampling
+    alone whether it is a ``SamplingScene``.
+
     Those in ``plots`` return a matplotlib ``Figure``, those in ``animations`` an ``Animation``.
     """
 

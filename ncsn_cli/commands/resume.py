@@ -41,6 +41,7 @@ MAY_CHANGE_IN_TRAINING = MAY_CHANGE | {
     "trainer.checkpoint_every", "trainer.keep_last", "trainer.snapshots", "trainer.tensorboard",
     "trainer.resume",
 }  # fmt: skip
+"""The same for ``ncsn-train``, which does not use the keys of ``ncsn-sample``."""
 
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:

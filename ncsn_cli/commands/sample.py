@@ -177,10 +177,8 @@ def _against_truth(job: Job, samples: Tensor, floors: FloorOf) -> dict[str, Any]
 
     The target is perturbed p (``perturbed``), or denoised draws from perturbed p (``denoised``).
     """
-    name, last_sigma = (
-        "denoised" if job.parts.sampler.denoise else "perturbed",
-        job.parts.plan[-1].sigma,
-    )
+    name = "denoised" if job.parts.sampler.denoise else "perturbed"
+    last_sigma = job.parts.plan[-1].sigma
     given = job.parts.of_samples, floors, job.run.seed
     found = {"clean": evaluate_samples(samples, job.truth, 0.0, *given)}
     if last_sigma > 0:

@@ -186,7 +186,10 @@ def build(request: Request) -> Job:
 
 
 def save_chains(folder: Path, state: Saved, identity: Config) -> None:
-    """Write the chains to be resumed into ``folder``, with the request that they were made for."""
+    """Write ``state``, from which chains resume, into ``folder``.
+
+    ``identity`` is the request that the chains were made for.
+    """
     tensors, record = state
     try:
         save_checkpoint(folder / STOPPED_CHAINS, tensors, record | identity)

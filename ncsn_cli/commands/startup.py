@@ -57,7 +57,7 @@ def keep_freed_memory() -> None:
     """Tell glibc's allocator to keep freed memory for the next tensor.
 
     By default the allocator gives larger pieces back to the system, which clears them before they
-    are used again. This saves 2 of 11 s of 300 default training steps.
+    are used again. Keeping the memory saves 2 of 11 s of 300 default training steps.
     """
     with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -68,10 +68,11 @@ def keep_freed_memory() -> None:
 def spare_the_compiler() -> None:
     """Let torch's optimizers work without importing torch's compiler.
 
-    At the first call of one of these methods torch imports its compiler to mark the method as not
-    to be compiled, and keeps the marked method in this attribute. Nothing here compiles these
-    methods, so the attribute may hold the plain ones. A version of torch that does not read the
-    attribute imports its compiler as before. This saves 1.7 s per training.
+    At the first call of a method such as ``zero_grad``, torch imports its compiler, marks the
+    method as not to be compiled, and keeps the marked method in the attribute
+    ``__dynamo_disable``. Nothing here compiles these methods, so the attributes may hold the plain
+    ones. A version of torch that does not read the attribute imports its compiler as before. This
+    saves 1.7 s per training.
     """
     from torch.optim import Optimizer
 

@@ -65,7 +65,8 @@ class Parts:
     """The objects that a request names.
 
     Args:
-        trainer: The settings of the training.
+        trainer: The settings of the training, as asked for; ``Training.trainer`` has them without
+            ``auto``.
         dataset: The dataset.
         data: Its training set, or draws if it is endless (N, D).
         sigmas: The noise levels (L,), float64, descending.
@@ -157,15 +158,13 @@ def _build_parts(config: Config, seed: int, device: torch.device) -> Parts:
     if instantiate_list(config, "metric"):
         raise ConfigError("metric: ncsn-train has no samples to measure; use it with ncsn-sample")
     pictures = Pictures(config)
-    return Parts(
-        trainer, dataset, data, sigmas, fitted or {}, loss, model, optimizer, sampler, pictures
-    )
+    return Parts(trainer, dataset, data, sigmas, fitted, loss, model, optimizer, sampler, pictures)
 
 
-def _resolve_auto(parts: Parts, stopped: Config) -> Trainer:
-    """Return the trainer with values for ``auto``; ``stopped`` is the record of a stopped run."""
-    trainer, earlier = parts.trainer, stopped.get("config", {}).get("trainer")
-    compiles = compile_setting_on_resume(trainer.compile, stopped, "trainer.compile")
+def _resolve_auto(parts: Parts, record: Config) -> Trainer:
+    """Return the trainer with values for ``auto``; ``record`` is that of a stopped run, or {}."""
+    trainer, earlier = parts.trainer, record.get("config", {}).get("trainer")
+    compiles = compile_setting_on_resume(trainer.compile, record, "trainer.compile")
     points = parts.loss.points(trainer.batch_size or len(parts.data), len(parts.sigmas))
     return resolve_auto(
         replace(trainer, compile=compiles), parts.model, parts.optimizer, points,

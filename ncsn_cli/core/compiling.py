@@ -1,4 +1,4 @@
-"""Compiling steps: whether to, the folder for the code, and what happens if it fails.
+"""Compiling steps: when it pays, where the code is kept, and what happens if it fails.
 
 The compiler's command line must hold the folder's path.
 """
@@ -47,8 +47,9 @@ def resolve_compile(
 
     Args:
         setting: The key's value.
-        earlier: What an earlier part of the run had, which ``auto`` keeps; None if it is new.
-        obstacle: The message of the error if ``setting`` is true but nothing would be gained.
+        earlier: What an earlier part of the run had, which ``auto`` keeps; None if the run is new.
+        obstacle: The message of the error if ``setting`` is true but nothing would be gained; None
+            if something may be gained.
         seconds_saved: What compiling would save.
 
     Raises:

@@ -41,7 +41,7 @@ class Law(ABC):
 
     @property
     def origin(self) -> Tensor:
-        """Return 0, (D,); see the class."""
+        """Return 0 (D,), the origin of a law that was not moved."""
         return torch.zeros(self.dim, dtype=torch.float64)
 
     @abstractmethod
@@ -94,7 +94,8 @@ class Dataset(Law):
     """A distribution p on R^D known exactly, with every p_sigma = p * N(0, sigma^2 I).
 
     Functions of points return the points' dtype. All other results are float64, except the draws
-    of ``sample``, which are float32.
+    of ``sample``, which are float32. A subclass of a finished dataset changes its attributes after
+    ``super().__init__()``.
 
     Attributes:
         covariance: Cov[x], (D, D).

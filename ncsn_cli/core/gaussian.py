@@ -1,4 +1,4 @@
-"""One Gaussian, for draws and for its density."""
+"""One Gaussian, for draws and for its density; the standard normal density."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ class Gaussian:
         offset = (x - self._mean.to(x)) @ self._rotation.to(x)  # (B, D)
         variances = self._variances.to(x)
         return -(offset**2 / variances + (2 * math.pi * variances).log()).sum(-1) / 2
+
+
+def standard_density(u: Tensor) -> Tensor:
+    """Return the density of N(0, 1) at u."""
+    return torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)

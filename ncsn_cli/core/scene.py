@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingScene(Scene):
-    """What pictures of a training show, too.
+    """A ``Scene`` with what only pictures of a training show.
 
     Args:
         data: Training points (N, D), or draws if the dataset is endless.
@@ -86,7 +86,7 @@ class Paths:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingScene(Scene):
-    """What pictures of samples show, too.
+    """A ``Scene`` with what only pictures of samples show.
 
     Args:
         samples: Samples (N, D).

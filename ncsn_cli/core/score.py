@@ -20,7 +20,7 @@ The exact mixture and the network share this type, so each sampler, metric and p
 
 
 class ScoreAtSigma(ABC):
-    """A score at one noise level, for many evaluations without gradients."""
+    """A score at one noise level. Its faster forms have no gradients."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.expectation import ModeMoments, moments_from_sums
+from ncsn_cli.core.gaussian import standard_density
 
 
 def moments_along_a_line(
     weights: Tensor, means: Tensor, covariances: Tensor, modes: Tensor
 ) -> ModeMoments | None:
-    """Return shares and moments of the points nearest to each mode; None if there is no line.
+    """Return shares and moments of the points nearest to each mode.
+
+    Return None if the modes lie on no line.
 
     The points nearest to a centre lie between two parallel planes, which bound z = <v, x - mu>/s
     alone, with v the direction of the line and s^2 = v^T C v. With g = C v/s, x ~ N(mu, C) is
@@ -53,13 +56,11 @@ def moments_along_a_line(
     )
 
 
-def standard_density(u: Tensor) -> Tensor:
-    """Return the density of N(0, 1) at u."""
-    return torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
-
-
 def _line_through(modes: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return a direction v (D,), and the places (M,) of the modes along it, or None."""
+    """Return a direction v (D,), and the places (M,) of the modes along v.
+
+    The places are None if no line holds all modes.
+    """
     line = modes - modes[0]
     scale = line.norm(dim=1).max()
     direction = (

@@ -20,8 +20,9 @@ from ncsn_cli.core.expectation import (
     moments_by_draws,
     moments_from_sums,
 )
+from ncsn_cli.core.gaussian import standard_density
 from ncsn_cli.core.settings import NUM_DRAWS, STRICT, Count, random_stream
-from ncsn_cli.datasets.line import moments_along_a_line, standard_density
+from ncsn_cli.datasets.line import moments_along_a_line
 from ncsn_cli.datasets.quadrature import MOST_GRID_TERMS, fisher_on_grid
 
 _MOST_NODES = 4000  # max nodes of the distribution function along a direction
@@ -101,7 +102,7 @@ class GaussianMixture(Dataset):
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     def _set_moments(self) -> None:
-        """Set the attributes of ``Dataset`` that follow from the components."""
+        """Set mean, weights, extent and smallest_std, which follow from the components."""
         self.mean = self._weights @ self._means
         empty = torch.zeros(len(self.modes), dtype=torch.float64)
         self.weights = empty.index_add(0, self._mode_of, self._weights)
@@ -156,7 +157,7 @@ class GaussianMixture(Dataset):
         return self._origin
 
     @functools.cached_property
-    def covariance(self) -> Tensor:  # type: ignore[override]  # large where D is
+    def covariance(self) -> Tensor:  # type: ignore[override]  # on demand: D x D numbers may be many
         """Cov[x] = sum_k w_k (Sigma_k + (mu_k - mean)(mu_k - mean)^T), (D, D), float64."""
         offset = self._means - self.mean  # (K, D)
         return torch.einsum("k,kij->ij", self._weights, self._covariances(0.0)) + torch.einsum(

@@ -133,29 +133,26 @@ def compose_scene(
     the dataset's coordinates: this function adds the dataset's origin and, for D > 2, projects the
     points.
     """
-    shown = levels_shown(dataset.dim, sigmas)
-    levels = shown.tolist()
+    levels = (shown := levels_shown(dataset.dim, sigmas)).tolist()
     view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
     if dataset.dim == 1 and score is not None:
         arrays |= _recovered(score, dataset, levels, view.axes[0])
     if denoised is not None:
-        arrays["is_denoised"] = True
-        if dataset.dim == 1:
-            arrays["denoised_density"] = _cell_means(denoised, levels[-1], view.axes[0])
+        arrays |= {"is_denoised": True} | _denoised_density(denoised, levels[-1], view)
     # Points, projected and in data units.
     offset = view.project(dataset.origin)
     if isinstance(view, Projection):
         arrays["places"] = np.stack([view.project(x) + offset for x in points])
     if paths is not None:
         x, steps, path_sigmas = paths
-        densities = _densities(view, path_sigmas)
-        arrays["paths"] = Paths(view.project(x) + offset, steps, path_sigmas, densities)
+        places, densities = view.project(x) + offset, _densities(view, path_sigmas)
+        arrays["paths"] = Paths(places, steps, path_sigmas, densities)
     for name in ("data", "samples", "exact"):
         if arrays.get(name) is not None:
             arrays[name] = view.project(arrays[name]) + offset
-    # Densities and scores at the levels shown, and densities at the levels of the chains.
+    # Densities and scores at the levels shown.
     pairs = list(zip(points, levels, strict=True))
     return kind(
         dim=dataset.dim,
@@ -200,8 +197,11 @@ def _recovered(
     return {"recovered": np.stack(densities), "recovered_kl": kl}
 
 
-def _cell_means(law: Law, sigma: float, axis: Array) -> Array:
-    """Return the density of ``law`` at level sigma as a mean over each cell of ``axis`` (G,)."""
+def _denoised_density(law: Law, sigma: float, view: Grid | Projection) -> dict[str, Array]:
+    """Return the density of ``law`` at level sigma, a mean over each cell, (G,); {} for D > 1."""
+    if law.dim > 1:
+        return {}
+    (axis,) = view.axes
     width = axis[1] - axis[0]
     edges = torch.from_numpy(np.append(axis, 2 * axis[-1] - axis[-2]) - width / 2)
-    return law.cdf(edges, sigma).diff().numpy() / width
+    return {"denoised_density": law.cdf(edges, sigma).diff().numpy() / width}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -19,9 +18,7 @@ from ncsn_cli.models.one_level import Network, Perceptron, matrix, residual, wit
 
 log = logging.getLogger(__name__)
 
-Widths = Annotated[
-    Sequence[Count], Field(max_length=1000)
-]  # because a checkpoint may ask for more
+Widths = Annotated[list[Count], Field(max_length=1000)]  # because a checkpoint may ask for more
 
 Activation = Literal["relu", "sigmoid", "softplus", "silu", "tanh", "gelu"]
 
@@ -53,7 +50,7 @@ class MLP(Network):
     def __init__(
         self,
         dim: Count,
-        hidden: Widths = (64,),
+        hidden: Widths = [64],  # noqa: B006
         activation: Activation = "relu",
         conditional: bool = True,
     ) -> None:
@@ -98,7 +95,7 @@ class EmbeddingMLP(Network):
         self,
         dim: Count,
         embedding: Count = 16,
-        hidden: Widths = (128,),
+        hidden: Widths = [128],  # noqa: B006
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
@@ -133,7 +130,10 @@ class NCSNv2MLP(Network):
 
     @validate_call(config=STRICT)
     def __init__(
-        self, dim: Count, hidden: Widths = (128,), activation: Activation = "softplus"
+        self,
+        dim: Count,
+        hidden: Widths = [128],  # noqa: B006
+        activation: Activation = "softplus",
     ) -> None:
         super().__init__()
         if dim <= 2:
@@ -169,7 +169,7 @@ class _ResidualNetwork(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, dim: int, outputs: int, features: int, hidden: Sequence[int], activation: Activation
+        self, dim: int, outputs: int, features: int, hidden: list[int], activation: Activation
     ) -> None:
         super().__init__()
         width = hidden[0]
@@ -194,7 +194,7 @@ class _ResidualNetwork(nn.Module):
             h = h + outer(self.activation(inner(h) + level(features)))
         return self.exit(h)
 
-    def at(
+    def scaled_at(
         self, sigma: Tensor, mean: Tensor, scale: Tensor, factor: Tensor, skip: Tensor
     ) -> ScoreAtSigma:
         """Return the function x -> factor F((x - mean)/scale, sigma) + skip (x - mean).
@@ -234,7 +234,7 @@ class FourierMLP(Network):
         self,
         dim: Count,
         features: Count = 16,
-        hidden: Widths = (64, 64, 64),
+        hidden: Widths = [64, 64, 64],  # noqa: B006
         activation: Activation = "silu",
     ) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class FourierMLP(Network):
         weight = self.network.entry.weight
         sigma, nothing = _positive_column(sigma, weight), torch.zeros_like(weight[0])
         scale = (1 + sigma**2).sqrt()
-        return self.network.at(sigma, nothing, scale, 1 / sigma, 0 * sigma)
+        return self.network.scaled_at(sigma, nothing, scale, 1 / sigma, 0 * sigma)
 
 
 class _DataScale(Network):
@@ -301,7 +301,7 @@ class PreconditionedMLP(_DataScale):
         dim: Count,
         sigma_data: PositiveFloat | Literal["auto"] = "auto",
         features: Count = 16,
-        hidden: Widths = (64, 64, 64),
+        hidden: Widths = [64, 64, 64],  # noqa: B006
         activation: Activation = "silu",
     ) -> None:
         super().__init__(dim, sigma_data)
@@ -318,7 +318,7 @@ class PreconditionedMLP(_DataScale):
         sigma = _positive_column(sigma, self.mean)
         total = (sigma**2 + self.sigma_data**2).sqrt()
         factor = self.sigma_data / (sigma * total)
-        return self.network.at(sigma, self.mean, total, factor, -1 / total**2)
+        return self.network.scaled_at(sigma, self.mean, total, factor, -1 / total**2)
 
 
 class EnergyMLP(_DataScale):
@@ -347,7 +347,7 @@ class EnergyMLP(_DataScale):
         dim: Count,
         sigma_data: PositiveFloat | Literal["auto"] = "auto",
         features: Count = 16,
-        hidden: Widths = (64, 64, 64),
+        hidden: Widths = [64, 64, 64],  # noqa: B006
         activation: Activation = "silu",
     ) -> None:
         super().__init__(dim, sigma_data)
@@ -382,7 +382,7 @@ def _column(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def _perceptron(
-    inputs: int, hidden: Sequence[int], outputs: int, activation: Activation
+    inputs: int, hidden: list[int], outputs: int, activation: Activation
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([inputs, *hidden]):

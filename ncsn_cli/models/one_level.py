@@ -59,11 +59,11 @@ class Network(MultilevelScore, nn.Module):
     gets the generic ``at``, because the inherited one would not call the new ``forward``.
     """
 
-    _forward_of_at: ClassVar[Any] = nn.Module.forward
+    _forward_of_at: ClassVar[Any] = nn.Module.forward  # the ``forward`` that ``at`` computes
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         """Give a subclass that replaces ``forward`` alone the generic ``at``."""
-        super().__init_subclass__()
+        super().__init_subclass__(**kwargs)
         if "at" in vars(cls):
             cls._forward_of_at = cls.forward
         elif cls.forward is not cls._forward_of_at:

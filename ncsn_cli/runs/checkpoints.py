@@ -2,9 +2,9 @@
 
 One metadata key ``ncsn_cli`` holds the JSON. The JSON's ``sha256`` covers the JSON without that
 digest, and every tensor's name, dtype, shape and bytes, sorted by name. The other entries of a
-training checkpoint's JSON are ``config`` (added by ``_save`` in ``commands/train.py``), and those
-of ``Training.state`` in ``training/state.py``: ``step``, ``device_type``, ``optimizer`` (numbers
-that are not tensors) and, if compiling failed, ``compiling_failed``.
+training checkpoint's JSON are ``config`` (added by ``save_training`` in ``commands/train.py``),
+and those of ``Training.state`` in ``training/state.py``: ``step``, ``device_type``, ``optimizer``
+(numbers that are not tensors) and, if compiling failed, ``compiling_failed``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError, one_line
-from ncsn_cli.runs.files import open_regular, parse_json, write_atomic
+from ncsn_cli.runs.files import parse_json, read_regular, write_atomic
 
 _MOST_BYTES = 1 << 28  # of a file, which is hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
 _MOST_TENSORS = 20_000
 _MOST_AXES = 8
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, An
     metadata = {"ncsn_cli": json.dumps(record, allow_nan=False)}
     data = save(tensors, metadata)
     try:
-        _check_header(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        _check_header(data)
         _parse_record(metadata)
     except ValueError as error:
         raise ConfigError(f"a checkpoint of this run could not be read back: {error}") from None
@@ -79,15 +80,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         BadCheckpointError: If the file is damaged, or not a checkpoint of this package.
     """
     try:
-        with open_regular(path, _MOST_BYTES) as file:
-            length = int.from_bytes(file.read(8), "little")
-            _check_header(file.read(min(length, _MOST_BYTES_OF_HEADER + 1)))
-        with safe_open(path, framework="pt") as parts:
-            record = _parse_record(parts.metadata() or {})
-            tensors = {name: parts.get_tensor(name) for name in parts.keys()}  # noqa: SIM118
-            if record.pop("sha256", None) != _digest(record, tensors):
-                raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # off the file
+        data = read_regular(path, _MOST_BYTES)
+        header = _check_header(data)
+        tensors = load(data)
+        record = _parse_record(header.get("__metadata__") or {})
+        if record.pop("sha256", None) != _digest(record, tensors):
+            raise BadCheckpointError(f"{path}: damaged, its SHA-256 does not match")
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror or 'No such file'}") from None
     except KeyError:
@@ -132,28 +130,33 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     raise AssertionError
 
 
-def _check_header(header: bytes) -> None:
-    """Check what safetensors does not: the size of the header, a key that appears twice, shapes.
+def _check_header(data: bytes) -> dict[str, Any]:
+    """Return a file's header, after checks that safetensors does not make.
+
+    These are the size of the header, keys that appear twice, types, and shapes.
 
     Raises:
         ValueError: If no file of ``save_checkpoint`` has such a header.
     """
-    if len(header) > _MOST_BYTES_OF_HEADER:
+    length = int.from_bytes(data[:8], "little")
+    if length > _MOST_BYTES_OF_HEADER:
         raise ValueError("its header is too long")
-    entries = parse_json(header)
+    entries = parse_json(data[8 : 8 + length])
     if not isinstance(entries, dict) or len(entries) > _MOST_TENSORS + 1:
         raise ValueError("its header is not a list of tensors, or is too long")
     for name, entry in entries.items():
         match entry:
-            case {"shape": [*sizes]} if (
-                len(sizes) > _MOST_AXES
+            case {"dtype": dtype, "shape": [*sizes]} if (
+                dtype not in _DTYPES
+                or len(sizes) > _MOST_AXES
                 or not all(type(size) is int for size in sizes)
                 or math.prod(max(size, 1) for size in sizes) > _MOST_BYTES
             ):
-                raise ValueError(f"{name} has a shape that no checkpoint has")
+                raise ValueError(f"{name} has a type or shape that no checkpoint has")
+    return entries
 
 
-def _parse_record(metadata: dict[str, str]) -> dict[str, Any]:
+def _parse_record(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the record in the metadata of a file.
 
     Raises:

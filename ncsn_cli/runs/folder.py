@@ -40,7 +40,8 @@ def hold(folder: Path) -> None:
     if folder in _held:
         return
     make_folder(folder)
-    lock = FileLock(folder / _LOCK, timeout=0, thread_local=False)
+    # Wait a moment: a holder that is just ending removes the file of its lock.
+    lock = FileLock(folder / _LOCK, timeout=0.2, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -20,7 +20,7 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 """``log_prob(x, sigma)``: log p_sigma(x) up to a constant, (B,); x (B, D), sigma ()."""
 
 Memory = tuple[Tensor, ...]
-"""What a sampler carries from one level to the next besides x: tensors (B, D); for most, ()."""
+"""Tensors (B, D) that a sampler carries to the next level besides x. Most samplers carry none."""
 
 
 class Level(NamedTuple):
@@ -93,7 +93,7 @@ class Step:
         return torch.randn(x.mT.shape, generator=self.generator, device=x.device, dtype=x.dtype).mT
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Sampler(ABC):
     """A Markov chain down the noise levels; the base class owns the loop.
 
@@ -160,7 +160,10 @@ class Sampler(ABC):
             yield State(i, level.sigma, x, memory)
 
     def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
-        """Yield x and the share of accepted proposals after each Langevin step at one level."""
+        """Yield x after each Langevin step at one level, and the share of accepted proposals.
+
+        The share is None for steps without an acceptance test.
+        """
         score, tau = score_at(step.score, step.sigma), torch.full_like(step.sigma, step.tau)
         for first in range(0, step.num, _STEPS_A_DRAW):
             num = min(_STEPS_A_DRAW, step.num - first)

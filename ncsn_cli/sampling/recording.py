@@ -27,7 +27,7 @@ class Recording:
         plan: Its levels.
         dim: D.
         num: Number of chains.
-        tile: Number of chains in a tile.
+        tile_size: Number of chains in a tile.
         num_paths: Number of chains whose path is kept: the first ones.
         keep_by_level: Whether to keep all chains at the end of some levels.
     """
@@ -38,12 +38,12 @@ class Recording:
         plan: list[Level],
         dim: int,
         num: int,
-        tile: int,
+        tile_size: int,
         num_paths: int,
         keep_by_level: bool,
     ) -> None:
-        self._sampler, self._plan, self._num, self._tile = sampler, plan, num, tile
-        self.num_tiles = -(-num // tile)
+        self._sampler, self._plan, self._num, self._tile_size = sampler, plan, num, tile_size
+        self.num_tiles = -(-num // tile_size)
         self._ends = sampler.ends(plan)
         self.last = self._ends[-1]
         # A tile resumes where a level starts: at the end of the level before or one step later.
@@ -104,10 +104,10 @@ class Recording:
 
     def num_chains(self, number: int) -> int:
         """Return how many chains of the tile ``number`` were asked for; the first ones count."""
-        return min(self._tile, self._num - number * self._tile)
+        return min(self._tile_size, self._num - number * self._tile_size)
 
     def _rows(self, number: int) -> slice:
-        return slice(number * self._tile, number * self._tile + self.num_chains(number))
+        return slice(number * self._tile_size, number * self._tile_size + self.num_chains(number))
 
     def chains(self, counts: dict[str, Tensor], evaluations: int) -> Chains:
         """Return the results with the ``counts`` of ``metrics.count_commitment``."""

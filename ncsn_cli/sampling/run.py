@@ -70,7 +70,13 @@ class Sampling:
         """Whether steps are plain because compiling failed, in this process or before resuming."""
         self._setup, self._workers = setup, workers
         self._recording = Recording(
-            setup.sampler, setup.plan, setup.truth.dim, num, setup.tile, num_paths, keep_by_level
+            setup.sampler,
+            setup.plan,
+            setup.truth.dim,
+            num,
+            setup.tile_size,
+            num_paths,
+            keep_by_level,
         )
         nobody = torch.zeros(len(setup.plan), 0, dtype=torch.long)
         self._counts = count_commitment(nobody, len(setup.truth.modes))
@@ -111,7 +117,7 @@ class Sampling:
         """Compile the Langevin steps if possible; otherwise say so in the log."""
         self.is_to_compile = False
         setup = self._setup
-        x = torch.zeros(setup.truth.dim, setup.tile, device=setup.device).mT
+        x = torch.zeros(setup.truth.dim, setup.tile_size, device=setup.device).mT
         compiled = compile_or_stay_plain(
             lambda: CompiledLangevin(setup.score, x), "compile", self._has_earlier_steps
         )
@@ -231,8 +237,8 @@ class Sampling:
         setup, recording = self._setup, self._recording
         step, level, evaluations, num_memory = [*place, 0][:4]
         stream = torch.Generator(setup.device)
-        x = torch.empty(setup.tile, setup.truth.dim)
-        labels = torch.empty(recording.num_ended(step), setup.tile, dtype=torch.int16)
+        x = torch.empty(setup.tile_size, setup.truth.dim)
+        labels = torch.empty(recording.num_ended(step), setup.tile_size, dtype=torch.int16)
         expected = {"x": x, "generator": stream.get_state(), "labels": labels}
         memory = [f"memory.{i}" for i in range(min(num_memory, len(tensors)))]
         expected |= dict(zip(memory, repeat(x), strict=False))
@@ -292,11 +298,7 @@ def _other_chains() -> BadCheckpointError:
 def _fits(tensors: dict[str, Tensor], name: str, like: Tensor) -> bool:
     """Return whether ``tensors`` has a tensor ``name`` of the shape and type of ``like``."""
     found = tensors.get(name)
-    return (
-        found is not None
-        and found.shape == like.shape
-        and (found.dtype == like.dtype or like.numel() == 0)
-    )
+    return found is not None and found.shape == like.shape and found.dtype == like.dtype
 
 
 def _are_counts(numbers: object) -> bool:

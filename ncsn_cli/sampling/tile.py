@@ -54,7 +54,7 @@ class Setup:
     device: torch.device
 
     @property
-    def tile(self) -> int:
+    def tile_size(self) -> int:
         """The number B of chains in a tile."""
         return TILE[self.device.type]
 
@@ -113,7 +113,7 @@ class Finished(NamedTuple):
 def run_tile(
     setup: Setup, recording: Recording, number: int, resume_point: ResumePoint | None
 ) -> Iterator[Running | Finished]:
-    """Start or resume a tile and run it; memory is taken once the first value is asked for."""
+    """Yield a tile's progress. The tile takes space only once the first value is asked for."""
     yield from Tile(setup, recording, number, resume_point).run()
 
 
@@ -132,10 +132,10 @@ class Tile:
     ) -> None:
         self._setup, self._recording, self._number = setup, recording, number
         self._stream = random_stream(setup.seed, f"chains {number}", setup.device)
-        self._labels = torch.zeros(len(setup.plan), setup.tile, dtype=torch.int16)
+        self._labels = torch.zeros(len(setup.plan), setup.tile_size, dtype=torch.int16)
         if resume_point is None:
             self._score = Counted(setup.score, 0)
-            x = setup.init(setup.tile, self._stream)
+            x = setup.init(setup.tile_size, self._stream)
             recording.write(number, "init", x)
             self._record(0, 0, x)
             self._resume_point = self._mark(0, 0, x, ())
@@ -148,7 +148,7 @@ class Tile:
         self._accepted[:, self._resume_point.level :] = 0
 
     def run(self) -> Iterator[Running | Finished]:
-        """Make all steps; yield the progress, and at the end what counts for the run."""
+        """Make all steps; yield the progress now and then, and a ``Finished`` at the end."""
         setup, recording, start = self._setup, self._recording, self._resume_point
         step, device = start.step, setup.device
         chain = setup.sampler.chain(

@@ -57,11 +57,15 @@ def test_floor_has_its_known_value(dataset, schedule, value):
 
 
 LOSSES = {
-    "denoising": lambda levels, power: Denoising(levels, power, "fresh"),
-    "explicit": Explicit,
-    "implicit": Implicit,
-    "sliced": lambda levels, power: Sliced(levels, power, "gaussian", False),
-    "sliced, reduced": lambda levels, power: Sliced(levels, power, "rademacher", True),
+    "denoising": lambda levels, power: Denoising(levels=levels, weight_power=power, noise="fresh"),
+    "explicit": lambda levels, power: Explicit(levels=levels, weight_power=power),
+    "implicit": lambda levels, power: Implicit(levels=levels, weight_power=power),
+    "sliced": lambda levels, power: Sliced(
+        levels=levels, weight_power=power, directions="gaussian", variance_reduced=False
+    ),
+    "sliced, reduced": lambda levels, power: Sliced(
+        levels=levels, weight_power=power, directions="rademacher", variance_reduced=True
+    ),
 }
 
 
@@ -154,11 +158,11 @@ def unit_norm_direction(loss, score, perturbed):
 @pytest.mark.parametrize(
     "loss",
     [
-        faulty(Denoising, wrong_sign)("all", 2.0, "fresh"),
-        faulty(Denoising, target_over_sigma_squared)("all", 2.0, "fresh"),
-        faulty(Implicit, without_the_half)("all", 2.0),
-        faulty(Implicit, trace_over_dimension)("all", 2.0),
-        faulty(Sliced, unit_norm_direction)("all", 2.0, "gaussian", True),
+        faulty(Denoising, wrong_sign)(),
+        faulty(Denoising, target_over_sigma_squared)(),
+        faulty(Implicit, without_the_half)(),
+        faulty(Implicit, trace_over_dimension)(),
+        faulty(Sliced, unit_norm_direction)(directions="gaussian"),
     ],
     ids=lambda loss: type(loss)._terms.__name__,
 )
@@ -181,7 +185,7 @@ def test_continuous_levels_are_log_uniform():
 def test_the_regularised_minimum_is_not_the_score():
     # On two_modes_1d with .1, by quadrature: -.3833 at the exact score, -.4022 at .82 times it.
     dataset = two_modes_1d()
-    loss = ImplicitRegularized("all", 2.0, 0.1)
+    loss = ImplicitRegularized()
     for scale, expected in ((1.0, -0.3833), (0.82, -0.4022)):
         values = batches(loss, lambda x, s, c=scale: c * dataset.score(x, s), dataset,
                          Single(sigma=0.0).sigmas, num=100)  # fmt: skip
@@ -281,6 +285,6 @@ def test_sigma_zero_is_refused():
     with pytest.raises(ConfigError, match="above 0"):
         denoising().check(torch.tensor([1.0, 0.0]))
     with pytest.raises(ConfigError, match="above 0"):
-        Implicit("continuous", 2.0).check(torch.tensor([1.0, 0.0]))
+        Implicit(levels="continuous").check(torch.tensor([1.0, 0.0]))
     with pytest.raises(ConfigError, match=r"loss\.noise"):
         denoising("continuous", noise="fixed").check(torch.tensor([1.0, 0.5]))

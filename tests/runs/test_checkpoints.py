@@ -1,5 +1,7 @@
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +171,42 @@ def test_a_module_that_the_user_names_may_be_built_from(tmp_path, monkeypatch):
             known_class(f"my_models.{name}", ["my_models"])
     with pytest.raises(ConfigError, match="plugins"):
         known_class("my_models.Mine")
+
+
+def reframed(path, edit):
+    """Write the file ``path`` again with the text of its header edited."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = edit(data[8 : 8 + length].decode().rstrip()).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # A key twice.
+        ('{"__metadata__"', '{"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+         '"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"__metadata__"'),
+        # An absurd shape.
+        ('{"__metadata__"', '{"w":{"dtype":"F32","shape":[0,999999999999],'
+         '"data_offsets":[0,0]},"__metadata__"'),
+        # Many axes.
+        ('{"__metadata__"', '{"w":{"dtype":"F32","shape":[' + "1," * 5000 + '0],'
+         '"data_offsets":[0,0]},"__metadata__"'),
+        # A type of its own.
+        ('"dtype":"F32"', '"dtype":"I32"'),
+        # A type that no checkpoint has.
+        ('"dtype":"F32"', '"dtype":"U32"'),
+    ],
+)  # fmt: skip
+def test_what_safetensors_would_read_is_refused(path, old, new):
+    reframed(path, lambda header: header.replace(old, new, 1))
+    with pytest.raises(BadCheckpointError):
+        load_checkpoint(path)
+
+
+def test_any_name_of_a_folder_will_do(path, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/l\xe4t"
+    os.mkdir(folder)
+    os.rename(path, folder + b"/c.safetensors")
+    assert load_checkpoint(Path(os.fsdecode(folder), "c.safetensors"))[1] == RECORD

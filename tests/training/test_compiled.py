@@ -23,14 +23,14 @@ STEPS, RATE = 12, 0.01
 CASES = {
     "average, clipping, cosine": {"ema_decay": 0.9, "grad_clip": 0.5, "lr_decay": "cosine"},
     "decay of weights, all points, noise drawn once": {
-        "optimizer": "adamw", "batch_size": None, "loss": Denoising("all", 2.0, "fixed"),
+        "optimizer": "adamw", "batch_size": None, "loss": Denoising(levels="all", noise="fixed"),
     },
-    "directions": {"loss": Sliced("all", 2.0, "rademacher", True), "activation": "silu"},
+    "directions": {"loss": Sliced(levels="all"), "activation": "silu"},
     "endless data, levels without rows": {
-        "loss": Denoising("continuous", 2.0, "fresh"), "dataset": two_modes_2d(),
+        "loss": Denoising(levels="continuous"), "dataset": two_modes_2d(),
     },
-    "the true score": {"loss": Explicit("random", 2.0)},
-    "derivatives": {"loss": Implicit("random", 2.0), "activation": "softplus"},
+    "the true score": {"loss": Explicit(levels="random")},
+    "derivatives": {"loss": Implicit(levels="random"), "activation": "softplus"},
 }  # fmt: skip
 MODELS = ["mlp", "embedding_mlp", "fourier_mlp", "preconditioned_mlp", "ncsnv2_mlp", "energy_mlp"]
 
@@ -100,7 +100,7 @@ def test_every_network_can_be_compiled(name, untranslated):
             model = instantiate(config, _convert_="all", dim=2)
         trainer = Trainer(**{**DEFAULTS, "steps": STEPS, "compile": compiles})
         optimizer = OPTIMIZERS["adam"](model.parameters())
-        loss = Denoising("random", 2.0, "fresh")
+        loss = Denoising(levels="random")
         return Training(
             trainer, model, optimizer, loss, two_modes_2d(num_samples=50), SIGMAS, seed=0
         )

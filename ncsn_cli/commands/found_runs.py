@@ -47,7 +47,11 @@ class Run:
 
 
 def find_runs(names: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs in, or below, the folders ``names``."""
+    """Return the folders of the runs in, or below, the folders ``names``.
+
+    Raises:
+        MissingInputError: If a folder does not exist, or holds no run.
+    """
     found: dict[Path, None] = {}
     for name in names:
         path = Path(name)
