@@ -190,4 +190,4 @@ def test_compiled_sampling_that_goes_on_plainly_says_so(sample):
     assert compiles(stopped) is True
     resumed = sample("compile=true", f"resume={stopped}", before=FAILS)
     assert compiles(resumed) is False
-    assert log_of(resumed).count("will differ from those of an undisturbed run") == 1
+    assert log_of(resumed).count("will differ from those of an undisturbed one") == 1
