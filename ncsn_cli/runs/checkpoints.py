@@ -29,6 +29,7 @@ from ncsn_cli.runs.files import parse_json, read_regular, write_atomic
 _MOST_BYTES = 1 << 28  # of a file, which is hashed in two seconds
 _MOST_BYTES_OF_HEADER = 1 << 22
 _MOST_TENSORS = 20_000
+_SPARE = 1 << 25  # bytes that safetensors may need beside the tensors
 _MOST_AXES = 8
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
@@ -82,6 +83,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = read_regular(path, _MOST_BYTES)
         header = _check_header(data)
+        bytearray(len(data) + _SPARE)  # this raises if memory is short; safetensors would abort
         tensors = load(data)
         record = _parse_record(header.get("__metadata__") or {})
         if record.pop("sha256", None) != _digest(record, tensors):
