@@ -178,7 +178,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
-        or "allocate memory" in str(error)  # "can't", or "Cannot" for a mapped file
+        or "allocate memory" in str(error)  # torch's "can't", the system's "Cannot"
     )
 
 

@@ -110,6 +110,7 @@ class GaussianMixture(Dataset):
         margin = margin if margin > 0 else torch.ones(())  # points
         self.extent = self._means.amin(0) - margin, self._means.amax(0) + margin
         self.smallest_std = float(self._variances.min().sqrt())
+        vars(self).pop("covariance", None)  # that of other coordinates
 
     def _diagonal(self, stds: object) -> Tensor:
         std = _rectangular(stds, "stds")
@@ -148,7 +149,6 @@ class GaussianMixture(Dataset):
         moved._means, moved.modes = self._means - self.mean, self.modes - self.mean
         moved._cast = {}
         moved._set_moments()
-        vars(moved).pop("covariance", None)
         return moved
 
     @property

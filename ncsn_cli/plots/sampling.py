@@ -27,7 +27,7 @@ def samples(scene: Scene) -> Figure | None:
     sigma = scene.sigmas[-1]
     num = f"{len(scene.samples):,} samples"
     if scene.dim == 1:
-        return _histogram(scene, scene.samples, num)
+        return _histogram(scene, num)
     figure, panels = new_figure(1, 2, width=5.5)
     names = rf"exact draws from $p_\sigma$, $\sigma$ = {sigma:.3g}", num
     if scene.is_denoised:
@@ -43,9 +43,9 @@ def samples(scene: Scene) -> Figure | None:
     return figure
 
 
-def _histogram(scene: SamplingScene, samples: NDArray[np.float32], label: str) -> Figure:
-    """Draw ``samples`` (N, 1) as a histogram, and the truth."""
-    sigma = scene.sigmas[-1]
+def _histogram(scene: SamplingScene, label: str) -> Figure:
+    """Draw the samples as a histogram, and the truth, for D = 1."""
+    samples, sigma = scene.samples, scene.sigmas[-1]
     figure, (axes,) = new_figure(1, 1, width=8)
     (x,) = scene.axes
     bins = np.linspace(x[0], x[-1], 101)
