@@ -1,4 +1,4 @@
-"""``python -m ncsn_cli train|sample|compare ...``: the commands, wherever the package lies."""
+"""``python -m ncsn_cli train|sample|measure|compare ...``: the commands, without their scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from ncsn_cli import __version__
 from ncsn_cli.commands import cli
 from ncsn_cli.commands.streams import ignore_failed_writes
 
-_COMMANDS = {"train": cli.train, "sample": cli.sample, "compare": cli.compare}
+_COMMANDS = {
+    "train": cli.train,
+    "sample": cli.sample,
+    "measure": cli.measure,
+    "compare": cli.compare,
+}
 
 
 def main() -> None:
@@ -17,8 +22,8 @@ def main() -> None:
     ignore_failed_writes()
     parser = argparse.ArgumentParser(
         prog="python -m ncsn_cli",
-        usage="%(prog)s {train,sample,compare} ...",
-        description="Run ncsn-train, ncsn-sample or ncsn-compare; add --help to see its options.",
+        usage="%(prog)s {train,sample,measure,compare} ...",
+        description="Run ncsn-train, ncsn-sample, ncsn-measure or ncsn-compare; --help lists the options.",
     )
     parser.add_argument("command", choices=_COMMANDS, help="the command to run")
     parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")

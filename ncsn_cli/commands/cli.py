@@ -67,6 +67,11 @@ def sample() -> None:
     _run("sample")
 
 
+def measure() -> None:
+    """Run ``ncsn-measure``."""
+    _run("measure")
+
+
 def compare() -> None:
     """Run ``ncsn-compare``."""
     importlib.import_module("ncsn_cli.commands.streams").ignore_failed_writes()

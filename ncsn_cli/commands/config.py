@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ncsn_cli.commands.old_names import with_new_names
@@ -79,6 +79,31 @@ class SampleSettings(TrainSettings):
     plugins: list[str]
 
 
+@dataclass(frozen=True, config=STRICT)
+class MeasureSettings:
+    """Keys of ``ncsn-measure`` outside the groups.
+
+    Args:
+        file: The samples; see ``runs.samples.samples_file``.
+        key: Name of the array in a file with several.
+        sigma: The level to measure against, >= 0, data units; 0 is the data itself.
+        denoised: Whether the samples are posterior means of draws from p_sigma. Exact draws are
+            then denoised by the exact score before samples are compared with them.
+        seed: Seed of these exact draws.
+        objective: As for ``ncsn-train``.
+    """
+
+    file: str
+    key: str | None
+    sigma: NonNegativeFloat
+    denoised: bool
+    seed: NonNegativeInt
+    objective: str | None
+
+
+Settings = TrainSettings | MeasureSettings
+
+
 def read_config(cfg: DictConfig) -> Config:
     """Return the composed configuration as plain data; raise if a top-level key is unknown.
 
@@ -98,7 +123,7 @@ def read_config(cfg: DictConfig) -> Config:
             check_plain(value)
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
-    known = {*GROUPS, *run_keys(SampleSettings)}
+    known = {*GROUPS, *run_keys(SampleSettings), *run_keys(MeasureSettings)}
     for key in config:
         if key not in known:
             raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
@@ -124,12 +149,12 @@ def shortened(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def run_keys(kind: type[TrainSettings]) -> list[str]:
+def run_keys(kind: type[Settings]) -> list[str]:
     """Return the run-level keys that ``kind`` holds."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def settings(kind: type[TrainSettings], config: Config) -> Any:  # noqa: ANN401
+def settings(kind: type[Settings], config: Config) -> Any:  # noqa: ANN401
     """Return the run-level keys, validated, as a ``kind``."""
     try:
         values: Config = {key: config.get(key) for key in run_keys(kind)}

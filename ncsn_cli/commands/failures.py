@@ -80,6 +80,7 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
 _LESS_MEMORY = {
     "train": "lower trainer.batch_size or dataset.num_samples, or choose a smaller model",
     "sample": "lower num_samples or trajectories",
+    "measure": "measure fewer samples",
     "compare": "compare fewer runs",
 }
 

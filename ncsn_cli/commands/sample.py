@@ -28,7 +28,7 @@ from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
-from ncsn_cli.evaluation.samples import FloorOf, evaluate_samples, evaluate_trajectory
+from ncsn_cli.evaluation.samples import against_truth, evaluate_trajectory
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import RunFolder
@@ -98,7 +98,7 @@ def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
         raise
     seconds = round(time.monotonic() - start, 3)
     shown = chains.in_data_units(job.truth.origin)
-    folder.write("samples.npz", to_npz(_arrays(shown)))
+    folder.write("samples.npz", to_npz(_arrays(shown) | _unrounded(chains, job.truth.origin)))
     save(job.sampling.finished())
     return chains, seconds, config
 
@@ -121,7 +121,10 @@ def measure(
         report["acceptance_per_level"] = chains.acceptance
     if len(job.parts.plan) > 1:
         report["mode_commitment"] = chains.mode_commitment
-    report |= _against_truth(job, chains.samples, floors)
+    report |= against_truth(
+        chains.samples, truth, job.parts.plan[-1].sigma, job.parts.of_samples, floors, run.seed,
+        job.target if job.parts.sampler.denoise else None,
+    )  # fmt: skip
     folder.write("metrics.json", to_json(report))  # before metrics that take longer
     if run.trajectory_metrics:
         report["trajectory"] = evaluate_trajectory(
@@ -172,27 +175,6 @@ def scene_of(
     )
 
 
-def _against_truth(job: Job, samples: Tensor, floors: FloorOf) -> dict[str, Any]:
-    """Return every metric of the samples (N, D) against p (``clean``) and against the target.
-
-    The target is perturbed p (``perturbed``), or denoised draws from perturbed p (``denoised``).
-    """
-    name = "denoised" if job.parts.sampler.denoise else "perturbed"
-    last_sigma = job.parts.plan[-1].sigma
-    given = job.parts.of_samples, floors, job.run.seed
-    found = {"clean": evaluate_samples(samples, job.truth, 0.0, *given)}
-    if last_sigma > 0:
-        found[name] = evaluate_samples(samples, job.target, last_sigma, *given)
-    for against, entries in found.items():
-        for metric, entry in entries.items():
-            log.info(
-                "%s%s at sigma = %g: %.4g, noise floor %.4g",
-                metric, ", denoised" if against == "denoised" else "",
-                0.0 if against == "clean" else last_sigma, entry["value"], entry["floor"],
-            )  # fmt: skip
-    return {name: found["clean"]} | found  # at sigma = 0 both targets are p itself
-
-
 def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:
     """Return the checkpoint's file, tensors and configuration, or None and two empty dicts."""
     if run.checkpoint is None:
@@ -201,6 +183,16 @@ def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor
         return None, {}, {}
     path, tensors, record = load_newest(Path(run.checkpoint))
     return path, tensors, with_new_names(record["config"])
+
+
+def _unrounded(chains: Chains, origin: Tensor) -> dict[str, NDArray[Any]]:
+    """Return the samples before rounding to data units, x = origin + offset; {} if origin is 0.
+
+    ``ncsn-measure`` then gives the very numbers of ``metrics.json``.
+    """
+    if not bool((origin != 0).any()):
+        return {}
+    return {"origin": origin.numpy(), "offsets": chains.samples.numpy()}
 
 
 def _arrays(chains: Chains) -> dict[str, NDArray[Any]]:

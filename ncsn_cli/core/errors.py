@@ -32,6 +32,12 @@ class BadCheckpointError(NcsnError):
     exit_code = 65
 
 
+class BadSamplesError(NcsnError):
+    """A file that holds no samples, or samples of another dimension."""
+
+    exit_code = 65
+
+
 class MissingInputError(NcsnError):
     """An input file or folder that does not exist."""
 

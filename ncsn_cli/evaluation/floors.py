@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import SampleMetric
 from ncsn_cli.runs.files import read_json, to_json, write_atomic
@@ -21,11 +22,17 @@ SETS = 200
 """Number of sets of exact draws behind a noise floor, unless the distances are cheap."""
 
 _CHEAP_SETS, _MOST_CHEAP_DRAWS = 1000, 20_000  # together a few seconds
+MOST_DRAWS = 100_000
+"""The largest set of exact draws; 200 larger sets would take minutes."""
+
 _FIRST = 3  # sets whose distances identify a floor in the cache
 
 Floor = dict[str, Any]
 """``floor``, the mean distance of exact draws, and ``floor_quantiles``, at .5 and 99.5 %; also
 ``floor_standard_error`` if the mean is estimated."""
+
+
+_kept: dict[str, Floor] = {}  # by digest; for further runs in this process
 
 
 def noise_floor(
@@ -38,10 +45,29 @@ def noise_floor(
     draws the same sets. The quantiles are Weibull's: on average, 99 % of other draws lie between
     them. (Quantiles that interpolate between the sets enclose only 98 %.)
 
-    If a folder ``cache`` is given, the floor is stored there and shared between runs. The file's
-    name is a digest that includes the first distances: any change of the law or of the metric,
-    code included, changes these distances.
+    For more than 100 000 draws, what no formula gives is that of 100 000 draws times
+    sqrt(100 000/num), and ``floor_scaled_from`` says so.
+
+    The floor is kept in memory and, if a folder ``cache`` is given, in a file there, which is
+    shared between runs. The file's name is a digest that includes the first distances: any change
+    of the law or of the metric, code included, changes these distances.
     """
+    found = _by_draws(metric, truth, sigma, min(num, MOST_DRAWS), cache)
+    compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, MOST_DRAWS))
+    if compared <= of_draws:
+        return found
+    scale, exact = math.sqrt(of_draws / compared), metric.exact_floor(truth, sigma, num)
+    scaled: Floor = {"floor": scale * found["floor"] if exact is None else exact}
+    if exact is None:
+        scaled["floor_standard_error"] = scale * found["floor_standard_error"]
+    quantiles = [scale * quantile for quantile in found["floor_quantiles"]]
+    return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": MOST_DRAWS}
+
+
+def _by_draws(
+    metric: SampleMetric, truth: Law, sigma: float, num: int, cache: Path | None
+) -> Floor:
+    """Return the floor of ``num`` draws; see ``noise_floor``."""
     distance = metric.distance(truth, sigma, num)
     stream = random_stream(0, "noise floor")
     sets = _CHEAP_SETS if metric.is_cheap and num <= _MOST_CHEAP_DRAWS else SETS
@@ -53,15 +79,18 @@ def noise_floor(
     inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", values))
     name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
     path = None if cache is None else cache / name
+    if name in _kept:
+        return _kept[name]
     if path is not None and (kept := _read(path)) is not None:
-        return kept
+        return _kept.setdefault(name, kept)
     repeats = range(sets - _FIRST)
-    values += [repeat() for _ in tqdm(repeats, desc="noise floor", disable=None, leave=False)]
+    values += [repeat() for _ in tqdm(repeats, desc="noise floor", disable=HIDDEN, leave=False)]
     exact = metric.exact_floor(truth, sigma, num)
     found: Floor = {"floor": float(np.mean(values)) if exact is None else exact}
     if exact is None:
         found["floor_standard_error"] = float(np.std(values, ddof=1) / np.sqrt(sets))
     found["floor_quantiles"] = np.quantile(values, [0.005, 0.995], method="weibull").tolist()
+    _kept[name] = found
     if path is not None:
         what = {"metric": repr(metric), "sigma": sigma, "num_samples": num, "sets": sets}
         try:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import DivergedError
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.losses import Denoising, Explicit, Loss
@@ -147,7 +147,7 @@ def evaluate_training(
 def _with_progress(levels: list[float]) -> Iterator[float]:
     """Yield the levels. Show a progress bar or, without a terminal, log a line now and then."""
     last_line = time.monotonic()
-    with tqdm(levels, desc="evaluation", unit="level", disable=None, leave=False) as bar:
+    with tqdm(levels, desc="evaluation", unit="level", disable=HIDDEN, leave=False) as bar:
         for number, sigma in enumerate(bar):
             if bar.disable and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
                 log.info("evaluation: level %d of %d", number + 1, len(levels))

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floor
 from ncsn_cli.metrics import SampleMetric
 
+log = logging.getLogger(__name__)
+
 FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
 """``floor_of(metric, truth, sigma, N)`` returns the law of the distance of N exact draws."""
+
+
+def against_truth(
+    samples: Tensor,
+    truth: Dataset,
+    sigma: float,
+    metrics: Mapping[str, SampleMetric],
+    floor_of: FloorOf,
+    seed: int,
+    denoised: Law | None = None,
+) -> dict[str, Any]:
+    """Return, and log, every metric of the samples (N, D) against p and against p_sigma.
+
+    The entries are under ``clean`` and ``perturbed``; see ``evaluate_samples``. Where ``denoised``
+    is given, the law of exact draws at ``sigma`` after a denoising step, it takes the place of
+    p_sigma, and the entries are under ``denoised``. At sigma = 0 all of them are p itself.
+    """
+    name = "perturbed" if denoised is None else "denoised"
+    found = {"clean": evaluate_samples(samples, truth, 0.0, metrics, floor_of, seed)}
+    if sigma > 0:
+        target = denoised or truth
+        found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
+    for against, entries in found.items():
+        for metric, entry in entries.items():
+            log.info(
+                "%s%s at sigma = %g: %.4g, noise floor %.4g",
+                metric, ", denoised" if against == "denoised" else "",
+                0.0 if against == "clean" else sigma, entry["value"], entry["floor"],
+            )  # fmt: skip
+    return {name: found["clean"]} | found
 
 
 def evaluate_samples(
@@ -31,13 +64,15 @@ def evaluate_samples(
     The quantiles of the noise floor show how far chance goes. ratio = value / floor is about 1 for
     a perfect sampler, and None if the distance of exact draws is 0 up to rounding.
     """
-    return {
-        name: {
-            **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
-            **metric.details(samples, truth, sigma),
-        }
-        for name, metric in metrics.items()
-    }
+    found = {}
+    with tqdm(metrics.items(), desc="metrics", disable=HIDDEN, leave=False) as bar:
+        for name, metric in bar:
+            bar.set_postfix_str(name)
+            found[name] = {
+                **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
+                **metric.details(samples, truth, sigma),
+            }
+    return found
 
 
 def _against_floor(
@@ -75,7 +110,7 @@ def evaluate_trajectory(
     is the law with which the chains are compared at the last level; None: p_sigma, as
     at the other levels.
     """
-    levels = tqdm(states.items(), desc="distances", unit="level", disable=None, leave=False)
+    levels = tqdm(states.items(), desc="distances", unit="level", disable=HIDDEN, leave=False)
     targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
     rows = [
         {

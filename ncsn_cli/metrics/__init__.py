@@ -2,6 +2,7 @@
 
 from ncsn_cli.metrics.base import SampleMetric as SampleMetric
 from ncsn_cli.metrics.base import ScoreMetric as ScoreMetric
+from ncsn_cli.metrics.base import random_subset as random_subset
 from ncsn_cli.metrics.commitment import count_commitment as count_commitment
 from ncsn_cli.metrics.commitment import mode_commitment as mode_commitment
 from ncsn_cli.metrics.commitment import settled_from as settled_from

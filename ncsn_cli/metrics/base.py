@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
 
 Distance = Callable[[Tensor, torch.Generator], float]
 """``distance(samples, generator)``: how far samples (N, D) are from p_sigma. The generator makes
@@ -34,6 +35,10 @@ class SampleMetric(ABC):
         set of samples.
         """
 
+    def num_points(self, num: int, dim: int) -> int:
+        """Return how many of ``num`` samples in D = ``dim`` are compared: all, by default."""
+        return num
+
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
         """Return further results to report beside the distance."""
         return {}
@@ -41,6 +46,17 @@ class SampleMetric(ABC):
     def exact_floor(self, truth: Law, sigma: float, num: int) -> float | None:
         """Return the mean distance of ``num`` exact draws; None if no formula gives it."""
         return None
+
+
+def random_subset(samples: Tensor, num: int) -> Tensor:
+    """Return ``num`` of the samples (N, D), or all of them if N is not larger.
+
+    They are chosen at random, because the samples of others may be sorted. The choice depends on N
+    alone.
+    """
+    if len(samples) <= num:
+        return samples
+    return samples[torch.randperm(len(samples), generator=random_stream(0, "subset"))[:num]]
 
 
 class ScoreMetric(ABC):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.expectation import distances
 from ncsn_cli.core.settings import STRICT, Count, random_stream
-from ncsn_cli.metrics.base import Distance, SampleMetric
+from ncsn_cli.metrics.base import Distance, SampleMetric, random_subset
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,7 +24,7 @@ class _Kernel(SampleMetric):
     The means are over all pairs, including each point with itself (a V-statistic, never negative).
 
     Args:
-        max_points: Use at most this many samples, the first ones; time grows with the square.
+        max_points: Use at most this many samples, chosen at random; time grows with the square.
     """
 
     max_points: Count = 2000
@@ -38,12 +38,12 @@ class _Kernel(SampleMetric):
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes how far ``num`` samples are from p_sigma."""
-        num = min(num, self.max_points)
+        num = self.num_points(num, truth.dim)
         stream = random_stream(0, "kernel")
         kernel = self._kernel(truth.sample(1000, sigma=sigma, generator=stream).double())
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
-            x = samples[:num].double().cpu()
+            x = random_subset(samples, num).double().cpu()
             y = truth.sample(num, sigma=sigma, generator=generator).double().cpu()
             square = kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean()
             return float(square.clamp(min=0).sqrt())
@@ -52,7 +52,11 @@ class _Kernel(SampleMetric):
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
         """Return the number of samples that are compared."""
-        return {"num_points": min(len(samples), self.max_points)}
+        return {"num_points": self.num_points(len(samples), truth.dim)}
+
+    def num_points(self, num: int, dim: int) -> int:
+        """Return how many of ``num`` samples are compared."""
+        return min(num, self.max_points)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,7 +67,7 @@ class EnergyDistance(_Kernel):
     doi:10.1016/j.jspi.2013.03.018.
 
     Args:
-        max_points: Use at most this many samples, the first ones; time grows with the square.
+        max_points: Use at most this many samples, chosen at random; time grows with the square.
     """
 
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -77,7 +81,7 @@ class MMD(_Kernel):
     Source: Gretton et al. (2012), JMLR 13:723-773, eq. 5.
 
     Args:
-        max_points: Use at most this many samples, the first ones; time grows with the square.
+        max_points: Use at most this many samples, chosen at random; time grows with the square.
         bandwidth: h > 0, data units. null: the median of the nonzero distances between 1000 exact
             draws, or 1 if all distances are 0.
     """

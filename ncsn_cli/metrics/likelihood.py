@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.gaussian import Gaussian
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.score import Score, detached_jacobian
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
@@ -154,7 +154,7 @@ def _solve(
     length = x.new_full((len(x),), (end - start) / 100)  # of the next step
     num_taken = torch.zeros(len(x), dtype=torch.int64)
     how = torch.where(log_sigma < end, _OPEN, _FOLLOWED)
-    with tqdm(total=len(x), desc="flow", bar_format=_BAR, disable=None, leave=False) as bar:
+    with tqdm(total=len(x), desc="flow", bar_format=_BAR, disable=HIDDEN, leave=False) as bar:
         while len(now := (how == _OPEN).nonzero()[:_TOGETHER, 0]):  # (n,)
             # Make one step for a batch of open points.
             before, t = y[now], log_sigma[now]

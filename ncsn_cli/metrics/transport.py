@@ -13,8 +13,10 @@ from torch import Tensor
 from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.expectation import distances
 from ncsn_cli.core.settings import STRICT, Count, random_stream
-from ncsn_cli.metrics.base import Distance, SampleMetric
+from ncsn_cli.metrics.base import Distance, SampleMetric, random_subset
 from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
+
+_MOST_PROJECTIONS = 20_000_000  # projected points at a time: arrays of 160 MB
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,8 +30,8 @@ class Wasserstein(SampleMetric):
     where F_n is the distribution function of the n samples. For exact draws, the mean of W1 is
     integral MAD(n, F(x)) dx/n, where MAD is the mean absolute deviation of the binomial law.
 
-    D >= 2: by optimal assignment between the first ``max_points`` samples and as many exact
-    draws. Both sides are then random, so the noise floor is higher.
+    D >= 2: by optimal assignment between ``max_points`` of the samples, chosen at random, and as
+    many exact draws. Both sides are then random, so the noise floor is higher.
 
     Args:
         max_points: For D >= 2, use at most this many samples; the cost grows with the cube.
@@ -43,11 +45,13 @@ class Wasserstein(SampleMetric):
             return _wasserstein_1d(truth, sigma, num)
         from scipy.optimize import linear_sum_assignment  # here: scipy is slow to import
 
-        num = min(num, self.max_points)
+        num = self.num_points(num, truth.dim)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             exact = truth.sample(num, sigma=sigma, generator=generator)
-            cost = distances(samples[:num].cpu().double(), exact.cpu().double()).numpy()
+            cost = distances(
+                random_subset(samples, num).cpu().double(), exact.cpu().double()
+            ).numpy()
             return float(cost[linear_sum_assignment(cost)].mean())
 
         return distance
@@ -62,8 +66,11 @@ class Wasserstein(SampleMetric):
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
         """Return the number of samples that are compared."""
-        num = len(samples)
-        return {"num_points": num if truth.dim == 1 else min(num, self.max_points)}
+        return {"num_points": self.num_points(len(samples), truth.dim)}
+
+    def num_points(self, num: int, dim: int) -> int:
+        """Return how many of ``num`` samples are compared: for D = 1, all."""
+        return num if dim == 1 else min(num, self.max_points)
 
 
 def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
@@ -115,15 +122,17 @@ class SlicedWasserstein(SampleMetric):
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes the sliced distance for ``num`` samples."""
-        directions = self._directions(truth.dim)
+        # Some directions at a time, to limit memory.
+        parts = self._directions(truth.dim).split(max(1, _MOST_PROJECTIONS // num))
 
-        def projected(points: Tensor) -> NDArray[np.float64]:
+        def projected(points: Tensor, directions: Tensor) -> NDArray[np.float64]:
             # (directions, num). numpy sorts ten times as fast as torch.
             return np.sort((directions @ (points.cpu().double() - truth.mean).T).numpy(), axis=-1)
 
         def distance(samples: Tensor, generator: torch.Generator) -> float:
             exact = truth.sample(num, sigma=sigma, generator=generator)
-            return float(np.abs(projected(samples) - projected(exact)).mean())
+            apart = (np.abs(projected(samples, v) - projected(exact, v)).sum() for v in parts)
+            return float(sum(apart)) / (num * self.num_directions)
 
         return distance
 

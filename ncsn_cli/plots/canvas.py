@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.scene import Scene
 
 Array = NDArray[np.float64]
@@ -99,7 +99,7 @@ def to_gif(animation: Animation, name: str) -> bytes:
     canvas = FigureCanvasAgg(animation.figure)
     pictures = []
     for frame in tqdm(
-        animation.frames, desc=f"animation {name}", unit="frame", disable=None, leave=False
+        animation.frames, desc=f"animation {name}", unit="frame", disable=HIDDEN, leave=False
     ):
         animation.update(int(frame))
         canvas.draw()  # type: ignore[no-untyped-call]

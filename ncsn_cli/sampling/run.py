@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ncsn_cli.core.compiling import compile_or_stay_plain
 from ncsn_cli.core.errors import BadCheckpointError, InterruptedRun
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.metrics import count_commitment
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.sampling.chains import Chains
@@ -146,7 +146,7 @@ class Sampling:
         running: dict[int, Running] = {}
         last_save, total = time.monotonic(), recording.num_tiles * recording.last
         with (
-            tqdm(total=total, desc="sampling", unit="step", disable=None) as bar,
+            tqdm(total=total, desc="sampling", unit="step", disable=HIDDEN) as bar,
             closing(run_in_processes(tiles, self._workers)) as all_news,
         ):
             for news in all_news:

@@ -6,9 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
-
 from ncsn_cli.core.errors import InterruptedRun
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.training.history import Row
 from ncsn_cli.training.snapshots import Snapshots
@@ -39,7 +38,7 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
         snapshots.take(training.step, training.score)
     with (
         collect_stop_signals() as requests,
-        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=None) as progress,
+        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=HIDDEN) as progress,
     ):
         while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.

@@ -1,0 +1,127 @@
+"""``ncsn-measure``: hold samples that were made elsewhere against the truth."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ncsn_cli.commands.build import instantiate, instantiate_list
+from ncsn_cli.commands.config import Config, MeasureSettings, read_config, settings
+from ncsn_cli.commands.job import objective_of, open_folder
+from ncsn_cli.commands.present import Pictures, present
+from ncsn_cli.commands.resume import digest_of, done_before
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.scene import SamplingScene
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.datasets import Denoised
+from ncsn_cli.evaluation.floors import MOST_DRAWS, noise_floor
+from ncsn_cli.evaluation.grid import compose_scene
+from ncsn_cli.evaluation.samples import against_truth
+from ncsn_cli.metrics import SampleMetric, random_subset
+from ncsn_cli.runs.files import to_json
+from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.samples import read_samples, samples_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Samples to measure, and what to hold them against.
+
+    Args:
+        run: The run-level keys.
+        config: The configuration.
+        truth: The distribution to measure against, in coordinates around its mean.
+        samples: The samples in the same coordinates (N, D).
+        metrics: The metrics, by name.
+        pictures: The pictures to draw.
+    """
+
+    run: MeasureSettings
+    config: Config
+    truth: Dataset
+    samples: Tensor
+    metrics: dict[str, SampleMetric]
+    pictures: Pictures
+
+
+def measure(cfg: DictConfig) -> float | None:
+    """Run ``ncsn-measure`` and return the objective.
+
+    Everything that can be refused is refused before the run starts.
+    """
+    config = read_config(cfg)
+    run: MeasureSettings = settings(MeasureSettings, config)
+    file = samples_file(run.file)
+    digest = digest_of(config, file)
+    if finished := done_before(digest):
+        return objective_of(finished, run.objective)
+    job = build(run, config, file)
+    facts: Config = {"device": "cpu", "seed": run.seed, "request": digest}
+    with open_folder(config, facts) as folder, torch.no_grad():
+        report = hold_against_truth(job, folder)
+        present(folder, job.pictures, partial(scene_of, job), config, report)
+        log.info("everything is in %s", folder.path)
+        return objective_of(report, run.objective)
+
+
+def build(run: MeasureSettings, config: Config, file: Path | None) -> Job:
+    """Build everything that ``config`` names, and read the samples from ``file``."""
+    truth: Dataset = instantiate(config, "dataset").truth.centred()
+    metrics = instantiate_list(config, "metric")
+    for name, metric in metrics.items():
+        if not isinstance(metric, SampleMetric):
+            raise ConfigError(f"metric.{name}: it measures a score, and there are only samples")
+    pictures = Pictures(config)
+    samples = read_samples(file, run.key, truth.dim)
+    return Job(run, config, truth, samples.around(truth.origin), metrics, pictures)
+
+
+def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
+    """Measure the samples; write and return ``metrics.json``."""
+    start, run = time.monotonic(), job.run
+    floors = partial(noise_floor, cache=Path(job.config["paths"]["outputs"], "floors"))
+    if len(job.samples) > MOST_DRAWS:
+        log.info(
+            "noise floors without a formula: those of %d exact draws, times sqrt(%d/%d)",
+            MOST_DRAWS, MOST_DRAWS, len(job.samples),
+        )  # fmt: skip
+    found = against_truth(
+        job.samples, job.truth, run.sigma, job.metrics, floors, run.seed,
+        Denoised(job.truth) if run.denoised else None,
+    )  # fmt: skip
+    seconds = round(time.monotonic() - start, 3)
+    report = {"num_samples": len(job.samples), "seconds": seconds, **found}
+    folder.write("metrics.json", to_json(report))
+    return report
+
+
+def scene_of(job: Job) -> SamplingScene:
+    """Return what the pictures show: at most 100 000 of the samples, chosen at random."""
+    sigma, law = job.run.sigma, Denoised(job.truth) if job.run.denoised else None
+    samples = random_subset(job.samples, MOST_DRAWS)
+    stream = random_stream(job.run.seed, "exact draws shown")
+    exact = (law or job.truth).sample(len(samples), sigma=sigma, generator=stream)
+    return compose_scene(
+        SamplingScene,
+        job.truth,
+        torch.tensor([sigma], dtype=torch.float64),
+        torch.device("cpu"),
+        samples=samples.numpy(),
+        exact=exact.numpy(),
+        denoised=law,
+        level_sigmas=np.empty(0),
+        committed=np.empty(0),
+        mode_shares=np.empty(0),
+    )

@@ -1,0 +1,177 @@
+"""Samples in files of every common kind, checked row by row."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ncsn_cli.core.errors import BadSamplesError, MissingInputError, one_line
+
+_TEXT = (".csv", ".tsv", ".txt", ".dat")
+_TORCH = (".pt", ".pth")
+_KINDS = ".npy, .npz, .csv, .txt or .pt"
+
+
+class Samples(NamedTuple):
+    """Samples as a file holds them.
+
+    Args:
+        x: The samples in data units (N, D), float32 or float64.
+        origin: The point (D,), float64, around which ``ncsn-sample`` ran its chains. None for
+            other files.
+        offsets: The samples around ``origin`` (N, D), float32, before ``ncsn-sample`` rounded them
+            to data units. None for other files.
+    """
+
+    x: Tensor
+    origin: Tensor | None
+    offsets: Tensor | None
+
+    def around(self, origin: Tensor) -> Tensor:
+        """Return the samples in coordinates around ``origin`` (D,), as exactly as possible."""
+        if self.offsets is not None and self.origin is not None and self.origin.equal(origin):
+            return self.offsets
+        return self.x - origin if bool((origin != 0).any()) else self.x
+
+
+def samples_file(name: str) -> Path | None:
+    """Return the file that ``name`` names: a file, or that of a run's folder; None for ``-``.
+
+    Raises:
+        MissingInputError: If there is no such file.
+    """
+    if name == "-":
+        return None
+    path = Path(name, "samples.npz") if os.path.isdir(name) else Path(name)
+    if not os.path.exists(path):  # pathlib's raises for a name that is too long
+        raise MissingInputError(f"{path}: there is no such file")
+    return path
+
+
+def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
+    """Return the samples in ``file``, which are points in D = ``dim``.
+
+    Args:
+        file: A file; None is standard input.
+        key: Which array of a file with several; None is ``samples``, or the only one.
+        dim: D. For D = 1 the samples may be a vector (N,).
+
+    Raises:
+        BadSamplesError: If it cannot be read, or holds anything else than N >= 1 finite points.
+    """
+    path = file or Path("standard input")
+    try:
+        arrays = _read(path, sys.stdin.buffer.read() if file is None else None)
+    except (ValueError, TypeError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        reason = one_line(str(error), 200) or type(error).__name__
+        raise BadSamplesError(f"{path}: cannot be read as samples ({reason})") from error
+    x = _checked(path, _chosen(path, arrays, key), dim)
+    if key is None and arrays.keys() >= {"samples", "origin", "offsets"}:
+        origin, offsets = torch.from_numpy(arrays["origin"]), torch.from_numpy(arrays["offsets"])
+        if origin.shape == (dim,) and torch.equal((offsets + origin).float(), x):
+            return Samples(x, origin, offsets)
+    return Samples(x, None, None)
+
+
+def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
+    """Return the arrays in the file ``path``, or in its content ``data``, by name.
+
+    An array without a name has the name "". No file can run code.
+    """
+    suffix = path.suffix.lower()
+    file: Any = path if data is None else io.BytesIO(data)
+    if data is not None:
+        is_numpys = data.startswith(b"\x93NUMPY")
+        suffix = ".npy" if is_numpys else ".npz" if data.startswith(b"PK") else ".csv"
+    if suffix == ".npy":
+        return {"": np.load(file, allow_pickle=False)}
+    if suffix == ".npz":
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    if suffix in _TEXT:
+        return {"": _read_text(file)}
+    if suffix in _TORCH:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        named = found if isinstance(found, dict) else {"": found}
+        tensors = {str(k): v for k, v in named.items() if isinstance(v, Tensor)}
+        return {k: v.detach().resolve_conj().to_dense().numpy() for k, v in tensors.items()}
+    raise ValueError(f"it should be {_KINDS}")
+
+
+def _read_text(file: Path | io.BytesIO) -> NDArray[np.float64]:
+    """Return the numbers of a text (N, D): a row a line, between commas, semicolons or blanks.
+
+    A first line that holds anything else than numbers names the columns, and is left out.
+    """
+    text = file.open("rb") if isinstance(file, Path) else file
+    with io.TextIOWrapper(text, encoding="utf-8-sig") as lines:
+        skipped, first = 0, ""
+        for line in lines:
+            if first := line.partition("#")[0].strip():
+                break
+            skipped += 1
+        mark = next((m for m in ",;\t" if m in first), None)
+        if not _are_numbers(first.split(mark)):
+            skipped += 1
+        lines.seek(0)
+        for _ in range(skipped):
+            next(lines)
+        return np.loadtxt(lines, delimiter=mark, ndmin=2)
+
+
+def _are_numbers(words: list[str]) -> bool:
+    try:
+        list(map(float, words))
+    except ValueError:
+        return False
+    return True
+
+
+def _chosen(path: Path, arrays: dict[str, NDArray[Any]], key: str | None) -> NDArray[Any]:
+    """Return the array that ``key`` names."""
+    if key is None and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    name = "samples" if key is None else key
+    if name not in arrays:
+        known = ", ".join(k for k in arrays if k) or "no named array"
+        raise BadSamplesError(f"{path}: it has no array {name!r}; choose key=NAME from: {known}")
+    return arrays[name]
+
+
+def _checked(path: Path, values: NDArray[Any], dim: int) -> Tensor:
+    """Return ``values`` as points (N, D), float32 or float64."""
+    if values.dtype.kind not in "fiu":
+        raise BadSamplesError(f"{path}: its values are {values.dtype}; samples are real numbers")
+    if values.ndim == 1 and dim == 1:
+        values = values[:, None]
+    shape = " x ".join(map(str, values.shape)) or "a single number"
+    if values.ndim != 2:
+        raise BadSamplesError(
+            f"{path}: its shape is {shape}; samples are rows of D = {dim} numbers"
+        )
+    if values.shape[0] == 0:
+        raise BadSamplesError(f"{path}: it has no rows")
+    if values.shape[1] != dim:
+        raise BadSamplesError(
+            f"{path}: its rows have {values.shape[1]} numbers (it is {shape}), but the dataset has"
+            f" D = {dim}; choose another dataset"
+        )
+    is_bad = ~np.isfinite(values).all(axis=1)
+    if num := int(is_bad.sum()):
+        raise BadSamplesError(
+            f"{path}: {num} of {len(values)} rows are not finite, the first is row"
+            f" {int(is_bad.argmax()) + 1}; remove them"
+        )
+    kept = np.float32 if values.dtype == np.float32 else np.float64
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))
