@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ncsn_cli",
         usage="%(prog)s {train,sample,measure,compare} ...",
-        description="Run ncsn-train, ncsn-sample, ncsn-measure or ncsn-compare; --help lists the options.",
+        description="Run one of the commands ncsn-...; add --help to see its options.",
     )
     parser.add_argument("command", choices=_COMMANDS, help="the command to run")
     parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")

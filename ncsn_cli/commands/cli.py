@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -38,6 +39,8 @@ def _study_name(overrides: ListConfig) -> str:
 
     return study_name(cast("list[str]", OmegaConf.to_container(overrides)))
 
+
+Task = Callable[[DictConfig], float | None]
 
 # Registered on import, so that processes that run jobs of a sweep know them, too.
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
@@ -98,13 +101,8 @@ def _run(name: str) -> None:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _interrupt)
-        before = last_written(status_file())
         _keep_home_out_of_logs()
-        try:
-            return _task(name)(cfg)
-        except BaseException as error:
-            record_failure(name, error, before)
-            raise
+        return recording_failures(name, _task(name), cfg)
 
     # Run one job, or all jobs of a sweep.
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
@@ -124,6 +122,29 @@ def _run(name: str) -> None:
         raise error
     if error is not None:
         exit_with(name, error, state.job_started, show_traceback)
+
+
+def recording_failures(name: str, task: Task, cfg: DictConfig) -> float | None:
+    """Run ``task``; if it fails, write the reason into the job's folder."""
+    before = last_written(status_file())
+    try:
+        return task(cfg)
+    except BaseException as error:
+        record_failure(name, error, before)
+        raise
+
+
+@contextmanager
+def log_into(path: Path) -> Iterator[None]:
+    """Write log lines into the file ``path``, as the commands do."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_HomelessFormatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _error_of(start: Callable[[], object]) -> BaseException | None:

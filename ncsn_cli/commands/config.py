@@ -93,7 +93,7 @@ class MeasureSettings:
         objective: As for ``ncsn-train``.
     """
 
-    file: str
+    file: str | None
     key: str | None
     sigma: NonNegativeFloat
     denoised: bool

@@ -30,7 +30,7 @@ def exit_with(
         traceback.print_exception(error)
     from ncsn_cli.core.errors import one_line
 
-    lines, code = _explain(name, error, job_started)
+    lines, code = explain(name, error, job_started)
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
         print(one_line(line, 2000), file=sys.stderr)
     sys.exit(code)
@@ -71,7 +71,7 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
         may_record = state == "running" or (untouched and isinstance(error, Exception))
         if state == "done" or not may_record:
             return
-        reason = without_home(" ".join(_explain(name, error, True)[0]))
+        reason = without_home(" ".join(explain(name, error, True)[0]))
         state = "failed" if isinstance(error, Exception) else "interrupted"
         status = {"state": state, "step": status.get("step", 0), "error": reason}
         write_atomic(status_file(), to_json(status))
@@ -85,7 +85,7 @@ _LESS_MEMORY = {
 }
 
 
-def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[str], int]:
+def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[str], int]:
     """Return the lines to print for the user of ``ncsn-name``, and the exit code."""
     code = getattr(error, "exit_code", None)
     if code is not None:

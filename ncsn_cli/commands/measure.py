@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from ncsn_cli.evaluation.samples import against_truth
 from ncsn_cli.metrics import SampleMetric, random_subset
 from ncsn_cli.runs.files import to_json
 from ncsn_cli.runs.folder import RunFolder
-from ncsn_cli.runs.samples import read_samples, samples_file
+from ncsn_cli.runs.samples import Samples, read_samples, samples_file
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +64,14 @@ def measure(cfg: DictConfig) -> float | None:
     """
     config = read_config(cfg)
     run: MeasureSettings = settings(MeasureSettings, config)
+    if run.file is None:
+        raise ConfigError("file: give a file with samples, ncsn-measure FILE dataset=NAME")
     file = samples_file(run.file)
     digest = digest_of(config, file)
     if finished := done_before(digest):
         return objective_of(finished, run.objective)
-    job = build(run, config, file)
+    torch.set_num_threads(1)  # sums depend on the number of threads
+    job = build(run, config, partial(read_samples, file, run.key))
     facts: Config = {"device": "cpu", "seed": run.seed, "request": digest}
     with open_folder(config, facts) as folder, torch.no_grad():
         report = hold_against_truth(job, folder)
@@ -76,16 +80,16 @@ def measure(cfg: DictConfig) -> float | None:
         return objective_of(report, run.objective)
 
 
-def build(run: MeasureSettings, config: Config, file: Path | None) -> Job:
-    """Build everything that ``config`` names, and read the samples from ``file``."""
+def build(run: MeasureSettings, config: Config, read: Callable[[int], Samples]) -> Job:
+    """Build everything that ``config`` names; ``read`` returns the samples for D dimensions."""
     truth: Dataset = instantiate(config, "dataset").truth.centred()
     metrics = instantiate_list(config, "metric")
     for name, metric in metrics.items():
         if not isinstance(metric, SampleMetric):
             raise ConfigError(f"metric.{name}: it measures a score, and there are only samples")
     pictures = Pictures(config)
-    samples = read_samples(file, run.key, truth.dim)
-    return Job(run, config, truth, samples.around(truth.origin), metrics, pictures)
+    samples = read(truth.dim).around(truth.origin)
+    return Job(run, config, truth, samples, metrics, pictures)
 
 
 def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:

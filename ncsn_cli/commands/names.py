@@ -109,14 +109,15 @@ def _for_shell(word: str) -> str:
 
 def override(key: str, value: Any) -> str:  # noqa: ANN401
     """Return ``key=value``, quoted for a shell so that Hydra reads this value."""
-    return shlex.quote(f"{key}={_in_hydras_grammar(value)}")
+    return shlex.quote(f"{key}={in_hydras_grammar(value)}")
 
 
-def _in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
+def in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
+    """Return ``value`` as it stands in an override."""
     if isinstance(value, list):
-        return f"[{','.join(map(_in_hydras_grammar, value))}]"
+        return f"[{','.join(map(in_hydras_grammar, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_in_hydras_grammar(v)}' for key, v in value.items())}}}"
+        return f"{{{','.join(f'{key}:{in_hydras_grammar(v)}' for key, v in value.items())}}}"
     return _quoted(value) if isinstance(value, str) else json.dumps(value)
 
 

@@ -34,8 +34,8 @@ class Samples(NamedTuple):
     """
 
     x: Tensor
-    origin: Tensor | None
-    offsets: Tensor | None
+    origin: Tensor | None = None
+    offsets: Tensor | None = None
 
     def around(self, origin: Tensor) -> Tensor:
         """Return the samples in coordinates around ``origin`` (D,), as exactly as possible."""
@@ -76,12 +76,45 @@ def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
             zipfile.BadZipFile) as error:  # fmt: skip
         reason = one_line(str(error), 200) or type(error).__name__
         raise BadSamplesError(f"{path}: cannot be read as samples ({reason})") from error
-    x = _checked(path, _chosen(path, arrays, key), dim)
+    x = as_points(str(path), _chosen(path, arrays, key), dim)
     if key is None and arrays.keys() >= {"samples", "origin", "offsets"}:
         origin, offsets = torch.from_numpy(arrays["origin"]), torch.from_numpy(arrays["offsets"])
         if origin.shape == (dim,) and torch.equal((offsets + origin).float(), x):
             return Samples(x, origin, offsets)
-    return Samples(x, None, None)
+    return Samples(x)
+
+
+def as_points(name: str, values: NDArray[Any], dim: int) -> Tensor:
+    """Return ``values`` as points (N, D), float32 or float64.
+
+    Raises:
+        BadSamplesError: If they are anything else than N >= 1 finite points; it begins with
+            ``name``.
+    """
+    if values.dtype.kind not in "fiu":
+        raise BadSamplesError(f"{name}: its values are {values.dtype}; samples are real numbers")
+    if values.ndim == 1 and dim == 1:
+        values = values[:, None]
+    shape = " x ".join(map(str, values.shape)) or "a single number"
+    if values.ndim != 2:
+        raise BadSamplesError(
+            f"{name}: its shape is {shape}; samples are rows of D = {dim} numbers"
+        )
+    if values.shape[0] == 0:
+        raise BadSamplesError(f"{name}: it has no rows")
+    if values.shape[1] != dim:
+        raise BadSamplesError(
+            f"{name}: its rows have {values.shape[1]} numbers (it is {shape}), but the dataset has"
+            f" D = {dim}; choose another dataset"
+        )
+    is_bad = ~np.isfinite(values).all(axis=1)
+    if num := int(is_bad.sum()):
+        raise BadSamplesError(
+            f"{name}: {num} of {len(values)} rows are not finite, the first is row"
+            f" {int(is_bad.argmax()) + 1}; remove them"
+        )
+    kept = np.float32 if values.dtype == np.float32 else np.float64
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))
 
 
 def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
@@ -147,31 +180,3 @@ def _chosen(path: Path, arrays: dict[str, NDArray[Any]], key: str | None) -> NDA
         known = ", ".join(k for k in arrays if k) or "no named array"
         raise BadSamplesError(f"{path}: it has no array {name!r}; choose key=NAME from: {known}")
     return arrays[name]
-
-
-def _checked(path: Path, values: NDArray[Any], dim: int) -> Tensor:
-    """Return ``values`` as points (N, D), float32 or float64."""
-    if values.dtype.kind not in "fiu":
-        raise BadSamplesError(f"{path}: its values are {values.dtype}; samples are real numbers")
-    if values.ndim == 1 and dim == 1:
-        values = values[:, None]
-    shape = " x ".join(map(str, values.shape)) or "a single number"
-    if values.ndim != 2:
-        raise BadSamplesError(
-            f"{path}: its shape is {shape}; samples are rows of D = {dim} numbers"
-        )
-    if values.shape[0] == 0:
-        raise BadSamplesError(f"{path}: it has no rows")
-    if values.shape[1] != dim:
-        raise BadSamplesError(
-            f"{path}: its rows have {values.shape[1]} numbers (it is {shape}), but the dataset has"
-            f" D = {dim}; choose another dataset"
-        )
-    is_bad = ~np.isfinite(values).all(axis=1)
-    if num := int(is_bad.sum()):
-        raise BadSamplesError(
-            f"{path}: {num} of {len(values)} rows are not finite, the first is row"
-            f" {int(is_bad.argmax()) + 1}; remove them"
-        )
-    kept = np.float32 if values.dtype == np.float32 else np.float64
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))

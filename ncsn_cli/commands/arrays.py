@@ -1,0 +1,109 @@
+"""Functions of points for numpy and torch: what comes in decides what goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.datasets import GaussianMixture
+
+A = TypeVar("A", NDArray[np.floating[Any]], Tensor)
+Function = Callable[[Tensor, Tensor], Tensor]
+"""``function(x, sigma)`` of points x (B, D) and levels sigma, () or (B,)."""
+
+
+def on_arrays(
+    function: Function, x: A, sigma: ArrayLike | Tensor, dim: int, dtype: torch.dtype | None = None
+) -> A:
+    """Return ``function`` at the points ``x``, as the kind of array that ``x`` is.
+
+    Args:
+        function: A function of points (B, D), such as a score.
+        x: Points (..., D), an array of numpy or a tensor of torch. For D = 1 also (N,).
+        sigma: A level for all points, or one for each (...).
+        dim: D.
+        dtype: What ``function`` computes in; None is what ``x`` has.
+
+    Raises:
+        ConfigError: If the last axis of ``x`` is not D.
+    """
+    given = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    if not given.is_floating_point():
+        given = given.double()
+    points = given[..., None] if dim == 1 and given.ndim < 2 else given
+    if points.ndim == 0 or points.shape[-1] != dim:
+        raise ConfigError(
+            f"x: its last axis should be D = {dim}, but its shape is {tuple(given.shape)}"
+        )
+    batch, flat = points.shape[:-1], points.reshape(-1, dim).to(dtype)
+    level = torch.as_tensor(sigma).to(flat)
+    level = level.expand(batch).reshape(-1) if level.ndim else level
+    with torch.set_grad_enabled(given.requires_grad):
+        found = function(flat, level).to(given)
+    shape = given.shape if found.ndim == 2 else batch
+    return found.reshape(shape) if isinstance(x, Tensor) else found.reshape(shape).numpy()
+
+
+class Mixture:
+    """A mixture of Gaussians, p = sum_k w_k N(mu_k, Sigma_k), at every noise level sigma.
+
+        p_sigma = p * N(0, sigma^2 I) = sum_k w_k N(mu_k, Sigma_k + sigma^2 I)
+
+    Its functions take arrays of numpy or tensors of torch, and return the same kind.
+
+    Args:
+        weights: w_k (K,), >= 0; they sum to 1.
+        means: mu_k (K, D); for D = 1 also (K,).
+        stds: Standard deviations: one for all components, one for each (K,), or one for each and
+            each axis (K, D). 1 if neither ``stds`` nor ``covariances`` are given.
+        covariances: Sigma_k (K, D, D), in place of ``stds``.
+    """
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        means: ArrayLike,
+        stds: ArrayLike | None = None,
+        covariances: ArrayLike | None = None,
+    ) -> None:
+        given = {"weights": weights, "means": means, "stds": stds, "covariances": covariances}
+        lists = {name: np.asarray(v, float) for name, v in given.items() if v is not None}
+        if lists["means"].ndim == 1:
+            lists["means"] = lists["means"][:, None]
+        self.settings: dict[str, Any] = {name: array.tolist() for name, array in lists.items()}
+        """The values of the option ``dataset=mixture``."""
+        self._law = GaussianMixture(**self.settings)
+        self.dim = self._law.dim
+
+    def score(self, x: A, sigma: ArrayLike | Tensor = 0.0) -> A:
+        """Return grad log p_sigma(x), (..., D), in 1/length, at ``x`` (..., D)."""
+        return on_arrays(self._law.score, x, sigma, self.dim)
+
+    def log_prob(self, x: A, sigma: ArrayLike | Tensor = 0.0) -> A:
+        """Return log p_sigma(x), (...), in nats, at ``x`` (..., D)."""
+        return on_arrays(self._law.log_prob, x, sigma, self.dim)
+
+    def denoised(self, x: A, sigma: ArrayLike | Tensor) -> A:
+        """Return the posterior mean E[x_0 | x] = x + sigma^2 grad log p_sigma(x), (..., D).
+
+        Source: Tweedie's formula; Efron (2011), doi:10.1198/jasa.2011.tm11181.
+        """
+        return on_arrays(denoiser_of(self._law), x, sigma, self.dim)
+
+    def sample(self, num: int, seed: int = 0, sigma: float = 0.0) -> NDArray[np.float32]:
+        """Return ``num`` independent draws from p_sigma, (num, D)."""
+        stream = random_stream(seed, "Mixture.sample")
+        return self._law.sample(num, sigma=sigma, generator=stream).numpy()
+
+
+def denoiser_of(law: Dataset) -> Function:
+    """Return d(x, sigma) = x + sigma^2 grad log p_sigma(x) of a law."""
+    return lambda x, sigma: x + sigma[..., None] ** 2 * law.score(x, sigma)

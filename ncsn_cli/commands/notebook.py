@@ -1,0 +1,317 @@
+"""The commands as functions, for notebooks and scripts: the same checks and the same files."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.version import VersionBase
+from numpy.typing import ArrayLike, NDArray
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from ncsn_cli.commands.arrays import A, Mixture, on_arrays
+from ncsn_cli.commands.build import build_from_checkpoint
+from ncsn_cli.commands.cli import config_dir, log_into, recording_failures
+from ncsn_cli.commands.config import MeasureSettings, read_config, settings
+from ncsn_cli.commands.failures import explain
+from ncsn_cli.commands.job import output_folder
+from ncsn_cli.commands.measure import build
+from ncsn_cli.commands.names import in_hydras_grammar
+from ncsn_cli.commands.old_names import with_new_names
+from ncsn_cli.commands.score import empirical_score, load_network
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError, MissingInputError, RefusedStart
+from ncsn_cli.datasets import Denoised
+from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.samples import evaluate_samples
+from ncsn_cli.runs.checkpoints import load_newest
+from ncsn_cli.runs.files import read_json, read_npz
+from ncsn_cli.runs.records import read_yaml
+from ncsn_cli.runs.samples import Samples, as_points
+from ncsn_cli.training.history import COLUMNS, read_history
+
+
+class Run:
+    """A run's folder, read on demand.
+
+    Args:
+        folder: The folder of a run of ``ncsn-train``, ``ncsn-sample`` or ``ncsn-measure``.
+        plugins: Your own modules whose classes the run may name.
+
+    Raises:
+        MissingInputError: If ``folder`` holds no run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], plugins: tuple[str, ...] = ()) -> None:
+        self.folder = Path(os.path.expanduser(folder))
+        self.plugins = plugins
+        if not (self.folder / "run.json").is_file():
+            raise MissingInputError(f"{self.folder}: there is no run in this folder")
+
+    def __repr__(self) -> str:
+        """Return the folder and the state."""
+        return f"Run({str(self.folder)!r}: {self.state})"
+
+    @property
+    def state(self) -> str:
+        """``running``, ``done``, ``failed``, ``interrupted`` or ``diverged``."""
+        return str(read_json(self.folder / "status.json").get("state", "unknown"))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The effective configuration, from ``config.yaml``."""
+        return with_new_names(read_yaml(self.folder / "config.yaml", {}))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers of ``metrics.json``; {} until the run has them."""
+        return read_json(self.folder / "metrics.json")
+
+    @cached_property
+    def history(self) -> dict[str, NDArray[np.float64]]:
+        """The columns of a training's ``history.csv``, by name; nan where a row has no value."""
+        rows = read_history(self._file("history.csv"))
+        return {name: np.array([row[name] for row in rows], dtype=float) for name in COLUMNS}
+
+    @cached_property
+    def samples(self) -> NDArray[np.float32]:
+        """The samples of ``ncsn-sample`` (N, D), in data units."""
+        return read_npz(self._file("samples.npz"))["samples"]
+
+    def score(self, x: A, sigma: ArrayLike | Tensor) -> A:
+        """Return the score of the run at points ``x`` (..., D), as the kind of array that x is.
+
+        It is the trained network's, with averaged weights where there are any, or the one that a
+        run of ``ncsn-sample`` followed. ``sigma`` is one level, or one for each point (...).
+        """
+        function, dim, dtype = self._score
+        return on_arrays(function, x, sigma, dim, dtype)
+
+    @cached_property
+    def _score(self) -> tuple[Callable[[Tensor, Tensor], Tensor], int, torch.dtype | None]:
+        config = self.config
+        kind = config.get("score", "checkpoint" if "trainer" in config else None)
+        if kind is None:
+            raise ConfigError(f"{self.folder}: this run has no score")
+        if kind == "checkpoint" and "trainer" not in config:
+            return Run(config["checkpoint"], self.plugins)._score
+        law: Dataset = build_from_checkpoint(config["dataset"], "dataset", [*self.plugins])
+        if kind == "exact":
+            return law.score, law.dim, None
+        if kind == "empirical":
+            return empirical_score(law, torch.zeros(law.dim))[0], law.dim, None
+        _, tensors, record = load_newest(self.folder)
+        trained = with_new_names(record["config"])["model"]
+        network = load_network(trained, None, tensors, law.dim, [*self.plugins])
+        return network, law.dim, torch.float32
+
+    def _file(self, name: str) -> Path:
+        if not (self.folder / name).is_file():
+            raise MissingInputError(f"{self.folder}: this run has no {name}")
+        return self.folder / name
+
+
+def load_run(folder: str | os.PathLike[str], plugins: tuple[str, ...] = ()) -> Run:
+    """Return the run in ``folder``; see ``Run``."""
+    return Run(folder, plugins)
+
+
+def train(
+    *overrides: str,
+    folder: str | os.PathLike[str] | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Run:
+    """Train as ``ncsn-train`` does, in this process, and return the run.
+
+    Args:
+        overrides: Words of the command line, such as ``"experiment=mdsm_1d"``.
+        folder: Where the run writes; None is a new folder below ``outputs``.
+        config_dir: A folder of your own options, as the flag ``--config-dir``.
+        options: More of them by keyword: ``seed=3``, ``optimizer={"lr": .01}``,
+            ``dataset=Mixture(...)``.
+
+    Raises:
+        NcsnError: What the command would say, such as ``ConfigError`` for a wrong key.
+        KeyboardInterrupt: After the run was saved, if it was interrupted.
+    """
+    return _run("train", [*overrides, *_words(options)], folder, config_dir)
+
+
+def sample(
+    source: Run | str | os.PathLike[str] | None = None,
+    *overrides: str,
+    folder: str | os.PathLike[str] | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Run:
+    """Sample as ``ncsn-sample`` does, in this process, and return the run.
+
+    Args:
+        source: A training run, its folder, or a checkpoint. None for ``score="exact"``.
+        overrides: Words of the command line.
+        folder: See ``train``.
+        config_dir: See ``train``.
+        options: See ``train``. A dictionary changes values of the checkpoint's options, such as
+            ``sampler={"denoise": True}``.
+
+    Raises:
+        NcsnError: See ``train``.
+        KeyboardInterrupt: See ``train``.
+    """
+    words = [*overrides, *_words(options, change="++")]
+    if isinstance(source, str) and "=" in source and not os.path.exists(source):
+        words.insert(0, source)
+    elif source is not None:
+        place = source.folder if isinstance(source, Run) else source
+        words.insert(0, _word("checkpoint", os.fspath(place)))
+    return _run("sample", words, folder, config_dir)
+
+
+def measure(
+    samples: ArrayLike | Tensor | Run,
+    truth: Mixture | str,
+    sigma: float = 0.0,
+    *overrides: str,
+    config_dir: str | os.PathLike[str] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> dict[str, dict[str, Any]]:
+    """Measure ``samples`` as ``ncsn-measure`` does, without writing files.
+
+    Args:
+        samples: Points (N, D), in data units, or the run that made them.
+        truth: The distribution, or the name of an option of ``dataset``.
+        sigma: The level to measure against, data units; 0 is the data itself.
+        overrides: Words of the command line, such as ``"dataset.std=.2"``.
+        config_dir: See ``train``.
+        options: See ``train``, such as ``metric=["mmd", "moments"]`` or ``seed=1``.
+
+    Returns:
+        For each metric ``value``, ``floor`` (its mean over sets of as many exact draws),
+        ``floor_quantiles`` (99 % of these sets lie between them) and ``ratio`` = value/floor,
+        which is about 1 for perfect samples; also what the metric adds, such as mode weights.
+
+    Raises:
+        NcsnError: See ``train``.
+    """
+    values = samples.samples if isinstance(samples, Run) else samples
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    words = [*overrides, *_words({"dataset": truth, "sigma": float(sigma), **options})]
+    with _borrowed_process("measure"), _refusals("measure"), torch.no_grad():
+        config = read_config(hydra.compose("measure", _with_folder_of_options(words, config_dir)))
+        run: MeasureSettings = settings(MeasureSettings, config)
+        job = build(run, config, lambda dim: Samples(as_points("samples", array, dim)))
+        law = Denoised(job.truth) if run.denoised else job.truth
+        return evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
+
+
+def _run(
+    name: str,
+    words: list[str],
+    folder: str | os.PathLike[str] | None,
+    config_dir: str | os.PathLike[str] | None,
+) -> Run:
+    """Run ``ncsn-name`` with the overrides ``words`` in this process; return its run."""
+    if sweep := [word for word in words if word.startswith(("hparams_search=", "hydra.mode="))]:
+        raise ConfigError(f"{sweep[0]}: one call is one run; call ncsn-{name} for a sweep")
+    words = _with_folder_of_options(words, config_dir)
+    if folder is not None:
+        words.append(_word("hydra.run.dir", os.fspath(folder)))
+    task = getattr(importlib.import_module(f"ncsn_cli.commands.{name}"), name)
+    folders = []
+
+    def job(cfg: DictConfig) -> None:
+        folders.append(output_folder())
+        with log_into(folders[0] / f"{name}.log"):
+            recording_failures(name, task, cfg)
+
+    with _borrowed_process(name), _refusals(name):
+        main = GlobalHydra.instance().hydra
+        assert main is not None
+        main.run(name, job, words, with_log_configuration=False)
+    return Run(os.path.relpath(folders[0]))
+
+
+@contextmanager
+def _borrowed_process(name: str) -> Iterator[None]:
+    """Start Hydra for ``ncsn-name``; at the end, give back what a command changes in its process.
+
+    These are Hydra's state, torch's threads, the environment and the level of this package's log.
+    """
+    singletons, environment = dict(Singleton._instances), dict(os.environ)
+    logger, threads = logging.getLogger("ncsn_cli"), torch.get_num_threads()
+    level = logger.level
+    for kind in (GlobalHydra, HydraConfig, JobRuntime, VersionBase):
+        Singleton._instances.pop(kind, None)
+    try:
+        logger.setLevel(logging.INFO)
+        torch.set_num_threads(1)  # as in the commands: sums depend on the number
+        with hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"):
+            yield
+    finally:
+        Singleton._instances.clear()
+        Singleton._instances.update(singletons)
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Raise Hydra's errors as ``ConfigError``, with the text of the command ``ncsn-name``."""
+    try:
+        yield
+    except RefusedStart as refused:
+        assert refused.__cause__ is not None
+        raise refused.__cause__ from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("\n".join(explain(name, error, False)[0])) from error
+
+
+def _words(options: Mapping[str, Any], change: str = "", inside: str = "") -> list[str]:
+    """Return ``options`` as overrides; values inside of a group get the prefix ``change``."""
+    words: list[str] = []
+    for name, value in options.items():
+        key = inside + name
+        if isinstance(value, Mixture):
+            words += [f"{key}=mixture", *_words(value.settings, "", f"{key}.")]
+        elif isinstance(value, Mapping):
+            words += _words(value, change, f"{key}.")
+        else:
+            words.append((change if "." in key else "") + _word(key, value))
+    return words
+
+
+def _word(key: str, value: Any) -> str:  # noqa: ANN401
+    """Return ``key=value`` as Hydra reads it."""
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.tolist()
+    if isinstance(value, tuple):
+        value = [*value]
+    return f"{key}={in_hydras_grammar(os.fspath(value) if isinstance(value, Path) else value)}"
+
+
+def _with_folder_of_options(words: list[str], folder: str | os.PathLike[str] | None) -> list[str]:
+    """Return ``words`` for Hydra, with a folder of the user's own options."""
+    if folder is None:
+        return words
+    place = os.path.abspath(os.path.expanduser(folder))
+    return [*words, _word("hydra.searchpath", [f"file://{place}", "moved://"])]
