@@ -119,7 +119,7 @@ def _chunks(name: str, words: list[str], has_files: bool) -> list[list[str]]:
 def _belongs(name: str, chunk: list[str], word: str, has_files: bool) -> bool:
     """Return whether ``word``, which does not start an override, goes on with ``chunk``."""
     text = " ".join(chunk)
-    if "=" not in text:
+    if len(chunk) == 1 and "=" not in text:
         is_value = not has_files and _is_key(name, text) and not _is_key(name, word)
         return word.startswith("=") or is_value
     is_unfinished = text.endswith(("=", ",")) or word.startswith(",") or _is_open(text)

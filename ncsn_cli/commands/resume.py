@@ -143,7 +143,10 @@ def _as_overrides(group: str, values: Config) -> list[str]:
     if not others:  # a class of the user's own
         return [override(f"++{group}.{name}", value) for name, value in values.items()]
     nearest = min(others, key=lambda option: len(others[option]))
-    return [f"{group}={nearest}", *(override(f"{group}.{n}", v) for n, v in others[nearest].items())]
+    return [
+        f"{group}={nearest}",
+        *(override(f"{group}.{n}", v) for n, v in others[nearest].items()),
+    ]
 
 
 def compile_setting_on_resume(
