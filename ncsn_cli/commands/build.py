@@ -53,9 +53,10 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         cause = error.__cause__ or error
         if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
             raise cause from None  # torch's own, such as too little memory for a wide network
-        is_torchs = key == "optimizer" and "keyword" not in str(cause)
-        reason = what_torch_refuses(settings, cause) if is_torchs else reason_of(key, cause)
-        raise ConfigError(reason) from error
+        if key == "optimizer" and "keyword" not in str(cause):
+            raise ConfigError(what_torch_refuses(settings, cause)) from error
+        known = _parameters(hydra.utils.get_object, settings["_target_"])
+        raise ConfigError(reason_of(key, cause, known)) from error
     base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
     if not isinstance(made, base):
         raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
@@ -139,7 +140,16 @@ def build_from_checkpoint(
             return hydra.utils.get_class(named)(**values)
         return known_class(target, plugins)(**values)
     except (ConfigError, ValidationError, TypeError, ImportError) as error:
-        raise ConfigError(reason_of(key, error)) from error
+        known = _parameters(known_class, target, plugins)
+        raise ConfigError(reason_of(key, error, known)) from error
+
+
+def _parameters(find: Callable[..., Any], *target: object) -> list[str]:
+    """Return the names of the parameters of what ``find`` finds; none if it finds nothing."""
+    try:
+        return list(inspect.signature(find(*target)).parameters)
+    except Exception:  # the error that is being explained says more
+        return []
 
 
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:

@@ -15,10 +15,12 @@ from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ncsn_cli.commands.before import FolderBefore
 from ncsn_cli.commands.names import ROSTER, SWEPT, old_study_name, study_name
 from ncsn_cli.commands.sweep import STOPPED, Watch
 from ncsn_cli.core.errors import ConfigError, RefusedStart
@@ -49,8 +51,16 @@ class Callbacks(Callback):
         """Lock the run's folder before anything is written, and refuse one that holds a run."""
         folder = Path(config.hydra.run.dir)
         _check(config, folder)
+        before = FolderBefore.current = FolderBefore(folder, config.hydra.job.name)
         hold(folder)
+        before.is_held = True
         refuse_run(folder)
+
+    def on_run_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Raise the job's error past Hydra, which would print all overrides in front of it."""
+        job_return = cast("JobReturn", kwargs["job_return"])
+        if job_return.status == JobStatus.FAILED:
+            raise RefusedStart from job_return._return_value  # the public one prints
 
     @_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:

@@ -20,7 +20,8 @@ import hydra
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ncsn_cli.commands.failures import exit_with, last_written, record_failure, status_file
+from ncsn_cli.commands.before import FolderBefore, last_written
+from ncsn_cli.commands.failures import BUG, code_of, exit_with, record_failure, status_file
 from ncsn_cli.commands.old_names import MovedOptions
 from ncsn_cli.commands.startup import import_without_collecting, share_hydras_store
 
@@ -106,7 +107,9 @@ def _run(name: str) -> None:
 
     # Run one job, or all jobs of a sweep.
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
-    error = _error_of(start)
+    error = _error_of(name, start)
+    if error is not None:
+        _leave_nothing(code_of(name, error, state.job_started))
     # Report the sweep, if there was one, then end with the exit code.
     try:
         sweep = sys.modules.get("ncsn_cli.commands.sweep")  # not imported for --help, for example
@@ -147,11 +150,13 @@ def log_into(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _error_of(start: Callable[[], object]) -> BaseException | None:
+def _error_of(name: str, start: Callable[[], object]) -> BaseException | None:
     """Call ``start`` and return the exception that ended it, or None if it finished."""
+    from ncsn_cli.commands.mistyped import refuse_mistyped
     from ncsn_cli.core.errors import RefusedStart
 
     try:
+        refuse_mistyped(name, sys.argv[1:])
         _refuse_rerun()
         sys.path.append(os.getcwd())  # for a user's own classes
         start()
@@ -160,6 +165,16 @@ def _error_of(start: Callable[[], object]) -> BaseException | None:
     except BaseException as raised:
         return raised
     return None
+
+
+def _leave_nothing(code: int) -> None:
+    """Remove what a single command created that ends with ``code``, unless its run has started.
+
+    After a bug, whose log says where it is, everything stays.
+    """
+    before, FolderBefore.current = FolderBefore.current, None
+    if before is not None and code != BUG:
+        before.restore()
 
 
 def _task(name: str) -> Callable[[DictConfig], float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ncsn_cli.commands.old_names import with_new_names
+from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.runs.files import check_plain
@@ -126,7 +128,8 @@ def read_config(cfg: DictConfig) -> Config:
     known = {*GROUPS, *run_keys(SampleSettings), *run_keys(MeasureSettings)}
     for key in config:
         if key not in known:
-            raise ConfigError(f"{key}: there is no such key; --cfg job lists them")
+            near = did_you_mean(str(key), known)
+            raise ConfigError(f"{key}: there is no such key{near or '; --cfg job lists them'}")
     paths = config.get("paths")
     if not isinstance(paths, dict) or not isinstance(paths.get("outputs"), str) or len(paths) > 1:
         raise ConfigError(
@@ -163,16 +166,17 @@ def settings(kind: type[Settings], config: Config) -> Any:  # noqa: ANN401
         raise ConfigError(reason_of("", error)) from error
 
 
-def reason_of(key: str, error: BaseException) -> str:
+def reason_of(key: str, error: BaseException, known: Sequence[str] = ()) -> str:
     """Return one line for an error of a constructor called with the settings under ``key``.
 
-    The messages about wrong values of settings are made here.
+    The messages about wrong values of settings are made here. ``known`` are the names of the
+    constructor's parameters.
     """
     if isinstance(error, ConfigError):
         return f"{key}.{error}"
     if not isinstance(error, ValidationError):
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            return f"{key}.{match[1]}: there is no such key"
+            return f"{key}.{match[1]}: there is no such key{did_you_mean(match[1], known)}"
         return f"{key}: {' '.join(str(error).split())}"
     errors = error.errors(include_url=False)
     location, first = errors[0]["loc"], errors[0]
@@ -180,7 +184,7 @@ def reason_of(key: str, error: BaseException) -> str:
     named = [*location[:1], *(part for part in location[1:3] if isinstance(part, int))]
     place = ".".join(str(part) for part in [key, *named] if part != "")
     if "unexpected_keyword" in first["type"]:
-        return f"{place}: there is no such key"
+        return f"{place}: there is no such key{did_you_mean(str(location[0]), known)}"
     if "missing" in first["type"]:
         return f"{place}: this key is missing"
     messages = dict.fromkeys(
@@ -191,7 +195,10 @@ def reason_of(key: str, error: BaseException) -> str:
     message = " or ".join(messages)
     if not location:
         return f"{place}: {message}"
-    return f"{place}: it should {message}, got {shortened(first['input'])}"
+    words = re.findall(r"'([^']+)'", " ".join(e["ctx"]["expected"] for e in errors
+                                              if e["type"] == "literal_error"))  # fmt: skip
+    near = did_you_mean(str(first["input"]), words)
+    return f"{place}: it should {message}, got {shortened(first['input'])}{near}"
 
 
 def without_paths(config: Config) -> Config:

@@ -19,6 +19,13 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ncsn_cli.commands.before import last_written
+from ncsn_cli.commands.mistyped import with_plus
+from ncsn_cli.commands.suggestions import did_you_mean, known_keys, nearest_key
+
+BUG = 1
+"""The exit code of an error that the user did not make."""
+
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
@@ -36,14 +43,14 @@ def exit_with(
     sys.exit(code)
 
 
+def code_of(name: str, error: BaseException, job_started: bool) -> int:
+    """Return the exit code with which ``ncsn-name`` ends for ``error``."""
+    return explain(name, error, job_started)[1]
+
+
 def status_file() -> Path:
     """Return the path of the running job's ``status.json``."""
     return Path(HydraConfig.get().runtime.output_dir) / "status.json"
-
-
-def last_written(path: Path) -> int | None:
-    """Return when a file was last written, in ns; None if there is no file."""
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def record_failure(name: str, error: BaseException, before: int | None) -> None:
@@ -55,9 +62,8 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
     record = logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
     )
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+    for handler in _log_files():
+        handler.handle(record)
     from ncsn_cli.core.errors import BusyFolderError
 
     if isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, BusyFolderError):
@@ -77,6 +83,11 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
         write_atomic(status_file(), to_json(status))
 
 
+def _log_files() -> list[logging.FileHandler]:
+    """Return the handlers that write the running job's log; after a job, those of the last one."""
+    return [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+
+
 _LESS_MEMORY = {
     "train": "lower trainer.batch_size or dataset.num_samples, or choose a smaller model",
     "sample": "lower num_samples or trajectories",
@@ -93,10 +104,10 @@ def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[st
     if isinstance(error, KeyboardInterrupt):
         return ["stopped from the keyboard"], 130
     if isinstance(error, OverrideParseException):
-        lines = [f"{error.override}: {' '.join(_shorten(name, str(error)))}"]
+        lines = [f"{error.override}: {_without_tokens(str(error))}"]
         return [*lines, *_how_to_quote(str(error.override))], 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        lines = _clash(error) or _shorten(name, str(error))
+        lines = _clash(error) or _unknown(name, error) or _shorten(str(error))
         lines = lines if job_started else _with_overrides(lines)
         # During a job, drop the third line: Hydra wrote it.
         return lines[: 2 if job_started else 3], 2
@@ -111,11 +122,11 @@ def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[st
     what = " ".join(str(error).split()) or "no message"
     if not job_started:
         return _with_overrides([what]), 2
-    log = "" if name == "compare" else "The log in the run's folder has the traceback; "
-    return [
-        f"internal error: {type(error).__name__}: {what}",
-        f"{log}HYDRA_FULL_ERROR=1 shows {'it here' if log else 'the traceback'}.",
-    ], 1
+    place = "HYDRA_FULL_ERROR=1 shows the traceback."
+    if name != "compare" and (logs := _log_files()):
+        log = os.path.relpath(logs[-1].baseFilename)
+        place = f"{log} has the traceback; HYDRA_FULL_ERROR=1 shows it here."
+    return [f"internal error: {type(error).__name__}: {what}", place], BUG
 
 
 def _place_option(name: str) -> str:
@@ -183,19 +194,69 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _shorten(name: str, message: str) -> list[str]:
-    """Return Hydra's explanation, which has many lines, in at most three for ``ncsn-name``."""
-    if match := re.search(r"Could not override '(.*)'\.\n(?:To append|Key)", message):
-        key = match[1]
-        may_be_in_checkpoint = name == "sample" and "." in key
-        advice = f"; ++{key}=... changes a checkpoint's value" if may_be_in_checkpoint else ""
-        return [f"{key}: there is no such key here, see --cfg job{advice}"]
-    if match := re.search(r"Could not (?:find|load|override) '([^']*)'", message):
-        options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", message)
-        remedy = f"choose from {', '.join(options[1].split())}" if options else "see --help"
-        if match[1].startswith(("hydra/launcher", "hydra/sweeper")):
-            remedy += "; more come with pip install 'ncsn_cli[parallel,slurm,optuna]'"
-        return [f"{match[1]}: there is no such option; {remedy}"]
+def _unknown(name: str, error: BaseException) -> list[str]:
+    """Return a line on a key or an option that Hydra does not know, with the nearest; or none."""
+    message = str(error)
+    if match := re.search(
+        r"Could not override '(.*)'\.\n(?:To append to your config|Key)", message
+    ):
+        return [_unknown_key(name, match[1], error.__cause__)]
+    if match := re.search(r"Could not delete from config\. '(.*)' does not exist", message):
+        return [_unknown_key(name, match[1], None)]
+    if match := re.search(
+        r"Could not override '(.*)'\.\nDid you mean to override (.*)\?", message
+    ):
+        return [f"{match[1]}: there is no such group here; did you mean {match[2]}?"]
+    if match := re.search(r"Could not (?:find|load) '([^']*)'", message):
+        return [_unknown_option(match[1], error)]
+    if match := re.search(r"Could not override '([^']*)'", message):
+        return [f"{match[1]}: there is no such option; see --help"]
+    return []
+
+
+def _unknown_key(name: str, key: str, cause: BaseException | None) -> str:
+    """Return a line on ``key``, which the configuration that was composed lacks."""
+    known, here = known_keys(name), getattr(cause, "parent_node", None)
+    missing = getattr(cause, "full_key", None) or key
+    if missing in known:  # the whole group is to come from a checkpoint
+        missing = key
+    elif isinstance(here, DictConfig):  # it may hold the user's own keys, and it has no others
+        group = here._get_full_key(None)
+        there = [f"{group}.{each!s}".lstrip(".") for each in here]
+        known = there + [each for each in known if not group or not each.startswith(f"{group}.")]
+    near = None if key in known else nearest_key(key, known) or nearest_key(missing, known)
+    if near is not None:
+        return f"{key}: there is no such key here; did you mean {with_plus(name, near)}?"
+    in_checkpoint = with_plus(name, key)
+    advice = "" if in_checkpoint == key else f"; {in_checkpoint}=... changes a checkpoint's value"
+    return f"{key}: there is no such key here, see --cfg job{advice}"
+
+
+def _unknown_option(path: str, error: BaseException) -> str:
+    """Return a line on the option at ``path``, such as ``dataset/ring2d``."""
+    parts = path.split("/")
+    group = "/".join(parts[: 1 + (parts[0] == "hydra")])
+    folder = "/".join(parts[:-1])
+    known = list(getattr(error, "options", None) or ())
+    if folder != group or not known:  # Hydra's message lists the places in which it has looked
+        places = re.findall("path=file://(.*)", str(error))
+        known = [file.stem for place in places for file in Path(place).glob(f"{folder}/*.yaml")]
+    prefix = folder.removeprefix(group).removeprefix("/")
+    known = sorted({f"{prefix}/{each}" if prefix else each for each in known})
+    name = path.removeprefix(f"{group}/")
+    remedy = f"; choose from {', '.join(known)}" if known else "; see --help"
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        remedy += "; more come with pip install 'ncsn_cli[parallel,slurm,optuna]'"
+    return f"{group}={name}: there is no such option{did_you_mean(name, known) or remedy}"
+
+
+def _without_tokens(message: str) -> str:
+    """Return the parser's explanation of a word, without the list of all tokens it would take."""
+    return re.sub(r" expecting \{.*\}", "", " ".join(_shorten(message)))
+
+
+def _shorten(message: str) -> list[str]:
+    """Return Hydra's explanation, which has many lines, in at most three."""
     match = re.search(r"Ambiguous value for argument '(.*)'", message)
     if match and (quoting := _how_to_quote(match[1])):
         return [f"{match[1]}: a comma separates values, which -m sweeps over", *quoting]

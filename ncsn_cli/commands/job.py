@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.names import for_shell, override
+from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
@@ -32,7 +33,11 @@ def choose_device(name: str) -> torch.device:
         ConfigError: If ``name`` is not a device, or the device is not available.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
-        raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}")
+        meant = re.sub(r"gpu", "cuda", name.lower())
+        near = did_you_mean(meant, ["auto", "cpu", "cuda", "mps"])
+        if re.fullmatch(r"cuda(:\d+)?|cpu|mps", meant):
+            near = f"; did you mean {meant}?"
+        raise ConfigError(f"device: choose auto, cpu, cuda, cuda:N or mps, not {name!r}{near}")
     if name == "auto" and in_sweep() and torch.cuda.device_count() > 1:
         return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
     if name == "auto":

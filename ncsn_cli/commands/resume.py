@@ -6,17 +6,20 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hydra._internal.utils import get_args_parser
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.job import in_sweep, output_folder
-from ncsn_cli.commands.names import override
+from ncsn_cli.commands.names import for_shell, override
 from ncsn_cli.commands.old_names import with_new_names, with_old_names
+from ncsn_cli.commands.suggestions import known_options, option_settings
 from ncsn_cli.core.errors import (
     BadCheckpointError,
     ConfigError,
@@ -89,13 +92,61 @@ def check_same_request(
     """Check that the run at ``path`` may be resumed, as ``key`` asks, with the settings ``now``.
 
     Raises:
-        ConfigError: If a setting that must not change has changed. It names the old value.
+        ConfigError: If a setting that must not change has changed. It names the command that
+            resumes the run or, if this is not recorded, the old values as overrides.
     """
-    then, today = flatten(without_paths(with_new_names(before))), flatten(without_paths(now))
+    before = with_new_names(before)
+    then, today = flatten(without_paths(before)), flatten(without_paths(now))
     changed = [name for name in then.keys() | today.keys() if then.get(name) != today.get(name)]
-    if changed := sorted(n for n in changed if not {n, n.partition(".")[0]} & may_change):
-        was = " ".join(override(name, then.get(name)) for name in changed[:5])
-        raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
+    changed = sorted(n for n in changed if not {n, n.partition(".")[0]} & may_change)
+    if not changed:
+        return
+    # Of a group with another class, all values differ.
+    groups = [name.removesuffix("._target_") for name in changed if name.endswith("._target_")]
+    single = [name for name in changed if not name.startswith(tuple(f"{g}." for g in groups))]
+    run = path if path.is_dir() else path.parent.parent
+    asked = flatten(now).get(key) or os.path.relpath(path)
+    if command := _with(override(key, asked), read_json(run / "run.json").get("command")):
+        names = ", ".join([*groups, *single][:5])
+        raise ConfigError(f"{key}: {path} was made with another {names}; type {command}")
+    words = [word for group in groups for word in _as_overrides(group, before.get(group) or {})]
+    words += [override(name, then.get(name)) for name in single]
+    raise ConfigError(f"{key}: {path} was made with {' '.join(words)}; repeat its own overrides")
+
+
+def _with(place: str, command: object) -> str | None:
+    """Return the recorded ``command``, quoted anew, with the override ``place`` for its own.
+
+    A record that is not a command of this package gives None: it may come from anywhere.
+    """
+    try:
+        program, *words = shlex.split(command if isinstance(command, str) else "")
+        words = [word.replace("$HOME", os.path.expanduser("~")) for word in words]
+        key = place.lstrip("'").partition("=")[0]
+        words = [word for word in words if not word.lstrip("+").startswith(f"{key}=")]
+        args, _ = get_args_parser().parse_known_args(words)
+    except (ValueError, SystemExit):
+        return None
+    if program not in ("ncsn-train", "ncsn-sample"):
+        return None
+    flags = [word for word in words if word not in args.overrides]
+    return " ".join([program, for_shell([*flags, *args.overrides]), place])  # in one group
+
+
+def _as_overrides(group: str, values: Config) -> list[str]:
+    """Return the overrides that choose the option nearest to ``values``, and its other values."""
+    others = {}
+    for option in known_options(group):
+        settings = option_settings(group, option)
+        if settings.get("_target_") == values.get("_target_"):
+            others[option] = {n: v for n, v in values.items() if settings.get(n, "none") != v}
+    if not others:  # a class of the user's own
+        return [override(f"++{group}.{name}", value) for name, value in values.items()]
+    nearest = min(others, key=lambda option: len(others[option]))
+    return [
+        f"{group}={nearest}",
+        *(override(f"{group}.{n}", v) for n, v in others[nearest].items()),
+    ]
 
 
 def compile_setting_on_resume(

@@ -39,8 +39,8 @@ BAD_INPUTS = [
     ("train", ["nosuchkey=1"], 2, "nosuchkey"),
     ("train", ["+nosuchkey=1"], 2, "nosuchkey"),
     ("train", ["+model.foo=1"], 2, "model.foo"),
-    ("train", ["dataset=nosuchset"], 2, "dataset/nosuchset"),
-    ("train", ["experiment=nosuch"], 2, "experiment/nosuch"),
+    ("train", ["dataset=nosuchset"], 2, "dataset=nosuchset"),
+    ("train", ["experiment=nosuch"], 2, "experiment=nosuch"),
     ("train", ["seed"], 2, "seed"),
     ("train", ["+num_samples=-5"], 2, "num_samples"),
     ("train", ["+plot.density.foo=1"], 2, "plot.density.foo"),
@@ -53,7 +53,7 @@ BAD_INPUTS = [
     ("train", ["optimizer=sgd", "+optimizer.differentiable=true"], 2, "optimizer.differentiable"),
     ("train", ["+optimizer.fused=true", "+optimizer.foreach=true"], 2, "optimizer.fused"),
     ("train", ["optimizer=sgd", "optimizer.momentum=0", "++optimizer.nesterov=true"], 2,
-     "optimizer.nesterov"),
+     "optimizer.momentum"),
     ("train", ["++optimizer.weight_decay=-1"], 2, "optimizer.weight_decay"),
     ("train", ["~optimizer", "+optimizer._target_=torch.optim.NAdam", "device=cpu",
                "+optimizer.capturable=true"], 2, "optimizer.capturable"),
@@ -72,7 +72,7 @@ BAD_INPUTS = [
     ("train", ["dataset=null"], 2, "override"),
     ("train", ["dataset.stds=${nosuch}"], 2, "dataset.stds"),
     ("train", ["seed=1,2"], 2, "seed=1,2"),
-    ("sample", ["metric=[nosuch]"], 2, "metric/nosuch"),
+    ("sample", ["metric=[nosuch]"], 2, "metric=nosuch"),
     ("sample", ["checkpoint=TRAINED", "+metric.own._target_=builtins.dict"], 2, "metric.own"),
     ("train", ["schedule.sigma_min=-1"], 2, "schedule.sigma_min"),
     ("train", ["schedule.sigma_min=30"], 2, "sigma_min (30) must be below sigma_max"),
@@ -177,12 +177,12 @@ def test_the_real_command_refuses_with_each_exit_code(code, inputs):
     assert_refused(result, command, code, named, inputs)
 
 
-def test_the_traceback_is_shown_on_request_and_always_logged(tmp_path):
+def test_the_traceback_is_shown_on_request(tmp_path):
     result = subprocess.run(
         [BIN / "ncsn-train", "trainer.steps=0"], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "HYDRA_FULL_ERROR": "1"}, timeout=60,
     )  # fmt: skip
     assert result.returncode == 2
     assert "Traceback" in result.stderr
-    (log,) = tmp_path.glob("outputs/train/runs/*/train.log")
-    assert "Traceback" in log.read_text()
+    assert "ConfigError: trainer.steps" in result.stderr
+    assert not list(tmp_path.iterdir())

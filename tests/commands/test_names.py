@@ -247,8 +247,16 @@ def test_what_a_run_was_made_with_can_be_pasted(forked, tmp_path):
     changed = ["model.hidden=[8,8]", "trainer.grad_clip=1", f"trainer.resume={run}"]
     result = forked.call("train", [*short, *changed], tmp_path)
     assert result.returncode == 2
+    assert "was made with another model.hidden, trainer.grad_clip; type" in result.stderr
+    (shown,) = re.findall("; type ncsn-train (.*)", result.stderr)
+    words = [*shlex.split(shown), "trainer.steps=30"]
+    assert forked.call("train", words, tmp_path).returncode == 0
+    # Where the command is not recorded, the values are.
+    (run / "run.json").write_text('{"command": "rm -r ~"}')
+    result = forked.call("train", [*short, "dataset=ring_2d", *changed], tmp_path)
     (shown,) = re.findall("was made with (.*); repeat", result.stderr)
-    assert shlex.split(shown) == ["model.hidden=[8]", "trainer.grad_clip=null"]
+    values = ["dataset=two_modes_1d", "dataset.num_samples=100"]
+    assert shlex.split(shown) == [*values, "model.hidden=[8]", "trainer.grad_clip=null"]
     more = [*short, *shlex.split(shown), "trainer.steps=30", f"trainer.resume={run}"]
     result = forked.call("train", more, tmp_path)
     assert result.returncode == 0, result.stderr

@@ -79,6 +79,8 @@ def assert_refused(result, command, code, named, folder):
     assert 1 <= len(lines) <= 3, result.stderr
     assert named in result.stderr
     assert "Traceback" not in result.stderr
+    if "-m" not in result.args:
+        assert not (folder / "outputs").exists()
     for out in folder.glob("outputs/*/*/*"):
         assert {p.name for p in out.iterdir()} <= {".hydra", f"{command}.log", "status.json"}
         assert read(out / "status.json")["state"] == "failed"
