@@ -103,7 +103,7 @@ def _run(name: str) -> None:
 
     # Run one job, or all jobs of a sweep.
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
-    error = _error_of(start)
+    error = _error_of(name, start)
     # Report the sweep, if there was one, then end with the exit code.
     try:
         sweep = sys.modules.get("ncsn_cli.commands.sweep")  # not imported for --help, for example
@@ -121,12 +121,14 @@ def _run(name: str) -> None:
         exit_with(name, error, state.job_started, show_traceback)
 
 
-def _error_of(start: Callable[[], object]) -> BaseException | None:
+def _error_of(name: str, start: Callable[[], object]) -> BaseException | None:
     """Call ``start`` and return the exception that ended it, or None if it finished."""
+    from ncsn_cli.commands.shorthand import expand
     from ncsn_cli.core.errors import RefusedStart
 
     try:
         _refuse_rerun()
+        sys.argv[1:] = expand(name, sys.argv[1:])
         sys.path.append(os.getcwd())  # for a user's own classes
         start()
     except RefusedStart as refused:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,12 +47,20 @@ def last_written(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def record_failure(name: str, error: BaseException, before: int | None) -> None:
     """Write the traceback into the job's log file, and the reason into ``status.json``.
 
     Once a run has started, it writes its own ``status.json``. ``before`` is when that file was
-    last written before the job, in ns.
+    last written before the job, in ns. A command that is refused leaves alone a run that its
+    folder held before.
     """
+    has_run = (status_file().parent / "run.json").exists()
+    if has_run and last_written(status_file()) == before and not _in_sweep():
+        return
     record = logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
     )
@@ -90,7 +99,7 @@ def _explain(name: str, error: BaseException, job_started: bool) -> tuple[list[s
     if code is not None:
         return [str(error), *getattr(error, "__notes__", [])], code
     if isinstance(error, KeyboardInterrupt):
-        return ["stopped from the keyboard"], 130
+        return ["stopped from the keyboard", *getattr(error, "__notes__", [])], 130
     if isinstance(error, OverrideParseException):
         lines = [f"{error.override}: {' '.join(_shorten(name, str(error)))}"]
         return [*lines, *_how_to_quote(str(error.override))], 2

@@ -87,7 +87,7 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
         return Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
     numbers = {
-        key: float(value)
+        key: value
         for key, value in flatten(metrics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
