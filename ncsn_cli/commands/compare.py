@@ -17,7 +17,16 @@ from markupsafe import Markup
 
 from ncsn_cli import __version__
 from ncsn_cli.commands.csv_files import runs_csv, summary_csv
-from ncsn_cli.commands.found_runs import Run, Value, find_runs, is_target, read_run, title_of
+from ncsn_cli.commands.found_runs import (
+    OF_TRAINING,
+    TRAINING_SEED,
+    Run,
+    Value,
+    find_runs,
+    is_target,
+    read_run,
+    title_of,
+)
 from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.report import drawing, html_report, link
 from ncsn_cli.core.errors import ConfigError, one_line
@@ -138,7 +147,8 @@ def _columns(runs: list[Run]) -> list[str]:
 
     These are the keys that a command line named and in which runs differ. Options, and then
     values, are added if runs that agree so far differ in them, which presets and checkpoints may
-    cause. The checkpoint's path says least, so it is tried last.
+    cause. The checkpoint's path says least, so it is tried last; it may differ with the seed of
+    its training.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.settings))
     options = {
@@ -150,18 +160,22 @@ def _columns(runs: list[Run]) -> list[str]:
     differing = [
         key
         for key in known
-        if key != "seed" and not key.startswith(_IGNORED) and _differ(runs, key)
+        if key not in ("seed", TRAINING_SEED)
+        if not key.startswith(_IGNORED) and _differ(runs, key)
     ]
     named = {key for run in runs for key in run.named} - {"checkpoint"}
     columns = [key for key in differing if key in named]
     others = [key for key in differing if key not in named]
     for key in sorted(others, key=lambda key: (key == "checkpoint", key not in options)):
-        if any(_differ(group, key) for group in _group(runs, columns).values()):
+        agree = [*columns, TRAINING_SEED] if key == "checkpoint" else columns
+        if any(_differ(group, key) for group in _group(runs, agree).values()):
             columns.append(key)
     return [key for key in differing if key in columns]
 
 
 def _differ(runs: list[Run], key: str) -> bool:
+    if key.partition(".")[0] in OF_TRAINING:  # with the exact score there is no training
+        runs = [run for run in runs if key in run.settings]
     return len({run.settings.get(key) for run in runs}) > 1
 
 

@@ -12,22 +12,27 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from ncsn_cli.commands.found_runs import Run, Value
+from ncsn_cli.commands.found_runs import TRAINING_SEED, Run, Value
 from ncsn_cli.runs.records import without_home
 
 
 def runs_csv(runs: list[Run], keys: list[str]) -> bytes:
-    """Return one row per run, failed or not: folder, state, error, seed, keys, all metrics."""
+    """Return one row per run, failed or not: folder, state, error, seeds, keys, all metrics."""
+    keys = [
+        "seed",
+        *(key for key in [TRAINING_SEED] if any(key in r.settings for r in runs)),
+        *keys,
+    ]
     metrics = [name for name in _metrics(runs) if name not in keys]  # num_samples is both
     rows: list[list[Value]] = [
         [
             str(run.folder), run.state, run.error,
-            *(run.settings.get(key) for key in ("seed", *keys)),
+            *(run.settings.get(key) for key in keys),
             *(run.metrics.get(name) for name in metrics),
         ]
         for run in runs
     ]  # fmt: skip
-    return _as_csv(["folder", "state", "error", "seed", *keys, *metrics], rows)
+    return _as_csv(["folder", "state", "error", *keys, *metrics], rows)
 
 
 def summary_csv(groups: Iterable[list[Run]], keys: list[str]) -> bytes:

@@ -47,12 +47,12 @@ def expand(name: str, words: list[str]) -> list[str]:
         _refuse_experiments_for_sampling(words)
     outputs = next((v for w in reversed(words) for v in _values(w, "paths.outputs")), "outputs")
     expanded: list[str] = []
-    is_sweep = False
+    is_sweep, is_shown = False, bool({"--cfg", "-c"} & {*words})  # Hydra shows no sweep
     for each in words:
         key, paths = _key(each), list[str]()
         values = _values(each, key) if (name, key) in _LATEST else []
         for value in values:
-            jobs = _jobs(value) if key == "checkpoint" else []
+            jobs = _jobs(value) if key == "checkpoint" and not is_shown else []
             is_sweep = is_sweep or bool(jobs)
             paths += jobs or [_latest(name, key, outputs) if value == "latest" else value]
         expanded.append(each if paths == values else for_hydra(each.partition("=")[0], *paths))
