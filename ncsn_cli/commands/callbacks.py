@@ -18,10 +18,11 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ncsn_cli.commands.before import FolderBefore
-from ncsn_cli.commands.names import ROSTER, SWEPT, old_study_name, study_name
+from ncsn_cli.commands.names import AUTO, RESUME, ROSTER, SWEPT, old_study_name, study_name
 from ncsn_cli.commands.sweep import STOPPED, Watch
 from ncsn_cli.core.errors import ConfigError, RefusedStart
 from ncsn_cli.runs.files import refuse_links, to_json, write_atomic
@@ -54,7 +55,8 @@ class Callbacks(Callback):
         before = FolderBefore.current = FolderBefore(folder, config.hydra.job.name)
         hold(folder)
         before.is_held = True
-        refuse_run(folder)
+        if not _continues_itself(config):
+            refuse_run(folder)
 
     def on_run_end(self, config: DictConfig, **kwargs: object) -> None:
         """Raise the job's error past Hydra, which would print all overrides in front of it."""
@@ -91,16 +93,9 @@ class Callbacks(Callback):
         roster = os.environ.get(ROSTER)
         if roster is not None and Path(roster, STOPPED).exists():
             raise KeyboardInterrupt
-        record = Path(config.hydra.runtime.output_dir, ".hydra")
-        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        hydra_config = OmegaConf.masked_copy(config, ["hydra"])
-        for name, values in (
-            ("config", job),
-            ("hydra", hydra_config),
-            ("overrides", config.hydra.overrides.task),
-        ):
-            text = without_home(OmegaConf.to_yaml(values))
-            write_atomic(record / f"{name}.yaml", text.encode())
+        # What ``auto`` finds in its folder stays as it is until the job has resumed it.
+        if not (_continues_itself(config) and Path(config.hydra.run.dir, "run.json").exists()):
+            _record_request(config)
         if roster is None:
             return
         entry = {
@@ -111,6 +106,33 @@ class Callbacks(Callback):
         shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
         if Watch.current is None and shares_terminal:
             _be_quiet()
+
+    @_refuse
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        """Record the configuration and the overrides of a run that ``auto`` has resumed."""
+        if _continues_itself(config) and job_return.status == JobStatus.COMPLETED:
+            _record_request(config)
+
+
+def _continues_itself(config: DictConfig) -> bool:
+    """Return whether a single run is to resume what its own folder holds."""
+    key = RESUME.get(config.hydra.job.config_name, "")
+    is_auto = OmegaConf.select(config, key) == AUTO
+    return is_auto and config.hydra.mode != RunMode.MULTIRUN
+
+
+def _record_request(config: DictConfig) -> None:
+    """Write the configuration and the overrides into the folder ``.hydra`` of the run."""
+    record = Path(config.hydra.runtime.output_dir, ".hydra")
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    hydra_config = OmegaConf.masked_copy(config, ["hydra"])
+    for name, values in (
+        ("config", job),
+        ("hydra", hydra_config),
+        ("overrides", config.hydra.overrides.task),
+    ):
+        text = without_home(OmegaConf.to_yaml(values))
+        write_atomic(record / f"{name}.yaml", text.encode())
 
 
 def _check(config: DictConfig, folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import re
@@ -18,14 +16,23 @@ from typing import Any
 from markupsafe import Markup
 
 from ncsn_cli import __version__
-from ncsn_cli.commands.found_runs import Run, Value, find_runs, is_target, read_run, title_of
+from ncsn_cli.commands.csv_files import runs_csv, summary_csv
+from ncsn_cli.commands.found_runs import (
+    OF_TRAINING,
+    TRAINING_SEED,
+    Run,
+    Value,
+    find_runs,
+    is_target,
+    read_run,
+    title_of,
+)
 from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.report import drawing, html_report, link
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.runs.files import path_inside, write_atomic
-from ncsn_cli.runs.records import without_home
 
-Key = tuple[str, ...]
+Key = tuple[Value, ...]
 
 _MOST_LINES = 12  # more cannot be told apart in a picture
 _IGNORED = (  # keys that do not tell runs apart
@@ -59,7 +66,8 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     missing = [run for run in runs if run.state != "done"]
     # Write the files.
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    write_atomic(folder / "compare.csv", _csv(runs, keys))
+    write_atomic(folder / "compare.csv", runs_csv(runs, keys))
+    write_atomic(folder / "summary.csv", summary_csv(groups.values(), by))
     missing_pictures = _draw(folder, _pictures(done, by, metrics))
     failed = [[link(str(r.folder), r.folder, folder), r.state, r.error] for r in missing]
     tables = {
@@ -139,7 +147,8 @@ def _columns(runs: list[Run]) -> list[str]:
 
     These are the keys that a command line named and in which runs differ. Options, and then
     values, are added if runs that agree so far differ in them, which presets and checkpoints may
-    cause. The checkpoint's path says least, so it is tried last.
+    cause. The checkpoint's path says least, so it is tried last; it may differ with the seed of
+    its training.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.settings))
     options = {
@@ -151,25 +160,29 @@ def _columns(runs: list[Run]) -> list[str]:
     differing = [
         key
         for key in known
-        if key != "seed" and not key.startswith(_IGNORED) and _differ(runs, key)
+        if key not in ("seed", TRAINING_SEED)
+        if not key.startswith(_IGNORED) and _differ(runs, key)
     ]
     named = {key for run in runs for key in run.named} - {"checkpoint"}
     columns = [key for key in differing if key in named]
     others = [key for key in differing if key not in named]
     for key in sorted(others, key=lambda key: (key == "checkpoint", key not in options)):
-        if any(_differ(group, key) for group in _group(runs, columns).values()):
+        agree = [*columns, TRAINING_SEED] if key == "checkpoint" else columns
+        if any(_differ(group, key) for group in _group(runs, agree).values()):
             columns.append(key)
     return [key for key in differing if key in columns]
 
 
 def _differ(runs: list[Run], key: str) -> bool:
+    if key.partition(".")[0] in OF_TRAINING:  # with the exact score there is no training
+        runs = [run for run in runs if key in run.settings]
     return len({run.settings.get(key) for run in runs}) > 1
 
 
 def _group(runs: list[Run], by: list[str]) -> dict[Key, list[Run]]:
     groups: dict[Key, list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(_show(run.settings.get(key)) for key in by), []).append(run)
+        groups.setdefault(tuple(run.settings.get(key) for key in by), []).append(run)
     return groups
 
 
@@ -212,7 +225,7 @@ def _rows(groups: dict[Key, list[Run]], by: list[str], metrics: list[str]) -> li
             _cell(_values(runs, m), len(groups) > 1 and _mean(runs, m) == best.get(m))
             for m in metrics
         ]
-        rows.append([*group, str(len(runs)), *cells])
+        rows.append([*map(_show, group), str(len(runs)), *cells])
     return rows
 
 
@@ -286,19 +299,6 @@ def _error_split(runs: list[Run]) -> list[list[list[str]]]:
     return tables
 
 
-def _csv(runs: list[Run], keys: list[str]) -> bytes:
-    """Return one row per run, failed or not: folder, state, error, seed, keys, all metrics."""
-    metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["folder", "state", "error", "seed", *keys, *metrics])
-    for run in runs:
-        settings = [run.settings.get(key) for key in ("seed", *keys)]
-        numbers = [run.metrics.get(key) for key in metrics]
-        writer.writerow([run.folder, run.state, run.error, *settings, *numbers])
-    return without_home(text.getvalue()).encode()
-
-
 def _pictures(
     runs: list[Run], by: list[str], metrics: list[str]
 ) -> Iterable[tuple[str, Callable[[], Any]]]:
@@ -349,7 +349,7 @@ def _map(runs: list[Run], swept: list[str], by: list[str], metric: str) -> Any: 
 
     xs, ys = (_numbers(runs, key) for key in swept)
     cells = _group(runs, swept)
-    table = [[_mean(cells.get((_show(x), _show(y)), []), metric) for x in xs] for y in ys]
+    table = [[_mean(cells.get((x, y), []), metric) for x in xs] for y in ys]
     averaged = [title_of(key) for key in by if key not in swept]
     return heat_map_of(swept, metric, xs, ys, table, averaged)
 

@@ -55,7 +55,9 @@ class SampleSettings(TrainSettings):
         seed: Seed of the initial points, the chains and the noise floors.
         device: As for ``ncsn-train``.
         objective: As for ``ncsn-train``.
-        checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file.
+        checkpoint: Folder of a training run (its newest checkpoint) or a checkpoint file. On the
+            command line also a folder of such runs, which becomes a sweep over them, and
+            ``latest``, the newest such run (a folder of this name is ``./latest``).
         score: ``checkpoint`` is the learned score, ``exact`` the dataset's own, ``empirical`` that
             of its training set smoothed by sigma, which a network that memorises would learn.
         num_samples: Number of chains; each gives one sample.
@@ -66,7 +68,10 @@ class SampleSettings(TrainSettings):
             or more at the start; the steps are then faster. ``auto``: compile where
             ``sampling.compiled_langevin.resolve_compile`` finds that it pays. False is recorded if
             compiling failed.
-        resume: Folder of the stopped run to resume; null: start afresh.
+        resume: Folder of the stopped run to resume; null: start afresh. On the command line
+            ``latest`` is the newest such run. With ``auto`` the same command starts, resumes and
+            finds finished the run in its own folder, which ``hydra.run.dir`` names. Folders of
+            these names are ``./latest`` and ``./auto``.
         plugins: The user's own modules whose classes a checkpoint may name.
     """
 

@@ -102,7 +102,7 @@ def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[st
     if code is not None:
         return [str(error), *getattr(error, "__notes__", [])], code
     if isinstance(error, KeyboardInterrupt):
-        return ["stopped from the keyboard"], 130
+        return ["stopped from the keyboard", *getattr(error, "__notes__", [])], 130
     if isinstance(error, OverrideParseException):
         lines = [f"{error.override}: {_without_tokens(str(error))}"]
         return [*lines, *_how_to_quote(str(error.override))], 2

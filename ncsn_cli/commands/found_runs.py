@@ -20,6 +20,12 @@ from ncsn_cli.runs.records import flatten, read_yaml
 
 Value = str | float | int | bool | None
 
+OF_TRAINING = ("loss", "optimizer", "trainer")
+"""Groups that a run of ncsn-sample has from its checkpoint's run alone."""
+
+TRAINING_SEED = "checkpoint.seed"
+"""Key, in ``Run.settings``, of the seed of the checkpoint's run."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,7 +38,8 @@ class Run:
         overrides: The overrides of its command line.
         named: The keys of these overrides, and of those of its checkpoint's run.
         config: The effective configuration, nested keys joined by dots.
-        settings: The configuration that was asked for, each group's option under the group's name.
+        settings: The configuration that was asked for, each group's option under the group's name;
+            what is used in training alone is that of its checkpoint's run.
         metrics: The numbers of ``metrics.json``, nested keys joined by dots.
     """
 
@@ -87,7 +94,7 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
         return Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
     numbers = {
-        key: float(value)
+        key: value
         for key, value in flatten(metrics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
@@ -98,8 +105,17 @@ def read_run(folder: Path) -> Run:
         for key, value in asked.items()
         if ("_target_" in value if isinstance(value, dict) else value is not None)
     }
-    options, named = _chosen(folder, values.get("checkpoint"))
-    settings = _with_options(_flat(values | whole), options)
+    options, named = _chosen(folder)
+    trained: dict[str, Any] = {}
+    for source in _sources(folder, values.get("checkpoint")):
+        of_it, named_for_it = _chosen(source)
+        options = {k: v for k, v in of_it.items() if k != "experiment"} | options
+        named |= named_for_it
+        trained = trained or _records(source, "config.yaml")
+    of_training = {key: trained[key] for key in OF_TRAINING if key in trained}
+    settings = _with_options(_flat(of_training | values | whole), options)
+    if trained:
+        settings[TRAINING_SEED] = trained.get("seed")
     return Run(
         folder, one_line(state), one_line(error), one_line(shlex.join(words)),
         named | _keys(words), _flat(values), settings, numbers,
@@ -126,16 +142,30 @@ def _with_options(values: dict[str, Value], options: dict[str, str]) -> dict[str
     return settings
 
 
-def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], set[str]]:
+def _records(folder: Path, name: str) -> dict[str, Any]:
+    """Return what Hydra recorded in the file ``name``; {} if that is missing or damaged."""
+    try:
+        values: dict[str, Any] = read_yaml(folder / ".hydra" / name, {})
+    except (OSError, ValueError, OverflowError, yaml.YAMLError):
+        return {}
+    return values
+
+
+def _sources(folder: Path, checkpoint: object) -> list[Path]:
+    """Return where the run that wrote the ``checkpoint`` of the run in ``folder`` may be."""
+    if not isinstance(checkpoint, str):
+        return []
+    cwd = str(flatten(_records(folder, "hydra.yaml")).get("hydra.runtime.cwd"))
+    place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
+    return [place, place.parent.parent]  # a run's folder, or a file in one
+
+
+def _chosen(folder: Path) -> tuple[dict[str, str], set[str]]:
     """Return a run's options, by group, and the keys that its command line named.
 
-    Both are empty if Hydra's records are missing. Options that were left to the ``checkpoint``
-    are those of the run that wrote the checkpoint.
+    Both are empty if Hydra's records are missing.
     """
-    try:
-        hydra = flatten(read_yaml(folder / ".hydra" / "hydra.yaml", {}))
-    except (OSError, ValueError, OverflowError, yaml.YAMLError):
-        return {}, set()
+    hydra = flatten(_records(folder, "hydra.yaml"))
     options = {
         key.removeprefix("hydra.runtime.choices."): value
         for key, value in hydra.items()
@@ -143,15 +173,7 @@ def _chosen(folder: Path, checkpoint: object = None) -> tuple[dict[str, str], se
     }
     options = {group: OPTIONS.get(f"{group}/{name}", name) for group, name in options.items()}
     words = hydra.get("hydra.overrides.task")
-    named = _keys(words if isinstance(words, list) else [])
-    if isinstance(checkpoint, str):
-        cwd = str(hydra.get("hydra.runtime.cwd"))
-        place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
-        for trained in (place, place.parent.parent):  # a run's folder, or a file in one
-            of_it, named_for_it = _chosen(trained)
-            options = {k: v for k, v in of_it.items() if k != "experiment"} | options
-            named |= named_for_it
-    return options, named
+    return options, _keys(words if isinstance(words, list) else [])
 
 
 def _keys(words: list[Any]) -> set[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.names import for_shell, override
+from ncsn_cli.commands.names import AUTO, for_shell, override
 from ncsn_cli.commands.suggestions import did_you_mean
-from ncsn_cli.core.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
+
+log = logging.getLogger(__name__)
 
 
 def in_sweep() -> bool:
@@ -58,11 +63,16 @@ def output_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
-    """Return the run's folder; entering it as a context locks it.
+def continues_itself(resume: str | None) -> bool:
+    """Return whether the run's own folder may already hold this run, stopped or finished earlier.
 
-    In a sweep the folder may already hold this job, interrupted earlier.
+    It may in a sweep, and if the value of the key ``resume`` or ``trainer.resume`` is ``auto``.
     """
+    return in_sweep() or resume == AUTO
+
+
+def open_folder(config: Config, facts: dict[str, Any], resume: str | None) -> RunFolder:
+    """Return the run's folder; entering it as a context locks it."""
     hydra_config = HydraConfig.get()
     words = sys.argv[1:]
     if in_sweep():  # this job alone, without the search that chose it
@@ -75,7 +85,8 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     words = [word for word in words if not word.lstrip("+").startswith(places)]
     command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
     facts = {"threads": torch.get_num_threads(), **facts}
-    return RunFolder(output_folder(), _as_yaml(config), command, facts, again=in_sweep())
+    again = continues_itself(resume)
+    return RunFolder(output_folder(), _as_yaml(config), command, facts, again)
 
 
 def write_config(folder: RunFolder, config: Config) -> None:
@@ -96,11 +107,28 @@ def objective_of(metrics: Config, name: str | None) -> float | None:
     return None if name is None else float(numbers[name])
 
 
-def add_resume_command(stop: InterruptedRun, folder: RunFolder, key: str) -> None:
-    """Add to ``stop`` the command that resumes the run in ``folder`` through ``key``.
+@contextmanager
+def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) -> Iterator[None]:
+    """Return a context in which a stop gets a note with the command that resumes the run.
 
-    A sweep ends with one command for all of its jobs instead.
+    The run in ``folder`` is resumed through ``key``, whose value is ``resume`` now, if ``folder``
+    has a file such as ``saved``. A sweep ends with one command for all of its jobs instead.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not in_sweep() and any(folder.path.glob(saved)):
+            place = os.path.relpath(folder.path)
+            last = override("hydra.run.dir" if resume == AUTO else key, place)
+            stop.add_note(f"Resume: {folder.record['command']} {last}")
+        raise
+
+
+def log_next(folder: Path, command: str) -> None:
+    """Log as a finished run's last lines its report and the ``command`` that a user types next.
+
+    A sweep ends with a report and commands of its own.
     """
     if not in_sweep():
-        place = override(key, os.path.relpath(folder.path))
-        stop.add_note(f"Resume: {folder.record['command']} {place}")
+        log.info("report: %s", os.path.relpath(folder / "report.html"))
+        log.info("next: %s", command)

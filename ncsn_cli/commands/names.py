@@ -21,6 +21,12 @@ ROSTER = "NCSN_CLI_SWEEP"
 SWEPT = "swept"
 """File in that folder: the keys for which the sweep has several values, one per line."""
 
+AUTO = "auto"
+"""Value of ``RESUME``: the run's own folder is resumed, if it holds the run, stopped earlier."""
+
+RESUME = {"train": "trainer.resume", "sample": "resume"}
+"""For each command, the key that names the run to resume."""
+
 # Groups that say where a job writes and who asked for the job, not what it computes.
 _PLACES = {"paths", "hydra", "hparams_search"}
 _LONGEST = 80  # characters before the digest; file systems allow 255 bytes
@@ -32,7 +38,9 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
     A job is recognised by the overrides recorded in its folder, whatever the folder's name. If
     several folders match, one with a finished job comes first. A new name says what was swept.
     """
-    name, folder, identity = _name(overrides, _swept_keys()), Path(sweep), _identity(overrides)
+    swept, folder, identity = _swept_keys(), Path(sweep), _identity(overrides)
+    shown = [each for each in overrides if each.partition("=")[0] in swept] or overrides
+    name = _name([_with_short_path(each) for each in shown], overrides)
     if (folder / name).exists():  # the search below is slower
         return name
     files = sorted(folder.glob("*/.hydra/overrides.yaml"))
@@ -43,7 +51,14 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
 
 def study_name(overrides: list[str]) -> str:
     """Return the name of the Optuna study that a command line with these ``overrides`` makes."""
-    return _name(overrides, set())
+    return _name(overrides, overrides)
+
+
+def _with_short_path(each: str) -> str:
+    """Return an override to be shown in a name: of a checkpoint's path the last part alone."""
+    key, _, value = each.partition("=")
+    last = value.strip("'\"/").rpartition("/")[2]
+    return f"{key}={last}" if key.lstrip("+") == "checkpoint" else each
 
 
 def old_study_name(dirname: str) -> str:
@@ -52,14 +67,13 @@ def old_study_name(dirname: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', dirname)[:80]}_{digest}"
 
 
-def _name(overrides: list[str], swept: set[str]) -> str:
-    """Return a name of letters, digits and ``. _ -``, made from overrides of the keys ``swept``.
+def _name(shown: list[str], overrides: list[str]) -> str:
+    """Return a name of letters, digits and ``. _ -``, made from the overrides ``shown``.
 
-    If no key is swept, all overrides are named. The digest keeps names unique where overrides
-    were simplified, cut off or left out.
+    The digest, of all ``overrides``, keeps names unique where some were simplified, cut off or
+    left out.
     """
-    words = [word for word in overrides if word.partition("=")[0] in swept] or overrides
-    parts = [word.lstrip("+~").replace("=", "-", 1) for word in _without_places(words)]
+    parts = [word.lstrip("+~").replace("=", "-", 1) for word in _without_places(shown)]
     text = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_") for part in parts)
     digest = hashlib.sha256(json.dumps(_identity(overrides)).encode()).hexdigest()[:8]
     return f"{text.strip('._-')[:_LONGEST] or 'job'}_{digest}"
@@ -109,7 +123,12 @@ def _for_shell(word: str) -> str:
 
 def override(key: str, value: Any) -> str:  # noqa: ANN401
     """Return ``key=value``, quoted for a shell so that Hydra reads this value."""
-    return shlex.quote(f"{key}={in_hydras_grammar(value)}")
+    return shlex.quote(for_hydra(key, value))
+
+
+def for_hydra(key: str, *values: Any) -> str:  # noqa: ANN401
+    """Return ``key=value`` so that Hydra reads this value; a sweep is over several values."""
+    return f"{key}={','.join(map(in_hydras_grammar, values))}"
 
 
 def in_hydras_grammar(value: Any) -> str:  # noqa: ANN401

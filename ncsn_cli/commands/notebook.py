@@ -32,7 +32,7 @@ from ncsn_cli.commands.config import MeasureSettings, read_config, settings
 from ncsn_cli.commands.failures import explain
 from ncsn_cli.commands.job import output_folder
 from ncsn_cli.commands.measure import build
-from ncsn_cli.commands.names import in_hydras_grammar
+from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
 from ncsn_cli.core.dataset import Dataset
@@ -306,7 +306,7 @@ def _word(key: str, value: Any) -> str:  # noqa: ANN401
         value = value.tolist()
     if isinstance(value, tuple):
         value = [*value]
-    return f"{key}={in_hydras_grammar(os.fspath(value) if isinstance(value, Path) else value)}"
+    return for_hydra(key, os.fspath(value) if isinstance(value, Path) else value)
 
 
 def _with_folder_of_options(words: list[str], folder: str | os.PathLike[str] | None) -> list[str]:

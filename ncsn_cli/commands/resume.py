@@ -16,8 +16,8 @@ from hydra._internal.utils import get_args_parser
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.job import in_sweep, output_folder
-from ncsn_cli.commands.names import for_shell, override
+from ncsn_cli.commands.job import continues_itself, in_sweep, output_folder
+from ncsn_cli.commands.names import AUTO, for_shell, override
 from ncsn_cli.commands.old_names import with_new_names, with_old_names
 from ncsn_cli.commands.suggestions import known_options, option_settings
 from ncsn_cli.core.errors import (
@@ -49,11 +49,31 @@ MAY_CHANGE_IN_TRAINING = MAY_CHANGE | {
 
 def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     """Return a digest of a request, that is of the configuration and the checkpoint's content."""
-    text = json.dumps(without_paths(config), sort_keys=True)
+    text = json.dumps(without_paths(_as_before(config)), sort_keys=True)
     digest = hashlib.sha256(with_old_names(text).encode())
     if checkpoint is not None:
         digest.update(checkpoint.read_bytes())
     return digest.hexdigest()
+
+
+def _as_before(config: Config) -> Config:
+    """Return ``config`` as earlier versions recorded this request.
+
+    ``auto`` asks for the same run as null. The standard deviations of a mixture were 1.0 by
+    default, now they are null.
+    """
+    changed = dict(config)
+    dataset, trainer = config.get("dataset"), config.get("trainer")
+    if (
+        isinstance(dataset, dict)
+        and {"stds": None, "covariances": None}.items() <= dataset.items()
+    ):
+        changed["dataset"] = {**dataset, "stds": 1.0}
+    if isinstance(trainer, dict) and trainer.get("resume") == AUTO:
+        changed["trainer"] = {**trainer, "resume": None}
+    if config.get("resume") == AUTO:
+        changed["resume"] = None
+    return changed
 
 
 @dataclass(frozen=True)
@@ -71,19 +91,27 @@ class Stopped:
     record: Config
 
 
-def find_stopped(load: Callable[[Path], Stopped], resume: str | None) -> Stopped | None:
+def find_stopped(
+    load: Callable[[Path], Stopped], resume: str | None, request: str
+) -> Stopped | None:
     """Return what is to be resumed, read by ``load`` from a folder or file; None to start afresh.
 
-    In a sweep that is run again, the job's own state comes before that which ``resume`` names.
+    In a sweep that is run again, and for ``auto``, the run's own state comes first.
+
+    Raises:
+        OutputExistsError: If ``auto`` would start afresh in the folder of another ``request``.
     """
-    if in_sweep():
+    if continues_itself(resume):
+        folder = output_folder()
         try:
-            return load(output_folder())
+            return load(folder)
         except MissingInputError:
             pass
         except BadCheckpointError as error:
             log.warning("%s; starting afresh", error)
-    return None if resume is None else load(Path(os.path.expanduser(resume)))
+        if not in_sweep() and (folder / "run.json").exists():
+            _refuse_another(folder, request)
+    return None if resume in (None, AUTO) else load(Path(os.path.expanduser(str(resume))))
 
 
 def check_same_request(
@@ -96,7 +124,8 @@ def check_same_request(
             resumes the run or, if this is not recorded, the old values as overrides.
     """
     before = with_new_names(before)
-    then, today = flatten(without_paths(before)), flatten(without_paths(now))
+    configs = _as_before(before), _as_before(now)
+    then, today = (flatten(without_paths(config)) for config in configs)
     changed = [name for name in then.keys() | today.keys() if then.get(name) != today.get(name)]
     changed = sorted(n for n in changed if not {n, n.partition(".")[0]} & may_change)
     if not changed:
@@ -163,8 +192,10 @@ def compile_setting_on_resume(
     return False
 
 
-def done_before(request: str) -> Config:
-    """Return this job's metrics if it finished in an earlier run of the sweep; otherwise {}.
+def done_before(request: str, resume: str | None) -> Config:
+    """Return this run's metrics if it finished earlier in this folder; otherwise {}.
+
+    It is looked for in a sweep, and if ``resume`` is ``auto``.
 
     Raises:
         OutputExistsError: If the folder holds a run that was done for another request.
@@ -172,12 +203,17 @@ def done_before(request: str) -> Config:
     folder = output_folder()
     metrics = read_json(folder / "metrics.json")
     state = read_json(folder / "status.json").get("state")
-    if not in_sweep() or state != "done" or not metrics:
+    if not continues_itself(resume) or state != "done" or not metrics:
         return {}
-    if read_json(folder / "run.json").get("request") != request:
-        raise OutputExistsError(
-            f"{folder}: this folder holds a run with other settings; choose another"
-            " hydra.sweep.dir"
-        )
+    _refuse_another(folder, request)
     log.info("done before: %s", folder)
     return metrics
+
+
+def _refuse_another(folder: Path, request: str) -> None:
+    """Raise if the run in ``folder`` was started for another request."""
+    if read_json(folder / "run.json").get("request") != request:
+        key = "hydra.sweep.dir" if in_sweep() else "hydra.run.dir"
+        raise OutputExistsError(
+            f"{folder}: this folder holds a run with other settings; choose another {key}"
+        )

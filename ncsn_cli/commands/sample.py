@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,21 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
-from ncsn_cli.commands.job import add_resume_command, objective_of, open_folder, write_config
+from ncsn_cli.commands.job import (
+    log_next,
+    objective_of,
+    open_folder,
+    output_folder,
+    resume_command,
+    write_config,
+)
+from ncsn_cli.commands.names import RESUME, for_shell
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
-from ncsn_cli.commands.sample_job import STOPPED_CHAINS, Job, Request, build, save_chains
+from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
-from ncsn_cli.core.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
@@ -31,7 +40,7 @@ from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import against_truth, evaluate_trajectory
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
-from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.folder import STOPPED_CHAINS, RunFolder
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.run import Saved
 
@@ -44,16 +53,23 @@ def sample(cfg: DictConfig) -> float | None:
     Everything that can be refused is refused before the run starts.
     """
     request = read_request(cfg)
-    if finished := done_before(request.digest):
+    resume = request.run.resume
+    if finished := done_before(request.digest, resume):
+        log_next(output_folder(), next_command())
         return objective_of(finished, request.run.objective)
     prepare_process()
     job = build(request)
-    with open_folder(job.config, job.facts) as folder, torch.no_grad():
+    with (
+        open_folder(job.config, job.facts, resume) as folder,
+        resume_command(folder, RESUME["sample"], resume, STOPPED_CHAINS),
+        torch.no_grad(),
+    ):
         chains, seconds, config = run_chains(job, folder)
         report, log_density = measure(job, chains, seconds, folder)
         scene = partial(scene_of, job, chains, report, log_density)
         present(folder, job.parts.pictures, scene, config, report)
         log.info("everything is in %s", folder.path)
+        log_next(folder.path, next_command())
         return objective_of(report, job.run.objective)
 
 
@@ -68,6 +84,13 @@ def read_request(cfg: DictConfig) -> Request:
             raise ConfigError(f"plugins: {module!r} cannot be imported ({error})") from error
     source, tensors, trained = _read_checkpoint(run)
     return Request(run, config, source, tensors, trained, digest_of(config, source))
+
+
+def next_command() -> str:
+    """Return the command that compares the run with those beside it, if these are runs."""
+    folder = Path(os.path.relpath(output_folder()))
+    compared = folder.parent if folder.parent.name == "runs" else folder
+    return f"ncsn-compare {for_shell([str(compared)])}"
 
 
 def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
@@ -91,11 +114,7 @@ def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
         job.parts.plan[0].sigma, job.parts.plan[-1].sigma,
     )  # fmt: skip
     start = time.monotonic()
-    try:
-        chains = job.sampling.run(save, job.stopped)
-    except InterruptedRun as stop:
-        add_resume_command(stop, folder, "resume")
-        raise
+    chains = job.sampling.run(save, job.stopped)
     seconds = round(time.monotonic() - start, 3)
     shown = chains.in_data_units(job.truth.origin)
     folder.write("samples.npz", to_npz(_arrays(shown) | _unrounded(chains, job.truth.origin)))

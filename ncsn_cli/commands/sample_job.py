@@ -40,6 +40,7 @@ from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.runs.folder import STOPPED_CHAINS
 from ncsn_cli.samplers import Level, LogProb, Sampler
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
 from ncsn_cli.sampling.run import Sampling, Saved
@@ -47,9 +48,6 @@ from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
-
-STOPPED_CHAINS = "sampling.safetensors"
-"""File in which a stopped run keeps its chains."""
 
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
@@ -147,7 +145,7 @@ def build(request: Request) -> Job:
     """Build everything that ``request`` names; raise if something does not fit together."""
     run, device, parts = request.run, choose_device(request.run.device), _build_parts(request)
     # Chains run around the data's mean; those started by an earlier version run in data units.
-    found = find_stopped(_load_chains, run.resume)
+    found = find_stopped(_load_chains, run.resume, request.digest)
     is_moved = found is None or "origin" in found.record
     truth = parts.dataset.truth.centred() if is_moved else parts.dataset.truth
     score, log_prob, network = _choose_score(request, parts, truth.origin, device)

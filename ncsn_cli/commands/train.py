@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -19,18 +20,27 @@ from ncsn_cli.commands.config import (
     settings,
     without_paths,
 )
-from ncsn_cli.commands.job import add_resume_command, objective_of, open_folder, write_config
+from ncsn_cli.commands.job import (
+    log_next,
+    objective_of,
+    open_folder,
+    output_folder,
+    resume_command,
+    write_config,
+)
+from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.commands.train_job import Job, Request, build
-from ncsn_cli.core.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import TrainingScene
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 from ncsn_cli.runs.files import path_inside, to_json, to_npz
-from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.runs.folder import CHECKPOINTS, RunFolder
+from ncsn_cli.runs.records import flatten
 from ncsn_cli.training.history import COLUMNS, Row, history_csv
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
@@ -52,17 +62,23 @@ def train(cfg: DictConfig) -> float | None:
     Everything that can be refused is refused before the run starts.
     """
     request = read_request(cfg)
-    if finished := done_before(request.digest):
+    resume = flatten(request.config).get(RESUME["train"])
+    if finished := done_before(request.digest, resume):
+        log_next(output_folder(), next_command(request.config))
         return objective_of(finished, request.run.objective)
     prepare_process()
     job = build(request)
-    with open_folder(job.config, job.facts) as folder:
+    with (
+        open_folder(job.config, job.facts, resume) as folder,
+        resume_command(folder, RESUME["train"], resume, CHECKPOINTS),
+    ):
         seconds, config = run_training(job, folder)
         metrics = measure(job, seconds, folder)
         present(folder, job.parts.pictures, partial(scene_of, job, metrics), config, metrics)
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)
         log.info("everything is in %s", folder.path)
+        log_next(folder.path, next_command(config))
         return objective_of(metrics, job.run.objective)
 
 
@@ -74,6 +90,15 @@ def read_request(cfg: DictConfig) -> Request:
     if run.objective not in (None, *EVALUATED):
         raise ConfigError(f"objective: choose from {', '.join(EVALUATED)}, not {run.objective!r}")
     return Request(run, config, digest_of(config))
+
+
+def next_command(config: Config) -> str:
+    """Return the command that samples from the run; it names the modules of the user's classes."""
+    groups = (config.get(key) or {} for key in ("model", "dataset", "schedule", "sampler", "init"))
+    modules = {str(group.get("_target_")).rpartition(".")[0] for group in groups}
+    own = sorted(module for module in modules if not module.startswith("ncsn_cli."))
+    words = [override("checkpoint", os.path.relpath(output_folder()))]
+    return " ".join(["ncsn-sample", *words, *([override("plugins", own)] if own else [])])
 
 
 def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:
@@ -97,9 +122,6 @@ def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:
     start = time.monotonic()
     try:
         fit(training, job.history, job.snapshots, save)
-    except InterruptedRun as stop:
-        add_resume_command(stop, folder, "trainer.resume")
-        raise
     finally:
         folder.step = training.step
         folder.write("history.csv", history_csv(job.history))

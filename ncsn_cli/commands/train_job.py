@@ -123,7 +123,7 @@ def build(request: Request) -> Job:
     parts = _build_parts(request.config, run.seed, device)
     dataset, sigmas, model = parts.dataset, parts.sigmas, parts.model
     # Find the checkpoint to resume, and decide on threads and compiling.
-    stopped = find_stopped(_load_checkpoint, parts.trainer.resume)
+    stopped = find_stopped(_load_checkpoint, parts.trainer.resume, request.digest)
     trainer = _resolve_auto(parts, {} if stopped is None else stopped.record)
     settled = {"threads": trainer.threads, "compile": trainer.compile}
     config = {**request.config, "trainer": {**request.config["trainer"], **settled}}

@@ -47,14 +47,15 @@ class GaussianMixture(Dataset):
         weights: w_k > 0, (K,), summing to 1.
         means: mu_k, (K, D), or a flat list for D = 1. Data units.
         stds: Standard deviations: one for all, one per component (K,), or one per component
-            and axis (K, D). 0 makes a component a point. Data units.
+            and axis (K, D). 0 makes a component a point. None means 1, unless there are
+            ``covariances``. Data units.
         covariances: Sigma_k, (K, D, D), instead of ``stds``. Data units squared.
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
 
     Raises:
-        ConfigError: If the weights do not sum to 1, shapes disagree, or a covariance is not
-            symmetric positive semidefinite.
+        ConfigError: If the weights do not sum to 1, shapes disagree, a covariance is not symmetric
+            positive semidefinite, or both ``stds`` and ``covariances`` are given.
     """
 
     @validate_call(config=STRICT)
@@ -82,8 +83,8 @@ class GaussianMixture(Dataset):
             raise ConfigError(f"weights: got {len(weights)}, but there are {num_components} means")
         if not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
             raise ConfigError(f"weights: they must sum to 1, got {sum(weights):g}")
-        if (stds is None) == (covariances is None):
-            raise ConfigError("stds: give exactly one of stds and covariances")
+        if stds is not None and covariances is not None:
+            raise ConfigError("stds: give stds or covariances, not both; null leaves one out")
         self._rotations: Tensor | None = None  # columns are eigenvectors of Sigma_k: (K, D, D)
         if covariances is None:
             self._variances = self._diagonal(stds)  # eigenvalues of Sigma_k: (K, D)
@@ -113,7 +114,7 @@ class GaussianMixture(Dataset):
         vars(self).pop("covariance", None)  # that of other coordinates
 
     def _diagonal(self, stds: object) -> Tensor:
-        std = _rectangular(stds, "stds")
+        std = _rectangular(1.0 if stds is None else stds, "stds")
         if std.ndim == 1:
             std = std[:, None]
         try:

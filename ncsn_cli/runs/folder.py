@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import time
@@ -24,6 +25,12 @@ from ncsn_cli.runs.files import (
     write_atomic,
 )
 from ncsn_cli.runs.records import without_home
+
+CHECKPOINTS = "checkpoints/step_*.safetensors"
+"""The files from which a run of ncsn-train resumes."""
+
+STOPPED_CHAINS = "sampling.safetensors"
+"""The file from which a run of ncsn-sample resumes."""
 
 _LOCK = ".lock"
 
@@ -53,6 +60,18 @@ def hold(folder: Path) -> None:
         ) from None
     (folder / _LOCK).write_text(str(os.getpid()))
     _held[folder] = lock
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds ``folder``."""
+    try:
+        with open(folder / _LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock
+        return False
+    return False
 
 
 def release_all() -> None:

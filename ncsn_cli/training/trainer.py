@@ -42,7 +42,11 @@ class Trainer:
         compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
             10 seconds or more; the steps are faster afterwards. ``auto``: where ``resolve_auto``
             finds that this pays. The recorded value is false if compiling failed.
-        resume: Folder or checkpoint of the run to continue; null: start afresh.
+        resume: Folder or checkpoint of the run to resume; null: start afresh. On the command line
+            ``latest`` is the newest run that was stopped. With ``auto`` the same command starts,
+            resumes and finds finished the run in its own folder, which ``hydra.run.dir`` names;
+            without ``hydra.run.dir`` it starts. Folders of these names are ``./latest`` and
+            ``./auto``.
     """
 
     steps: Count = 2000

@@ -84,6 +84,8 @@ BAD_INPUTS = [
     ("train", ["dataset.stds=null", "dataset.covariances=[[[1]],[[-1]]]"], 2,
      "dataset.covariances.1"),
     ("train", ["dataset.stds=abc"], 2, "dataset.stds"),
+    ("train", ["dataset=mixture", "dataset.stds=1", "dataset.covariances=[[[1]]]"], 2,
+     "dataset.stds: give stds or covariances, not both"),
     ("train", ["dataset.num_samples=0"], 2, "dataset.num_samples"),
     ("train", ["dataset.num_samples=null", "trainer.batch_size=null"], 2, "trainer.batch_size"),
     ("train", ["trainer.steps=0"], 2, "trainer.steps"),

@@ -174,3 +174,5 @@ def test_the_numbers_are_on_disk_before_a_picture_is_drawn(trained, forked, tmp_
         result = forked.call(command, arguments, tmp_path, before)
         assert result.returncode == 130, result.stderr
         assert read(only_run(tmp_path, command) / "metrics.json")["seconds"] > 0
+        resume = [line for line in result.stderr.splitlines() if line.startswith("Resume: ")]
+        assert len(resume) == (command == "train")  # no chains are left to resume

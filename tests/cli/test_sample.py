@@ -141,7 +141,7 @@ def test_few_chains_have_all_numbers_but_those_that_do_not_exist(dataset, num, t
 def test_a_mixture_from_the_command_line(tmp_path, succeed):
     out = succeed(
         "ncsn-sample", "score=exact", "dataset=mixture", "dataset.weights=[.3,.7]",
-        "dataset.means=[[0,0],[4,1]]", "dataset.stds=null",
+        "dataset.means=[[0,0],[4,1]]",
         "dataset.covariances=[[[1,.5],[.5,1]],[[.2,0],[0,.1]]]", "schedule=geometric",
         "sampler=annealed_langevin", "sampler.steps_per_level=5", "num_samples=100", "plot=[]",
         folder=tmp_path,

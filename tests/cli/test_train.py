@@ -3,6 +3,7 @@
 import csv
 import html
 import math
+import shlex
 
 import pytest
 from omegaconf import OmegaConf
@@ -30,7 +31,10 @@ def test_a_training_run_writes_its_folder(trained):
     record = read(trained / "run.json")
     assert record["command"].startswith("ncsn-train trainer.steps=30")
     assert {"versions", "device", "threads", "seed", "start", "end", "seconds"} <= set(record)
-    assert (trained / "train.log").stat().st_size > 0
+    *_, report, following = (trained / "train.log").read_text().splitlines()
+    place = f"outputs/train/runs/{trained.name}"
+    assert report.endswith(f"] report: {place}/report.html")
+    assert following.endswith(f"] next: ncsn-sample checkpoint={place}")
     assert "paths" not in (trained / "config.yaml").read_text()
     left = {p.name for p in trained.iterdir()} - {
         ".hydra", "train.log", "config.yaml", "run.json", "status.json", "history.csv",
@@ -102,8 +106,10 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path, succeed):
     result = run("ncsn-sample", f"checkpoint={out}", *quick, folder=tmp_path)
     assert result.returncode == 2
     assert "model._target_: my_models.Mine is no class of ncsn_cli" in result.stderr
-    for known in (own, ["plugins=[my_models]"]):
-        succeed("ncsn-sample", *known, f"checkpoint={out}", *quick, folder=tmp_path)
+    pasted = (out / "train.log").read_text().rpartition("next: ncsn-sample ")[2]
+    assert "plugins" in pasted
+    for known in ([*own, f"checkpoint={out}"], shlex.split(pasted)):
+        succeed("ncsn-sample", *known, *quick, folder=tmp_path)
 
 
 @pytest.mark.slow

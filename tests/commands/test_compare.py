@@ -5,6 +5,7 @@ import json
 import re
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import yaml
 
@@ -102,6 +103,96 @@ def test_the_csv_has_every_run_and_every_number(sweep):
     assert {path.name for path in (sweep / "out" / "plots").iterdir()} == {
         "excess_loss_optimizer.lr.png", "score_error_optimizer.lr.png",
     }  # fmt: skip
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_the_summary_has_mean_and_deviations_over_seeds(sweep):
+    write(sweep / "sweep" / "11", *training(1.0, 0, 0.7))
+    compare(["sweep", "--output", "out"])
+    table, runs = (read_csv(sweep / "out" / f"{name}.csv") for name in ("summary", "compare"))
+    assert list(table[0])[:6] == [
+        "optimizer.lr", "runs", "excess_loss_mean", "excess_loss_std",
+        "excess_loss_standard_error", "excess_loss_count",
+    ]  # fmt: skip
+    assert [row["optimizer.lr"] for row in table] == ["0.01", "0.001", "0.1", "1.0"]  # as shown
+    for row in table:
+        values = [
+            float(run["score_error"])
+            for run in runs
+            if run["optimizer.lr"] == row["optimizer.lr"] and run["state"] == "done"
+        ]
+        assert int(row["runs"]) == int(row["score_error_count"]) == len(values)
+        assert float(row["score_error_mean"]) == pytest.approx(np.mean(values), rel=1e-12)
+        if len(values) == 1:
+            assert row["score_error_std"] == row["score_error_standard_error"] == ""
+            continue
+        std = np.std(values, ddof=1)
+        assert float(row["score_error_std"]) == pytest.approx(std, rel=1e-12)
+        error = float(row["score_error_standard_error"])
+        assert error == pytest.approx(std / np.sqrt(len(values)), rel=1e-12)
+
+
+def test_the_csv_files_hold_values_that_other_programs_read_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, (hidden, denoise, clip) in enumerate([([8], True, None), ([8, 9], False, 0.5)]):
+        config, metrics = training(0.1, seed, 0.25)
+        config["model"]["hidden"] = hidden
+        config["sampler"] = {"denoise": denoise}
+        config["trainer"] = {"grad_clip": clip}
+        metrics |= {"missing": None, "score_evaluations": 7, "seed_of": {"x": 1e-300}}
+        words = ["model.hidden=x", "sampler.denoise=x", "trainer.grad_clip=x"]
+        write(tmp_path / "runs" / str(seed), config, metrics, overrides=words, asked=config,
+              choices={"model": "mlp"})  # fmt: skip
+    write(tmp_path / "runs" / "9", state="failed", error="no, really")
+    compare(["runs", "--output", "out"])
+    first, second, failed = read_csv(tmp_path / "out" / "compare.csv")
+    assert len(first) == len({*first})  # no name appears twice
+    assert [json.loads(row["model.hidden"]) for row in (first, second)] == [[8], [8, 9]]
+    assert [row["sampler.denoise"] for row in (first, second)] == ["True", "False"]
+    assert [row["trainer.grad_clip"] for row in (first, second)] == ["", "0.5"]
+    assert "missing" not in first
+    assert (first["score_evaluations"], float(first["seed_of.x"])) == ("7", 1e-300)
+    assert (failed["error"], failed["excess_loss"]) == ("no, really", "")
+    summary = read_csv(tmp_path / "out" / "summary.csv")
+    assert [json.loads(row["model.hidden"]) for row in summary] == [[8], [8, 9]]
+
+
+def test_rows_differ_in_more_than_the_digits_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, lr in enumerate((0.123412, 0.123414)):
+        write(tmp_path / "runs" / str(i), *training(lr, 0, 0.5 + i))
+    compare(["runs"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert [row[:3] for row in rows] == [["0.1234", "1", "0.5"], ["0.1234", "1", "1.5"]]
+
+
+def test_samples_of_networks_that_differ_in_their_seed_are_averaged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, (lr, seed) in enumerate([(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1), (0.2, 1)]):
+        asked = training(lr, seed, 0.0)[0]
+        write(tmp_path / "trained" / str(i), asked=asked, overrides=["optimizer.lr=x"],
+              choices={"optimizer": "adam"})  # fmt: skip
+        config, metrics = sampling("checkpoint", lr + 0.01 * i)
+        config["checkpoint"] = f"trained/{i}"
+        write(tmp_path / "sampled" / str(i), config, metrics, choices={"sampler": "langevin"},
+              overrides=["checkpoint=x"], cwd=tmp_path)  # fmt: skip
+    four = [f"sampled/{i}" for i in range(4)]
+    compare([*four, "--output", "out"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split()[:2] == ["optimizer.lr", "runs"]
+    assert [line.split()[:2] for line in out[2:4]] == [["0.1", "2"], ["0.2", "2"]]
+    rows = read_csv(tmp_path / "out" / "compare.csv")
+    assert [row["checkpoint.seed"] for row in rows] == ["0", "1", "0", "1"]
+    # With the exact score nothing was trained: the rate tells no runs apart.
+    write(tmp_path / "exact", *sampling("exact", 0.01), choices={"sampler": "langevin"},
+          overrides=["score=exact"])  # fmt: skip
+    compare(["sampled/0", "sampled/1", "exact"])
+    assert capsys.readouterr().out.split()[:2] == ["score", "runs"]
+    compare(["sampled/3", "sampled/4"])  # the same seed: other networks
+    assert capsys.readouterr().out.split()[:2] == ["checkpoint", "runs"]
 
 
 def test_sort_metric_and_group_by(sweep, capsys):

@@ -218,7 +218,7 @@ def test_points_have_a_density_only_when_perturbed():
         ({"weights": [1.0]}, "got 1, but there are 2 means"),
         ({"weights": [-0.5, 1.5]}, "greater than 0"),
         ({"means": [[0.0, 1.0], [2.0]]}, "unequal length"),
-        ({"stds": None}, "exactly one"),
+        ({"covariances": [[[1.0]], [[1.0]]]}, "not both"),
         ({"stds": -1.0}, "greater than or equal to 0"),
         ({"stds": [1.0, 2.0, 3.0]}, "does not fit"),
         ({"stds": None, "covariances": [[[1.0]]]}, "expected"),
@@ -234,6 +234,15 @@ def test_impossible_mixtures_are_refused(change, message):
     GaussianMixture(**valid)
     with pytest.raises((ConfigError, ValidationError), match=message):
         GaussianMixture(**{**valid, **change})
+
+
+def test_the_width_of_a_mixture_is_one_if_none_is_given():
+    shared = {"weights": [0.5, 0.5], "means": [[0.0, 0.0], [4.0, 1.0]]}
+    unit = GaussianMixture(**shared, covariances=[torch.eye(2).tolist()] * 2)
+    x = torch.randn(20, 2, generator=stream(0)).double()
+    for default in (GaussianMixture(**shared), GaussianMixture(**shared, stds=None)):
+        assert default.smallest_std == 1.0
+        torch.testing.assert_close(default.score(x, 0.3), unit.score(x, 0.3))
 
 
 def test_singular_covariances_have_no_density_of_their_own():
