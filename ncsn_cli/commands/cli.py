@@ -109,7 +109,7 @@ def _run(name: str) -> None:
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)
     error = _error_of(name, start)
     if error is not None:
-        _leave_nothing(code_of(name, error, state.job_started))
+        leave_nothing(code_of(name, error, state.job_started))
     # Report the sweep, if there was one, then end with the exit code.
     try:
         sweep = sys.modules.get("ncsn_cli.commands.sweep")  # not imported for --help, for example
@@ -157,7 +157,7 @@ def _error_of(name: str, start: Callable[[], object]) -> BaseException | None:
     from ncsn_cli.core.errors import RefusedStart
 
     try:
-        refuse_mistyped(name, sys.argv[1:])
+        refuse_mistyped(name, sys.argv[1:], has_files=name == "measure")
         _refuse_rerun()
         sys.argv[1:] = expand(name, sys.argv[1:])
         sys.path.append(os.getcwd())  # for a user's own classes
@@ -169,7 +169,7 @@ def _error_of(name: str, start: Callable[[], object]) -> BaseException | None:
     return None
 
 
-def _leave_nothing(code: int) -> None:
+def leave_nothing(code: int) -> None:
     """Remove what a single command created that ends with ``code``, unless its run has started.
 
     After a bug, whose log says where it is, everything stays.

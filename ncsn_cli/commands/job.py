@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,13 +73,13 @@ def continues_itself(resume: str | None) -> bool:
 def open_folder(config: Config, facts: dict[str, Any], resume: str | None) -> RunFolder:
     """Return the run's folder; entering it as a context locks it."""
     hydra_config = HydraConfig.get()
-    words = sys.argv[1:]
+    words = [*hydra_config.overrides.task, *hydra_config.overrides.hydra]
     if in_sweep():  # this job alone, without the search that chose it
-        words = [w for w in hydra_config.overrides.task if not w.startswith("hparams_search=")]
-        words += [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
-        for source in hydra_config.runtime.config_sources:
-            if source.provider == "command-line":
-                words = ["--config-dir", source.path, *words]  # in front: overrides follow
+        apart = ("hparams_search=", "hydra.", "hydra/")
+        words = [w for w in words if not w.startswith(apart) or w.startswith("hydra.searchpath=")]
+    for source in hydra_config.runtime.config_sources:
+        if source.provider == "command-line":
+            words = ["--config-dir", source.path, *words]  # in front: overrides follow
     places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=")
     words = [word for word in words if not word.lstrip("+").startswith(places)]
     command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
@@ -122,6 +121,13 @@ def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) 
             last = override("hydra.run.dir" if resume == AUTO else key, place)
             stop.add_note(f"Resume: {folder.record['command']} {last}")
         raise
+
+
+def compare_command() -> str:
+    """Return the command that compares the run with those beside it, if these are runs."""
+    folder = Path(os.path.relpath(output_folder()))
+    compared = folder.parent if folder.parent.name == "runs" else folder
+    return f"ncsn-compare {for_shell([str(compared)])}"
 
 
 def log_next(folder: Path, command: str) -> None:

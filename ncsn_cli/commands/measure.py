@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ncsn_cli.commands.build import instantiate, instantiate_list
 from ncsn_cli.commands.config import Config, MeasureSettings, read_config, settings
-from ncsn_cli.commands.job import objective_of, open_folder
+from ncsn_cli.commands.job import (
+    compare_command,
+    log_next,
+    objective_of,
+    open_folder,
+    output_folder,
+)
 from ncsn_cli.commands.present import Pictures, present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.core.dataset import Dataset
@@ -68,15 +74,17 @@ def measure(cfg: DictConfig) -> float | None:
         raise ConfigError("file: give a file with samples, ncsn-measure FILE dataset=NAME")
     file = samples_file(run.file)
     digest = digest_of(config, file)
-    if finished := done_before(digest):
+    if finished := done_before(digest, None):
+        log_next(output_folder(), compare_command())
         return objective_of(finished, run.objective)
     torch.set_num_threads(1)  # sums depend on the number of threads
     job = build(run, config, partial(read_samples, file, run.key))
     facts: Config = {"device": "cpu", "seed": run.seed, "request": digest}
-    with open_folder(config, facts) as folder, torch.no_grad():
+    with open_folder(config, facts, None) as folder, torch.no_grad():
         report = hold_against_truth(job, folder)
         present(folder, job.pictures, partial(scene_of, job), config, report)
         log.info("everything is in %s", folder.path)
+        log_next(folder.path, compare_command())
         return objective_of(report, run.objective)
 
 

@@ -24,7 +24,8 @@ from ncsn_cli.commands.suggestions import (
 )
 from ncsn_cli.core.errors import ConfigError
 
-_START = re.compile(r"~|[+]{0,2}[\w./@-]+=", re.ASCII)  # of a word that is an override
+START = re.compile(r"~|[+]{0,2}[\w./@-]+=", re.ASCII)
+"""The start of a word that is an override."""
 
 
 def refuse_mistyped(name: str, words: list[str], has_files: bool = False) -> None:
@@ -49,7 +50,7 @@ def refuse_mistyped(name: str, words: list[str], has_files: bool = False) -> Non
     wrong, right = [], []
     typed = {new: word for word, new in meant.items()}
     for chunk in _chunks(name, args.overrides, has_files):
-        is_fine = len(chunk) == 1 and (has_files or _START.match(chunk[0]))
+        is_fine = len(chunk) == 1 and (has_files or START.match(chunk[0]))
         if not is_fine or chunk[0] in typed:
             wrong += [typed.get(word, word) for word in chunk]
             right.append(_mended(name, chunk, wrong[-len(chunk) :]))
@@ -109,7 +110,7 @@ def _chunks(name: str, words: list[str], has_files: bool) -> list[list[str]]:
     """Return ``words`` in groups, each of the words that one override was split into."""
     chunks: list[list[str]] = []
     for word in words:
-        if chunks and not _START.match(word) and _belongs(name, chunks[-1], word, has_files):
+        if chunks and not START.match(word) and _belongs(name, chunks[-1], word, has_files):
             chunks[-1].append(word)
         else:
             chunks.append([word])

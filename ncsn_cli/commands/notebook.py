@@ -27,9 +27,9 @@ from torch import Tensor
 
 from ncsn_cli.commands.arrays import A, Mixture, on_arrays
 from ncsn_cli.commands.build import build_from_checkpoint
-from ncsn_cli.commands.cli import config_dir, log_into, recording_failures
+from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording_failures
 from ncsn_cli.commands.config import MeasureSettings, read_config, settings
-from ncsn_cli.commands.failures import explain
+from ncsn_cli.commands.failures import code_of, explain
 from ncsn_cli.commands.job import output_folder
 from ncsn_cli.commands.measure import build
 from ncsn_cli.commands.names import for_hydra
@@ -42,6 +42,7 @@ from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, read_npz
+from ncsn_cli.runs.folder import SAMPLES, release_all
 from ncsn_cli.runs.records import read_yaml
 from ncsn_cli.runs.samples import Samples, as_points
 from ncsn_cli.training.history import COLUMNS, read_history
@@ -92,7 +93,7 @@ class Run:
     @cached_property
     def samples(self) -> NDArray[np.float32]:
         """The samples of ``ncsn-sample`` (N, D), in data units."""
-        return read_npz(self._file("samples.npz"))["samples"]
+        return read_npz(self._file(SAMPLES))["samples"]
 
     def score(self, x: A, sigma: ArrayLike | Tensor) -> A:
         """Return the score of the run at points ``x`` (..., D), as the kind of array that x is.
@@ -244,7 +245,14 @@ def _run(
     with _borrowed_process(name), _refusals(name):
         main = GlobalHydra.instance().hydra
         assert main is not None
-        main.run(name, job, words, with_log_configuration=False)
+        try:
+            main.run(name, job, words, with_log_configuration=False)
+        except BaseException as error:
+            cause = error.__cause__ if isinstance(error, RefusedStart) else error
+            leave_nothing(code_of(name, cause or error, True))
+            raise
+        finally:
+            release_all()
     return Run(os.path.relpath(folders[0]))
 
 
@@ -283,7 +291,7 @@ def _refusals(name: str) -> Iterator[None]:
         assert refused.__cause__ is not None
         raise refused.__cause__ from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError("\n".join(explain(name, error, False)[0])) from error
+        raise ConfigError("\n".join(explain(name, error, True)[0])) from error
 
 
 def _words(options: Mapping[str, Any], change: str = "", inside: str = "") -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
 from ncsn_cli.commands.job import (
+    compare_command,
     log_next,
     objective_of,
     open_folder,
@@ -25,7 +25,7 @@ from ncsn_cli.commands.job import (
     resume_command,
     write_config,
 )
-from ncsn_cli.commands.names import RESUME, for_shell
+from ncsn_cli.commands.names import RESUME
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
@@ -40,7 +40,7 @@ from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import against_truth, evaluate_trajectory
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
-from ncsn_cli.runs.folder import STOPPED_CHAINS, RunFolder
+from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.run import Saved
 
@@ -55,7 +55,7 @@ def sample(cfg: DictConfig) -> float | None:
     request = read_request(cfg)
     resume = request.run.resume
     if finished := done_before(request.digest, resume):
-        log_next(output_folder(), next_command())
+        log_next(output_folder(), compare_command())
         return objective_of(finished, request.run.objective)
     prepare_process()
     job = build(request)
@@ -69,7 +69,7 @@ def sample(cfg: DictConfig) -> float | None:
         scene = partial(scene_of, job, chains, report, log_density)
         present(folder, job.parts.pictures, scene, config, report)
         log.info("everything is in %s", folder.path)
-        log_next(folder.path, next_command())
+        log_next(folder.path, compare_command())
         return objective_of(report, job.run.objective)
 
 
@@ -84,13 +84,6 @@ def read_request(cfg: DictConfig) -> Request:
             raise ConfigError(f"plugins: {module!r} cannot be imported ({error})") from error
     source, tensors, trained = _read_checkpoint(run)
     return Request(run, config, source, tensors, trained, digest_of(config, source))
-
-
-def next_command() -> str:
-    """Return the command that compares the run with those beside it, if these are runs."""
-    folder = Path(os.path.relpath(output_folder()))
-    compared = folder.parent if folder.parent.name == "runs" else folder
-    return f"ncsn-compare {for_shell([str(compared)])}"
 
 
 def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
@@ -117,7 +110,7 @@ def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
     chains = job.sampling.run(save, job.stopped)
     seconds = round(time.monotonic() - start, 3)
     shown = chains.in_data_units(job.truth.origin)
-    folder.write("samples.npz", to_npz(_arrays(shown) | _unrounded(chains, job.truth.origin)))
+    folder.write(SAMPLES, to_npz(_arrays(shown) | _unrounded(chains, job.truth.origin)))
     save(job.sampling.finished())
     return chains, seconds, config
 

@@ -11,14 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 
+from ncsn_cli.commands.mistyped import START
 from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.core.errors import ConfigError, MissingInputError
 from ncsn_cli.runs.files import read_json
-from ncsn_cli.runs.folder import CHECKPOINTS, STOPPED_CHAINS, is_held
+from ncsn_cli.runs.folder import CHECKPOINTS, SAMPLES, STOPPED_CHAINS, is_held
 
 _LATEST = {
     ("train", "trainer.resume"): (CHECKPOINTS, True, "stopped run of ncsn-train"),
@@ -34,6 +36,7 @@ def expand(name: str, words: list[str]) -> list[str]:
     - ``latest`` becomes the path of a run below ``paths.outputs``: for ``checkpoint`` the newest
       with a checkpoint; for ``resume`` and ``trainer.resume`` the newest that was stopped. The
       newest run is the one that was started last.
+    - Names of files after ``ncsn-measure`` become ``file=NAME``.
     - ``checkpoint=FOLDER``, where runs with checkpoints are below the folder, such as those of a
       sweep, becomes a sweep over these runs.
 
@@ -45,6 +48,8 @@ def expand(name: str, words: list[str]) -> list[str]:
     """
     if name == "train":
         _refuse_experiments_for_sampling(words)
+    if name == "measure":
+        return _with_files(words)
     outputs = next((v for w in reversed(words) for v in _values(w, "paths.outputs")), "outputs")
     expanded: list[str] = []
     is_sweep, is_shown = False, bool({"--cfg", "-c"} & {*words})  # Hydra shows no sweep
@@ -57,6 +62,22 @@ def expand(name: str, words: list[str]) -> list[str]:
             paths += jobs or [_latest(name, key, outputs) if value == "latest" else value]
         expanded.append(each if paths == values else for_hydra(each.partition("=")[0], *paths))
     return as_sweep(expanded) if is_sweep else expanded
+
+
+def _with_files(words: list[str]) -> list[str]:
+    """Return the words with ``file=NAME`` for the names of files; several files make a sweep.
+
+    A folder with runs of ``ncsn-sample`` stands for the samples of each of them.
+    """
+    overrides = get_args_parser().parse_known_args(words)[0].overrides
+    files = [each for each in overrides if os.path.exists(each) or not START.match(each)]
+    if not files:
+        return words
+    place, others = words.index(files[0]), [each for each in words if each not in files]
+    found = {each: _runs(each, SAMPLES) if os.path.isdir(each) else [] for each in files}
+    paths = [str(path) for each, runs in found.items() for path in runs or [each]]
+    expanded = [*others[:place], for_hydra("file", *paths), *others[place:]]
+    return as_sweep(expanded) if len(paths) > 1 else expanded
 
 
 def as_sweep(words: list[str]) -> list[str]:

@@ -32,6 +32,9 @@ CHECKPOINTS = "checkpoints/step_*.safetensors"
 STOPPED_CHAINS = "sampling.safetensors"
 """The file from which a run of ncsn-sample resumes."""
 
+SAMPLES = "samples.npz"
+"""The samples of a run of ncsn-sample."""
+
 _LOCK = ".lock"
 
 _held: dict[Path, FileLock] = {}  # folders that this process holds

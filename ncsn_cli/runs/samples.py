@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_cli.core.errors import BadSamplesError, MissingInputError, one_line
+from ncsn_cli.runs.folder import SAMPLES
 
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _TORCH = (".pt", ".pth")
@@ -52,7 +53,7 @@ def samples_file(name: str) -> Path | None:
     """
     if name == "-":
         return None
-    path = Path(name, "samples.npz") if os.path.isdir(name) else Path(name)
+    path = Path(name, SAMPLES) if os.path.isdir(name) else Path(name)
     if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise MissingInputError(f"{path}: there is no such file")
     return path
