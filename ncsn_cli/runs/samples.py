@@ -6,9 +6,10 @@ import io
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -124,44 +125,41 @@ def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
     An array without a name has the name "". No file can run code.
     """
     suffix = path.suffix.lower()
-    file: Any = path if data is None else io.BytesIO(data)
     if data is not None:
         is_numpys = data.startswith(b"\x93NUMPY")
         suffix = ".npy" if is_numpys else ".npz" if data.startswith(b"PK") else ".csv"
-    if suffix == ".npy":
-        return {"": np.load(file, allow_pickle=False)}
-    if suffix == ".npz":
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    if suffix in _TEXT:
-        return {"": _read_text(file)}
-    if suffix in _TORCH:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        named = found if isinstance(found, dict) else {"": found}
-        tensors = {str(k): v for k, v in named.items() if isinstance(v, Tensor)}
-        return {k: v.detach().resolve_conj().to_dense().numpy() for k, v in tensors.items()}
+    with path.open("rb") if data is None else io.BytesIO(data) as file:
+        if suffix == ".npy":
+            return {"": np.load(file, allow_pickle=False)}
+        if suffix == ".npz":
+            return dict(np.load(file, allow_pickle=False))
+        if suffix in _TEXT:
+            return {"": _read_text(file)}
+        if suffix in _TORCH:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+            named = found if isinstance(found, dict) else {"": found}
+            tensors = {str(k): v.detach() for k, v in named.items() if isinstance(v, Tensor)}
+            return {k: v.resolve_conj().to_dense().numpy() for k, v in tensors.items()}
     raise ValueError(f"it should be {_KINDS}")
 
 
-def _read_text(file: Path | io.BytesIO) -> NDArray[np.float64]:
+def _read_text(file: BinaryIO) -> NDArray[np.float64]:
     """Return the numbers of a text (N, D): a row a line, between commas, semicolons or blanks.
 
     A first line that holds anything else than numbers names the columns, and is left out.
     """
-    text = file.open("rb") if isinstance(file, Path) else file
-    with io.TextIOWrapper(text, encoding="utf-8-sig") as lines:
+    with io.TextIOWrapper(file, encoding="utf-8-sig") as lines:
         skipped, first = 0, ""
         for line in lines:
             if first := line.partition("#")[0].strip():
                 break
             skipped += 1
         mark = next((m for m in ",;\t" if m in first), None)
-        if not _are_numbers(first.split(mark)):
-            skipped += 1
+        skipped += not _are_numbers(first.split(mark))
         lines.seek(0)
-        for _ in range(skipped):
-            next(lines)
-        return np.loadtxt(lines, delimiter=mark, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns of a text without rows
+            return np.loadtxt(lines, delimiter=mark, ndmin=2, skiprows=skipped)
 
 
 def _are_numbers(words: list[str]) -> bool:
