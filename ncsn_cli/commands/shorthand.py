@@ -99,7 +99,7 @@ def _values(each: str, key: str) -> list[str]:
         return []
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     texts = [each.text if isinstance(each, QuotedString) else each for each in values]
-    return [text for text in texts if isinstance(text, str)]
+    return [str(text) for text in texts] if all(isinstance(each, str) for each in texts) else []
 
 
 def _latest(name: str, key: str, outputs: str) -> str:

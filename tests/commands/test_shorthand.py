@@ -96,7 +96,7 @@ def test_the_folder_of_a_sweep_stands_for_its_runs(write):
     for flag in ("-m", "--multirun"):
         assert expand("sample", [flag, "seed=1,2", "checkpoint=s/"])[:2] == [flag, "seed=1,2"]
         assert expand("sample", [flag, "checkpoint=s,x"]) == [flag, f"{jobs},x"]
-    for unchanged in ("s/b", "s/none", f"s/b/{TRAINED}", "nowhere", "", "1", "[s]", "{"):
+    for unchanged in ("s/b", "s/none", f"s/b/{TRAINED}", "nowhere", "", "1", "s,1", "[s]", "{"):
         assert expand("sample", [f"checkpoint={unchanged}"]) == [f"checkpoint={unchanged}"]
     assert expand("sample", ["--cfg", "job", "checkpoint=s"])[-1] == "checkpoint=s"
 
