@@ -119,9 +119,9 @@ def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
         assert float(found.mean()) * at > 5 * abs(at) * float(found.std()) / math.sqrt(40)
 
 
-def faulty(kind, terms):
-    """A loss whose ``_terms`` is a mistake that implementations made."""
-    return type(f"Faulty{kind.__name__}", (kind,), {"_terms": terms})
+def faulty(kind, term):
+    """A loss whose ``term`` is a mistake that implementations made, with the right floor."""
+    return type(f"Faulty{kind.__name__}", (kind,), {"term": term, "floor": kind.floor})
 
 
 def wrong_sign(loss, score, perturbed):
@@ -164,7 +164,7 @@ def unit_norm_direction(loss, score, perturbed):
         faulty(Implicit, trace_over_dimension)(),
         faulty(Sliced, unit_norm_direction)(directions="gaussian"),
     ],
-    ids=lambda loss: type(loss)._terms.__name__,
+    ids=lambda loss: type(loss).term.__name__,
 )
 def test_a_known_mistake_misses_the_floor(loss):
     # The test above would see each of them: the value at the truth is far from the floor.
