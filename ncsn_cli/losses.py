@@ -207,9 +207,8 @@ class Loss(ABC):
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` at levels where the loss is not defined."""
         if self.levels not in get_args(Levels):
-            raise ConfigError(
-                f"loss.levels: it should be {', '.join(get_args(Levels))}, got {self.levels!r}"
-            )
+            choices = ", ".join(get_args(Levels))
+            raise ConfigError(f"loss.levels: choose from {choices}, not {self.levels!r}")
         if self.levels == "continuous" and bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss.levels=continuous needs every sigma above 0")
 

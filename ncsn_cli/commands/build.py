@@ -41,7 +41,7 @@ _MODULES = [
 
 _BASES: dict[str, tuple[type, ...]] = {
     "dataset": (Dataset,),
-    "schedule": (Schedule, FromData),
+    "schedule": (Schedule,),
     "loss": (Loss,),
     "sampler": (Sampler,),
     "metric": (SampleMetric, ScoreMetric),
@@ -75,7 +75,7 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         cause = error.__cause__ or error
         if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
             raise cause from None  # torch's own, such as too little memory for a wide network
-        is_torchs = key == "optimizer" and "keyword" not in str(cause)
+        is_torchs = key == "optimizer" and not re.search("keyword|no arguments", str(cause))
         if is_torchs:
             raise ConfigError(what_torch_refuses(settings, cause)) from error
         raise ConfigError(_why_not_made(key, settings["_target_"], cause, [*runtime])) from error
@@ -94,8 +94,8 @@ def _why_not_made(key: str, target: str, cause: BaseException, runtime: list[str
         base = next((each for each in bases if issubclass(called, each)), bases[0])
         return _lack(key, target, _methods_of(called), base)
     for name in runtime:
-        if f"unexpected keyword argument '{name}'" in str(cause):
-            return f"{key}: {target} should take the argument {name!r}, which the dataset decides"
+        if re.search(rf"unexpected keyword argument '{name}'|takes no arguments", str(cause)):
+            return f"{key}: {target} should take an argument {name!r}, which ncsn_cli gives it"
     if group in _CALLED and "missing" in str(cause) and not isinstance(called, type):
         return f"{key}: {target} is a function; write _partial_: true beside its _target_"
     return reason_of(key, cause)
@@ -118,7 +118,7 @@ def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
         raise ConfigError(_lack(key, name, ["forward"], nn.Module))
     if group in _CALLED and not callable(made):
         raise ConfigError(_lack(key, name, ["__call__"], _CALLED[group]))
-    bases = _BASES.get(group, ())
+    bases = () if isinstance(made, FromData) else _BASES.get(group, ())
     base = next((each for each in bases if isinstance(made, each)), None)
     if bases and base is None:
         base = next((each for each in bases if not _lacking(made, each)), bases[0])
@@ -148,9 +148,9 @@ def _methods_of(base: type) -> list[str]:
 
 def _lack(key: str, name: str, names: list[str], base: type) -> str:
     """Return the line that refuses ``name``, which lacks ``names`` of the class ``base``."""
-    what = "method" if callable(getattr(base, names[0], None)) else "attribute"
-    lacks = ", ".join(map(repr, names))
-    return f"{key}: {name} has no {what} {lacks}; see {_path_of(base)}"
+    kind = "method" if callable(getattr(base, names[0], None)) else "attribute"
+    lacks = f"{kind}{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
+    return f"{key}: {name} has no {lacks}; see {_path_of(base)}"
 
 
 def _lacking(made: object, base: type) -> list[str]:
