@@ -38,7 +38,6 @@ _MODULES = [
     for name in ("datasets", "inits", "losses", "mistakes", "models", "samplers", "schedules")
 ]
 
-
 _BASES: dict[str, tuple[type, ...]] = {
     "dataset": (Dataset,),
     "schedule": (Schedule,),
@@ -118,12 +117,16 @@ def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
         raise ConfigError(_lack(key, name, ["forward"], nn.Module))
     if group in _CALLED and not callable(made):
         raise ConfigError(_lack(key, name, ["__call__"], _CALLED[group]))
+    if group == "init":
+        _check_arguments(key, name, made, Init)
     bases = () if isinstance(made, FromData) else _BASES.get(group, ())
     base = next((each for each in bases if isinstance(made, each)), None)
     if bases and base is None:
         base = next((each for each in bases if not _lacking(made, each)), bases[0])
     if base is not None and (names := _lacking(made, base)):
         raise ConfigError(_lack(key, name, names, base))
+    if base is not None and group != "dataset":
+        _check_arguments(key, name, made, base)
     if base is not None and not isinstance(made, base):
         kind = type(made)
         names_of = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
@@ -165,6 +168,19 @@ def _lacking(made: object, base: type) -> list[str]:
     }
     nothing = object()  # found statically: a property may be slow to compute
     return [n for n in attributes if inspect.getattr_static(made, n, nothing) is nothing]
+
+
+def _check_arguments(key: str, name: str, made: object, base: type) -> None:
+    """Raise if a method of ``made`` that ``base`` names does not take the arguments it gets."""
+    for method in _methods_of(base):
+        _, *arguments = inspect.signature(getattr(base, method)).parameters
+        try:
+            inspect.signature(getattr(made, method)).bind(*arguments)
+        except TypeError:
+            raise ConfigError(
+                f"{key}: {name}.{method} should take the arguments {', '.join(arguments)}; see"
+                f" {_path_of(base)}"
+            ) from None
 
 
 def try_own(key: str, made: object, call: str, run: Callable[[], object], shape: object) -> None:

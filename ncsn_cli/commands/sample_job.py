@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 STOPPED_CHAINS = "sampling.safetensors"
 """File in which a stopped run keeps its chains."""
 
+_MOST_TRIED = 1000  # points on which classes of the user's own are tried beforehand
+
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
@@ -210,7 +212,7 @@ def _build_parts(request: Request) -> Parts:
     of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
     pictures, plan = Pictures(request.config), plan_of(sampler, schedule.sigmas)
     parts = Parts(dataset, schedule, sampler, plan, init, of_samples, of_score, pictures, found)
-    _try_own(parts)
+    _try_own(parts, min(request.run.num_samples, _MOST_TRIED))
     for metric in of_score.values():
         metric.check(parts.sigmas)
     if request.run.log_density:
@@ -220,17 +222,19 @@ def _build_parts(request: Request) -> Parts:
     return parts
 
 
-def _try_own(parts: Parts) -> None:
-    """Raise if an init or a metric of the user's own returns something else than it should."""
+def _try_own(parts: Parts, num: int) -> None:
+    """Raise if an init or a metric of the user's own fails on ``num`` points."""
     truth, stream = parts.dataset.truth, random_stream(0, "trial")
     sigma_max, sigma_min = float(parts.schedule.sigmas[0]), parts.plan[-1].sigma
-    shape = (4, truth.dim)
-    try_own("init", parts.init, "__call__", lambda: parts.init(4, truth, sigma_max, stream), shape)
+    shape = (num, truth.dim)
+    try_own(
+        "init", parts.init, "__call__", lambda: parts.init(num, truth, sigma_max, stream), shape
+    )
     for name, metric in parts.of_samples.items():
-        draws = truth.sample(4, sigma=sigma_min, generator=stream)
+        draws = truth.sample(num, sigma=sigma_min, generator=stream)
 
         def measure(metric: SampleMetric = metric, draws: Tensor = draws) -> float:
-            return metric.distance(truth, sigma_min, 4)(draws, stream)
+            return metric.distance(truth, sigma_min, num)(draws, stream)
 
         try_own(f"metric.{name}", metric, "distance", measure, None)
 
