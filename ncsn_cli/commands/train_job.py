@@ -32,7 +32,7 @@ from ncsn_cli.commands.resume import (
     find_stopped,
 )
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, RefusedStart
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import unknown_numbers
 from ncsn_cli.evaluation.schedule_advice import examine
@@ -135,7 +135,8 @@ def build(request: Request) -> Job:
     # Prepare the training, and restore it if it is resumed.
     training = Training(trainer, model, parts.optimizer, parts.loss, dataset, sigmas, run.seed)
     if in_search() and run.objective in unknown_numbers(parts.loss, sigmas.tolist()):
-        raise ConfigError(
+        # Past Hydra: a sweeper would try the other jobs, too.
+        raise RefusedStart from ConfigError(
             f"objective: {run.objective} is null for this loss; choose loss or score_error"
         )
     snapshots = None
