@@ -40,8 +40,8 @@ def test_the_package_and_the_example_work_without_the_checkout(tmp_path):
     named = ["--config-dir", "options", "checkpoint=own/40", "plugins=[own_classes]"]
     run(scripts / "ncsn-sample", *named, *chosen)
     assert (tmp_path / "own" / "samples" / "plots" / "radii.png").is_file()
-    sweep = ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=own/sweep"]
-    run(scripts / "ncsn-train", *own, "trainer.steps=20", *sweep)
+    sweep = ["trainer.steps=20", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=own/sweep"]
+    run(scripts / "ncsn-train", "-m", *own, *sweep)
     assert len(list(tmp_path.glob("own/sweep/seed-*/metrics.json"))) == 2
     where = run(scripts / "python", "-c", "import own_classes; print(own_classes.__file__)")
     assert str(tmp_path) in where
