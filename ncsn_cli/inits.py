@@ -18,7 +18,10 @@ __all__ = ["Data", "Normal", "Prior", "Uniform"]
 
 
 class Init(ABC):
-    """The distribution of the points where chains start."""
+    """The distribution of the points where chains start.
+
+    To write your own, implement ``__call__``, or write a function with the same arguments.
+    """
 
     @abstractmethod
     def __call__(

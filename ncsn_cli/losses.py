@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -50,22 +50,70 @@ class Perturbed(NamedTuple):
     true_score: Score | None
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Loss(ABC):
-    """A functional of the score whose excess over its floor is the weighted Fisher divergence.
+Levels = Literal["all", "random", "continuous"]
 
-    At one level: loss(s) - loss(grad log p_sigma) = lambda(sigma)/2 E||s - grad log p_sigma||^2.
+_VALUE = ("draw", "given", "terms", "term")  # the methods on which a loss's value depends
+
+
+class Loss(ABC):
+    """A functional of the score: the mean of a term over perturbed points.
+
     The base class chooses levels and perturbs the data; a subclass computes each point's term.
+
+    To write your own, implement ``term``. Two more methods are worth it if you know the formula,
+    for what the run reports beside the loss:
+
+    - ``floor``: the value at the true score, which becomes ``loss_floor``.
+    - ``weight``: the lambda(sigma) for which, at one level, loss(s) - loss(grad log p_sigma) =
+      lambda(sigma)/2 E||s - grad log p_sigma||^2, which becomes ``excess_loss``.
+
+    Without them these numbers are null. They belong to the term: a subclass that replaces the
+    term of a loss has to state both again.
 
     Args:
         levels: ``all`` uses every level for every point; ``random`` one level per point, uniform;
             ``continuous`` one sigma per point, sigma_max (sigma_min/sigma_max)^t with
             t ~ U[0, 1].
-        weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
+        weight_power: Exponent of sigma in ``weights``.
     """
 
-    levels: Literal["all", "random", "continuous"] = "all"
+    levels: Levels = "all"
     weight_power: float = 2.0
+
+    def __init__(self, *, levels: Levels = "all", weight_power: float = 2.0) -> None:
+        self.levels, self.weight_power = levels, weight_power
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        """Give a subclass no floor and no weight that were stated for another term."""
+        super().__init_subclass__(**kwargs)
+
+        def place(name: str) -> int:
+            return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+        changed = min(place(name) for name in _VALUE)
+        if changed < place("floor"):
+            cls.floor = Loss.floor  # type: ignore[method-assign]
+        if changed < place("weight"):
+            cls.weight = Loss.weight  # type: ignore[method-assign]
+
+    @abstractmethod
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return the term (P,) of each perturbed point, with its weight."""
+
+    def floor(self, sigma: float, dim: int, fisher_information: float) -> float | None:
+        """Return the loss of the true score at one level, from D and I(p_sigma).
+
+        Return None if it is not known.
+        """
+        return None
+
+    def weight(self, sigma: float) -> float | None:
+        """Return lambda(sigma) of the excess over the floor; None if it is no such excess."""
+        return None
+
+    def weights(self, sigma: Tensor) -> Tensor:
+        """Return sigma^weight_power (P,), or 1 at sigma = 0, for the points' ``sigma`` (P,)."""
+        return torch.where(sigma > 0, sigma**self.weight_power, 1.0)
 
     def __call__(
         self,
@@ -129,7 +177,7 @@ class Loss(ABC):
                 sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** draws.place  # (B,)
             z = draws.z
             x_noisy = x + sigma[:, None] * z
-        return self._terms(score, Perturbed(x_noisy, sigma, z, draws.v, true_score))
+        return self.term(score, Perturbed(x_noisy, sigma, z, draws.v, true_score))
 
     def quadrature(self, sigmas: Tensor) -> tuple[list[float], list[float]]:
         """Return levels and weights: this loss is the weighted sum of its values at single levels.
@@ -152,27 +200,15 @@ class Loss(ABC):
         """
         return z.new_empty(0)
 
-    @abstractmethod
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """Return the weighted term (P,) of each perturbed point."""
-
     def points(self, batch: int, num_levels: int) -> int:
         """Return P, the number of perturbed points for ``batch`` data points."""
         return batch * num_levels if self.levels == "all" else batch
 
-    def weight(self, sigma: float) -> float:
-        """Return lambda(sigma) = sigma^weight_power, or 1 at sigma = 0."""
-        return sigma**self.weight_power if sigma > 0 else 1.0
-
-    def _weights(self, sigma: Tensor) -> Tensor:
-        return torch.where(sigma > 0, sigma**self.weight_power, 1.0)
-
-    @abstractmethod
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """Return the loss of the true score at one level, from D and I(p_sigma)."""
-
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` at levels where the loss is not defined."""
+        if self.levels not in get_args(Levels):
+            choices = ", ".join(get_args(Levels))
+            raise ConfigError(f"loss.levels: choose from {choices}, not {self.levels!r}")
         if self.levels == "continuous" and bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss.levels=continuous needs every sigma above 0")
 
@@ -189,8 +225,30 @@ class Loss(ABC):
         return self
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class _Weighted(Loss):
+    """A loss whose excess over its floor is the Fisher divergence, weighted by lambda(sigma).
+
+    A subclass computes the term, and states ``floor`` and ``weight`` with it.
+
+    Args:
+        levels: See ``Loss``.
+        weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
+    """
+
+    levels: Levels = "all"
+    weight_power: float = 2.0
+
+    def weight(self, sigma: float) -> float:
+        """Return lambda(sigma) = sigma^weight_power, or 1 at sigma = 0."""
+        return self._lambda(sigma)
+
+    def _lambda(self, sigma: float) -> float:
+        return sigma**self.weight_power if sigma > 0 else 1.0
+
+
 @dataclass(frozen=True, config=STRICT)
-class Denoising(Loss):
+class Denoising(_Weighted):
     r"""Denoising score matching at every noise level.
 
         1/L sum_i lambda(sigma_i)/2 E || s(x + sigma_i z, sigma_i) + z/sigma_i ||^2,   z ~ N(0, I)
@@ -210,14 +268,17 @@ class Denoising(Loss):
 
     noise: Literal["fresh", "fixed"] = "fresh"
 
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return lambda/2 ||s + z/sigma||^2, (P,)."""
         x, sigma, z, *_ = perturbed
         residual = sigma[:, None] * score(x, sigma) + z  # sigma (s + z/sigma)
         return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
 
+    weight = _Weighted.weight
+
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """Return lambda/2 (D/sigma^2 - I(p_sigma))."""
-        return self.weight(sigma) / 2 * (dim / sigma**2 - fisher_information)
+        return self._lambda(sigma) / 2 * (dim / sigma**2 - fisher_information)
 
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` at sigma = 0, where there is no noise to remove.
@@ -237,17 +298,20 @@ class Denoising(Loss):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Explicit(Loss):
+class Explicit(_Weighted):
     """Explicit score matching: lambda/2 E||s - grad log p_sigma||^2, from the exact score.
 
     Its floor is 0. Source: Hyvarinen (2005), JMLR 6:695-709, eq. 2.
     """
 
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return lambda/2 ||s - grad log p_sigma||^2, (P,)."""
         x, sigma, *_, true_score = perturbed
         assert true_score is not None
         error = score(x, sigma) - true_score(x, sigma)
-        return self._weights(sigma) * error.square().sum(-1) / 2
+        return self.weights(sigma) * error.square().sum(-1) / 2
+
+    weight = _Weighted.weight
 
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """Return 0."""
@@ -255,25 +319,28 @@ class Explicit(Loss):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Implicit(Loss):
+class Implicit(_Weighted):
     """Implicit score matching: lambda E[||s||^2/2 + tr(grad s)], with the exact trace for any D.
 
     Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
     """
 
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return lambda (||s||^2/2 + tr(grad s)), (P,)."""
         x, sigma, *_ = perturbed
         s, jacobian = score_and_jacobian(score, x, sigma)
         diagonal = jacobian.diagonal(dim1=1, dim2=2)  # (P, D)
-        return self._weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
+        return self.weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
 
     def _divergence(self, diagonal: Tensor) -> Tensor:
         """Return the trace (P,) from the diagonal (P, D) of the Jacobian."""
         return diagonal.sum(-1)
 
+    weight = _Weighted.weight
+
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """Return -lambda/2 I(p_sigma)."""
-        return -self.weight(sigma) / 2 * fisher_information
+        return -self._lambda(sigma) / 2 * fisher_information
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -305,7 +372,7 @@ class ImplicitRegularized(Implicit):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Sliced(Loss):
+class Sliced(_Weighted):
     """Sliced score matching: the trace from one random direction v per point, E[v v^T] = I.
 
         lambda E[||s||^2/2 + v^T (grad s) v],   or with (v^T s)^2/2 for the first term
@@ -324,19 +391,22 @@ class Sliced(Loss):
     directions: Literal["gaussian", "rademacher"] = "rademacher"
     variance_reduced: bool = True
 
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return lambda (||s||^2/2 + v^T (grad s) v), (P,)."""
         x, sigma, _, v, _ = perturbed
         s, along = derivative_along(v, score, x, sigma)
         square = s.square().sum(-1) if self.variance_reduced else (v * s).sum(-1).square()
-        return self._weights(sigma) * (square / 2 + (v * along).sum(-1))
+        return self.weights(sigma) * (square / 2 + (v * along).sum(-1))
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
         v = _normal((z.numel() // z.shape[-1], z.shape[-1]), z, generator)
         return v if self.directions == "gaussian" else torch.where(v < 0, -1.0, 1.0)
 
+    weight = _Weighted.weight
+
     def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
         """Return -lambda/2 I(p_sigma)."""
-        return -self.weight(sigma) / 2 * fisher_information
+        return -self._lambda(sigma) / 2 * fisher_information
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -91,8 +91,11 @@ class SigmaReplaced(GaussianMixture):
 class SignFlipped(Denoising):
     """||s - z/sigma||^2 instead of ||s + z/sigma||^2: the network learns -grad log p_sigma."""
 
-    def _terms(self, score: Score, perturbed: Perturbed) -> Tensor:
-        return super()._terms(score, perturbed._replace(z=-perturbed.z))
+    floor, weight = Denoising.floor, Denoising.weight  # those of the loss that was meant
+
+    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
+        """Return lambda/2 ||s - z/sigma||^2, (P,)."""
+        return super().term(score, perturbed._replace(z=-perturbed.z))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Self
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import STRICT
 
 __all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
@@ -29,17 +30,61 @@ POINTS_FOR_TECHNIQUE_1 = 10_000
 _LEAST_OVERLAP = 0.1  # of neighbouring levels: with less, few chains are typical of the next
 
 
-class Schedule(ABC):
-    """A ladder of noise levels."""
+class Schedule:
+    """A ladder of noise levels.
 
-    @property
-    @abstractmethod
-    def sigmas(self) -> Tensor:
-        """Standard deviations (L,), descending, float64: sigmas[0] = sigma_max."""
+    To write your own, set ``sigmas`` in ``__init__``, or make it a property. A list, a numpy array
+    and a tensor will do: ``checked_levels`` makes a tensor of them.
+
+    Attributes:
+        sigmas: Standard deviations (L,), strictly descending, float64, data units:
+            sigmas[0] = sigma_max. All are > 0, except that a single level may be 0.
+    """
+
+    sigmas: Tensor
+
+
+class Levels(Schedule):
+    """The levels that another schedule gave.
+
+    Args:
+        sigmas: See ``Schedule``.
+    """
+
+    def __init__(self, sigmas: Tensor) -> None:
+        self.sigmas = sigmas
+
+
+def checked_levels(schedule: Schedule) -> Schedule:
+    """Return the levels of ``schedule`` as a tensor, if they are levels.
+
+    Raises:
+        ConfigError: If they are not finite numbers > 0 (or a single 0), strictly descending.
+    """
+    given, name = schedule.sigmas, type(schedule).__name__
+    try:
+        # Numpy first: torch takes no array that was reversed by [::-1].
+        numbers = given if isinstance(given, Tensor) else np.array(given, dtype=np.float64)
+        sigmas = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        sigmas = torch.empty(0, 0)
+    if sigmas.ndim != 1 or len(sigmas) == 0:
+        shape = one_line(repr(given), 80)
+        raise ConfigError(f"schedule: {name}.sigmas should be a list of numbers, got {shape}")
+    values = sigmas.tolist()
+    for i, sigma in enumerate(values):
+        if not math.isfinite(sigma) or sigma < 0 or (sigma == 0 and len(values) > 1):
+            rule = "be finite and above 0 (a single level may be 0)"
+        elif i > 0 and sigma >= values[i - 1]:
+            rule = f"descend from the level before, {values[i - 1]:g}"
+        else:
+            continue
+        raise ConfigError(f"schedule: {name}.sigmas[{i}] should {rule}, got {sigma:g}")
+    return schedule if given is sigmas else Levels(sigmas.detach())
 
 
 @dataclass(frozen=True, config=STRICT)
-class _Ladder(Schedule):
+class _Ladder(Schedule, ABC):
     """Levels from ``sigma_max`` down to ``sigma_min``; a subclass spaces them.
 
     Args:
@@ -70,7 +115,7 @@ class _Ladder(Schedule):
         """Return levels (L,) at ``fractions`` (L,): 0 is at sigma_max and 1 at sigma_min."""
 
     @cached_property
-    def sigmas(self) -> Tensor:
+    def sigmas(self) -> Tensor:  # type: ignore[override]  # computed once, from the fields
         """Standard deviations (L,), descending, float64."""
         sigmas = self._space(torch.linspace(0, 1, self.num_levels, dtype=torch.float64))
         sigmas[0], sigmas[-1] = self.sigma_max, self.sigma_min
@@ -141,7 +186,7 @@ class Single(Schedule):
     sigma: NonNegativeFloat = 0.0
 
     @cached_property
-    def sigmas(self) -> Tensor:
+    def sigmas(self) -> Tensor:  # type: ignore[override]  # computed once, from the fields
         """The level, (1,), float64."""
         return torch.tensor([self.sigma], dtype=torch.float64)
 

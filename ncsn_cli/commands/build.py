@@ -11,15 +11,15 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hydra
-import torch
 from hydra.errors import InstantiationException
-from pydantic import ValidationError
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, reason_of, shortened
+from ncsn_cli.commands.contract import adopted, why_not_made
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import random_stream
@@ -53,14 +53,16 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         cause = error.__cause__ or error
         if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
             raise cause from None  # torch's own, such as too little memory for a wide network
-        if key == "optimizer" and "keyword" not in str(cause):
+        is_torchs = key == "optimizer" and not re.search("keyword|no arguments", str(cause))
+        if is_torchs:
             raise ConfigError(what_torch_refuses(settings, cause)) from error
-        known = _parameters(hydra.utils.get_object, settings["_target_"])
-        raise ConfigError(reason_of(key, cause, known)) from error
-    base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
-    if not isinstance(made, base):
-        raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
-    return made
+        called = None
+        with suppress(Exception):  # Hydra's own line says why there is no such object
+            called = hydra.utils.get_object(settings["_target_"])
+        raise ConfigError(
+            why_not_made(key, settings["_target_"], called, cause, runtime)
+        ) from error
+    return adopted(key, made, settings["_target_"])
 
 
 def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
@@ -134,22 +136,17 @@ def build_from_checkpoint(
     line (``named``) is also accepted. Errors name the key.
     """
     values = {**settings, **runtime}
+    called: Callable[..., Any] | None = None
     target = values.pop("_target_", None)
     try:
         if named is not None and named == target:
-            return hydra.utils.get_class(named)(**values)
-        return known_class(target, plugins)(**values)
-    except (ConfigError, ValidationError, TypeError, ImportError) as error:
-        known = _parameters(known_class, target, plugins)
-        raise ConfigError(reason_of(key, error, known)) from error
-
-
-def _parameters(find: Callable[..., Any], *target: object) -> list[str]:
-    """Return the names of the parameters of what ``find`` finds; none if it finds nothing."""
-    try:
-        return list(inspect.signature(find(*target)).parameters)
-    except Exception:  # the error that is being explained says more
-        return []
+            called = hydra.utils.get_class(named)
+        else:
+            called = known_class(target, plugins)
+        made = called(**values)
+    except (AttributeError, ConfigError, ImportError, TypeError, ValueError) as error:
+        raise ConfigError(why_not_made(key, str(target), called, error, runtime)) from error
+    return adopted(key, made, str(target))
 
 
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:

@@ -30,6 +30,11 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def in_search() -> bool:
+    """Return whether a sweeper, such as Optuna's, chooses this job by the objective of others."""
+    return in_sweep() and not HydraConfig.get().sweeper["_target_"].endswith(".BasicSweeper")
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device that ``name`` means on this machine.
 
@@ -98,8 +103,13 @@ def _as_yaml(config: Config) -> str:
 
 
 def objective_of(metrics: Config, name: str | None) -> float | None:
-    """Return the number that a search minimises; None without a ``name``."""
+    """Return the number that a search minimises; None without a ``name``.
+
+    Without a search, return None also for a number that is null.
+    """
     numbers = flatten(metrics)
+    if name in numbers and numbers[name] is None and not in_search():
+        return None
     if name is not None and not isinstance(numbers.get(name), float | int):
         known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
         raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")

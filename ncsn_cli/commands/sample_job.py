@@ -20,6 +20,7 @@ from ncsn_cli.commands.build import (
     reference_data,
 )
 from ncsn_cli.commands.config import Config, SampleSettings, without_paths
+from ncsn_cli.commands.contract import try_own
 from ncsn_cli.commands.job import choose_device, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
@@ -35,19 +36,22 @@ from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
 from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
 from ncsn_cli.runs.folder import STOPPED_CHAINS
-from ncsn_cli.samplers import Level, LogProb, Sampler
+from ncsn_cli.samplers import Level, LogProb, Sampler, plan_of
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
 from ncsn_cli.sampling.run import Sampling, Saved
 from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
+
+_MOST_TRIED = 1000  # points on which classes of the user's own are tried beforehand
 
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
@@ -204,10 +208,9 @@ def _build_parts(request: Request) -> Parts:
     metrics = instantiate_list(request.config, "metric")
     of_samples = {k: m for k, m in metrics.items() if isinstance(m, SampleMetric)}
     of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
-    for name in metrics.keys() - of_samples.keys() - of_score.keys():
-        raise ConfigError(f"metric.{name}: it should be one of ncsn_cli.metrics")
-    pictures, plan = Pictures(request.config), sampler.levels(schedule.sigmas)
+    pictures, plan = Pictures(request.config), plan_of(sampler, schedule.sigmas)
     parts = Parts(dataset, schedule, sampler, plan, init, of_samples, of_score, pictures, found)
+    _try_own(parts, min(request.run.num_samples, _MOST_TRIED))
     for metric in of_score.values():
         metric.check(parts.sigmas)
     if request.run.log_density:
@@ -215,6 +218,23 @@ def _build_parts(request: Request) -> Parts:
         if dataset.dim > 2:
             raise ConfigError("log_density: there is a grid for D = 1 and 2 only")
     return parts
+
+
+def _try_own(parts: Parts, num: int) -> None:
+    """Raise if an init or a metric of the user's own fails on ``num`` points."""
+    truth, stream = parts.dataset.truth, random_stream(0, "trial")
+    sigma_max, sigma_min = float(parts.schedule.sigmas[0]), parts.plan[-1].sigma
+    shape = (num, truth.dim)
+    try_own(
+        "init", parts.init, "__call__", lambda: parts.init(num, truth, sigma_max, stream), shape
+    )
+    for name, metric in parts.of_samples.items():
+        draws = truth.sample(num, sigma=sigma_min, generator=stream)
+
+        def measure(metric: SampleMetric = metric, draws: Tensor = draws) -> float:
+            return metric.distance(truth, sigma_min, num)(draws, stream)
+
+        try_own(f"metric.{name}", metric, "distance", measure, None)
 
 
 def _choose_score(

@@ -141,17 +141,20 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     )
     metrics["seconds"] = seconds
     folder.write("metrics.json", to_json(metrics))
-    log.info(
-        "from draws, with their standard errors: loss %.4f ± %.1g, excess loss %.2e ± %.1g,"
-        " score error %.2e ± %.1g",
-        *(metrics[f"{key}{error}"] for key in ("loss", "excess_loss", "score_error")
-          for error in ("", "_standard_error")),
-    )  # fmt: skip
-    error = metrics.get("loss_floor_standard_error")
-    log.info(
-        "loss floor %.4f (%s)", metrics["loss_floor"],
-        "exact" if error is None else f"from draws, ± {error:.1g}",
-    )  # fmt: skip
+    formats = {"loss": ".4f", "excess_loss": ".2e", "score_error": ".2e"}
+    shown = [
+        f"{name.replace('_', ' ')} {metrics[name]:{form}}"
+        f" ± {metrics[f'{name}_standard_error']:.1g}"
+        for name, form in formats.items()
+        if metrics[name] is not None
+    ]
+    log.info("from draws, with their standard errors: %s", ", ".join(shown))
+    if metrics["loss_floor"] is None:
+        log.info("loss floor unknown: the loss states none")
+    else:
+        error = metrics.get("loss_floor_standard_error")
+        how = "exact" if error is None else f"from draws, ± {error:.1g}"
+        log.info("loss floor %.4f (%s)", metrics["loss_floor"], how)
     return metrics
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from ncsn_cli.commands.build import (
     what_torch_refuses,
 )
 from ncsn_cli.commands.config import Config, TrainSettings
-from ncsn_cli.commands.job import choose_device, output_folder
+from ncsn_cli.commands.contract import try_own
+from ncsn_cli.commands.job import choose_device, in_search, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
     MAY_CHANGE_IN_TRAINING,
@@ -30,8 +32,9 @@ from ncsn_cli.commands.resume import (
     find_stopped,
 )
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, RefusedStart
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.evaluation.network import unknown_numbers
 from ncsn_cli.evaluation.schedule_advice import examine
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, load_newest
@@ -131,6 +134,11 @@ def build(request: Request) -> Job:
     torch.set_num_threads(int(trainer.threads))
     # Prepare the training, and restore it if it is resumed.
     training = Training(trainer, model, parts.optimizer, parts.loss, dataset, sigmas, run.seed)
+    if in_search() and run.objective in unknown_numbers(parts.loss, sigmas.tolist()):
+        # Past Hydra: a sweeper would try the other jobs, too.
+        raise RefusedStart from ConfigError(
+            f"objective: {run.objective} is null for this loss; choose loss or score_error"
+        )
     snapshots = None
     if parts.pictures.animations and dataset.dim <= 2:
         snapshots = Snapshots(trainer.snapshots, trainer.steps, dataset, sigmas, device)
@@ -150,6 +158,7 @@ def _build_parts(config: Config, seed: int, device: torch.device) -> Parts:
     schedule, fitted = fit_schedule(instantiate(config, "schedule"), data)
     sigmas, loss = schedule.sigmas, instantiate(config, "loss")
     model = initial_model(config, data, seed).to(device)
+    _try_own(model, dataset, loss, sigmas, device)
     _try_once(model, dataset, loss, float(sigmas[-1]), device)
     optimizer = instantiate(config, "optimizer", params=model.parameters())
     _try_optimizer(config, model)
@@ -196,6 +205,23 @@ def _try_once(
             "the derivative of a relu network jumps, and the gradient of this loss misses the"
             " jumps, so it is biased; choose another model.activation, such as softplus"
         )
+
+
+def _try_own(
+    model: nn.Module, dataset: Dataset, loss: Loss, sigmas: Tensor, device: torch.device
+) -> None:
+    """Raise if a model or a loss of the user's own returns something else than it should."""
+    stream, levels = random_stream(0, "trial", device), sigmas[-2:].to(device, torch.float32)
+    x = dataset.sample(3, generator=stream)
+    for sigma in (levels[-1], levels[-1].expand(3)):
+        try_own("model", model, "forward", partial(model, x, sigma), (3, dataset.dim))
+
+    def terms() -> Tensor:
+        loss.check(sigmas)
+        drawn = loss.draw(x, levels, stream)
+        return loss.terms(drawn, model, x, levels, dataset.score)
+
+    try_own("loss", loss, "term", terms, (loss.points(3, len(levels)),))
 
 
 def _try_optimizer(config: Config, model: nn.Module) -> None:

@@ -113,6 +113,8 @@ class Dataset(Law):
     weights: Tensor
     extent: tuple[Tensor, Tensor]
     smallest_std: float
+    num_samples: int | None = None
+    seed: int = 0
 
     def __init__(self, num_samples: int | None, seed: int) -> None:
         self.num_samples = num_samples

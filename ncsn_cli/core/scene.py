@@ -57,13 +57,13 @@ class TrainingScene(Scene):
     Args:
         data: Training points (N, D), or draws if the dataset is endless.
         history: Columns of ``history.csv`` by name.
-        loss_floor: The loss of the true score.
+        loss_floor: The loss of the true score; None if it is not known.
         snapshots: See ``snapshots.Snapshots.arrays``; None if none were kept.
     """
 
     data: NDArray[np.float32]
     history: dict[str, NDArray[np.float64]]
-    loss_floor: float
+    loss_floor: float | None
     snapshots: dict[str, NDArray[Any]] | None = None
 
 

@@ -73,7 +73,7 @@ def _by_draws(
     sets = _CHEAP_SETS if metric.is_cheap and num <= _MOST_CHEAP_DRAWS else SETS
 
     def repeat() -> float:
-        return distance(truth.sample(num, sigma=sigma, generator=stream), stream)
+        return float(distance(truth.sample(num, sigma=sigma, generator=stream), stream))
 
     values = [repeat() for _ in range(_FIRST)]
     inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", values))

@@ -59,15 +59,26 @@ def excess_loss(
     loss: Loss,
     num: int,
     generator: torch.Generator,
-) -> float:
+) -> float | None:
     """Return the mean of lambda/2 E||s - grad log p_sigma||^2 over the levels of the loss.
 
-    Each level gets ``num`` draws.
+    Each level gets ``num`` draws. Return None if the loss names no lambda.
     """
     levels, weights = loss.quadrature(sigmas)
+    lambdas = [each for s in levels if (each := loss.weight(s)) is not None]
+    if len(lambdas) < len(levels):
+        return None
     divergences = [fisher_divergence(score, truth, s, num, generator).divergence for s in levels]
-    parts = zip(weights, levels, divergences, strict=True)
-    return sum(weight * loss.weight(s) / 2 * divergence for weight, s, divergence in parts)
+    parts = zip(weights, lambdas, divergences, strict=True)
+    return sum(weight * each / 2 * divergence for weight, each, divergence in parts)
+
+
+def unknown_numbers(loss: Loss, levels: list[float]) -> set[str]:
+    """Return which of ``EVALUATED`` are null: the loss does not state them at the ``levels``."""
+    floors = [loss.floor(sigma, 1, 1.0) for sigma in levels]
+    lambdas = [loss.weight(sigma) for sigma in levels]
+    found = {"loss_floor": floors, "excess_loss": lambdas}
+    return {name for name, values in found.items() if None in values}
 
 
 class _Level(NamedTuple):
@@ -91,7 +102,8 @@ def evaluate_training(
     """Return the network's numbers for a training run's ``metrics.json``, from fresh exact draws.
 
     ``loss`` is the trained loss, ``loss_floor`` its value at the true score, and ``excess_loss``
-    their difference, computed directly as lambda/2 E||s - grad log p_sigma||^2. All three are
+    their difference, computed directly as lambda/2 E||s - grad log p_sigma||^2. The floor is None
+    if the loss states none, and the excess is None if it names no lambda. All three are
     means over the levels of the loss: over the L levels, or over log sigma for
     ``loss.levels=continuous`` (``Loss.quadrature``). ``score_error`` is the squared relative error
     E||s - s*||^2/E||s*||^2, a mean over the L levels. Each number that is estimated from draws has
@@ -131,7 +143,7 @@ def evaluate_training(
     means["score_error"] = float(np.mean(errors))
     means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
     for name, mean in means.items():
-        if not math.isfinite(mean):
+        if mean is not None and not math.isfinite(mean):
             raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
     return {
         **means,
@@ -187,8 +199,11 @@ def fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float
 
 def _weighted_means(
     loss: Loss, truth: Dataset, weights: list[float], found_at: Mapping[float, _Level]
-) -> dict[str, float]:
-    """Return mean loss, penalty, floor and excess over the levels of ``found_at``, with errors."""
+) -> dict[str, float | None]:
+    """Return mean loss, penalty, floor and excess over the levels of ``found_at``, with errors.
+
+    A floor or an excess that the loss does not state is None.
+    """
     means: dict[str, float] = {}
     variances: dict[str, float] = {}
 
@@ -197,6 +212,7 @@ def _weighted_means(
         means[name] = means.get(name, 0.0) + float(values.mean())
         variances[name] = variances.get(name, 0.0) + float(values.var()) / len(values)
 
+    unknown = unknown_numbers(loss, [*found_at])
     floor = floor_error = 0.0
     informations = fisher_informations(truth, list(found_at))
     parts = zip(found_at.items(), weights, informations, strict=True)
@@ -204,18 +220,23 @@ def _weighted_means(
         add("loss", weight, level.loss)
         if level.penalty is not None:
             add("penalty", weight, level.penalty)
-        add("excess_loss", weight * loss.weight(sigma) / 2, level.products[0])
-        lowest = loss.floor(sigma, truth.dim, information)
-        floor += weight * lowest
-        # The informations of all levels come from the same random numbers: their errors add up.
-        floor_error += weight * abs(loss.floor(sigma, truth.dim, information + error) - lowest)
-    found: dict[str, float] = {}
+        if "excess_loss" not in unknown:
+            add("excess_loss", weight * (loss.weight(sigma) or 0.0) / 2, level.products[0])
+        if "loss_floor" not in unknown:
+            # The informations of all levels come from the same random numbers: errors add up.
+            lowest, higher = (
+                loss.floor(sigma, truth.dim, value) or 0.0
+                for value in (information, information + error)
+            )
+            floor += weight * lowest
+            floor_error += weight * abs(higher - lowest)
+    found: dict[str, float | None] = {}
     for name, mean in means.items():
         found |= {name: mean, f"{name}_standard_error": math.sqrt(variances[name])}
         if name == "loss":
-            found["loss_floor"] = floor
+            found["loss_floor"] = None if "loss_floor" in unknown else floor
             found |= {"loss_floor_standard_error": floor_error} if floor_error > 0 else {}
-    return found
+    return found if "excess_loss" in found else found | {"excess_loss": None}
 
 
 def _evaluate_level(

@@ -85,7 +85,7 @@ def _against_floor(
     seed: int,
 ) -> dict[str, Any]:
     distance = metric.distance(truth, sigma, len(samples))
-    value = distance(samples, random_stream(seed, name))
+    value = float(distance(samples, random_stream(seed, name)))
     floor = floor_of(metric, truth, sigma, len(samples))
     ratio = value / floor["floor"] if floor["floor"] > 1e-12 * value else None
     return {"value": value, **floor, "ratio": ratio}

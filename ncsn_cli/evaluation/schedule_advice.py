@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.samplers import Level, Sampler, technique_4
+from ncsn_cli.samplers import Level, Sampler, plan_of, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,
     describe_ratios,
@@ -38,7 +38,7 @@ def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float)
     report, complaints = _examine_levels(sigmas, data, smallest_std)
     tau = 0.0
     try:
-        levels = sampler.levels(sigmas)
+        levels = plan_of(sampler, sigmas)
     except ConfigError as error:  # training works without a sampler
         complaints.append(f"ncsn-sample will refuse this sampler: {error}")
     else:

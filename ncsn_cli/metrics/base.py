@@ -22,7 +22,15 @@ class SampleMetric(ABC):
     """A distance from samples to p_sigma.
 
     Even for exact draws it is above 0: the noise floor, which ``evaluation/floors.py`` computes.
+
+    To write your own, implement ``distance``. If you know the mean distance of exact draws, return
+    it from ``exact_floor``; otherwise it is estimated. ``details`` may add to what is reported.
     """
+
+    def __repr__(self) -> str:
+        """Return the name and the attributes, by which noise floors are kept between runs."""
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__qualname__}({values})"
 
     is_cheap: ClassVar[bool] = False
     """Whether computing a thousand distances of 10 000 samples takes only seconds."""
@@ -60,7 +68,10 @@ def random_subset(samples: Tensor, num: int) -> Tensor:
 
 
 class ScoreMetric(ABC):
-    """A number about a score. It does not depend on the sampler that uses the score."""
+    """A number about a score. It does not depend on the sampler that uses the score.
+
+    To write your own, implement ``__call__``.
+    """
 
     @abstractmethod
     def __call__(

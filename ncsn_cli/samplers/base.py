@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.score import Score, score_at
 from ncsn_cli.core.settings import STRICT
 
@@ -93,12 +95,12 @@ class Step:
         return torch.randn(x.mT.shape, generator=self.generator, device=x.device, dtype=x.dtype).mT
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Sampler(ABC):
     """A Markov chain down the noise levels; the base class owns the loop.
 
-    A subclass plans its ``levels`` and may replace the Langevin steps at a level (``langevin``).
-    If it ``descends``, it also implements the step to the next level (``step_down``).
+    To write your own, implement ``levels``, the plan. You may replace the Langevin steps at a
+    level (``langevin``), and add a step from each level to the next (``step_down``). Steps draw
+    from ``step.generator`` alone: then a stopped run resumes to the same bits.
 
     Args:
         denoise: Whether to end with the posterior mean x + sigma^2 score (Tweedie), where sigma is
@@ -109,7 +111,16 @@ class Sampler(ABC):
     denoise: bool = False
 
     descends: ClassVar[bool] = False
+    """Whether there are steps to the next level: whether a subclass has a ``step_down``."""
     needs_log_prob: ClassVar[bool] = False
+
+    def __init__(self, *, denoise: bool = False) -> None:
+        self.denoise = denoise
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        """Set ``descends``."""
+        super().__init_subclass__(**kwargs)
+        cls.descends = cls.step_down is not Sampler.step_down
 
     @abstractmethod
     def levels(self, sigmas: Tensor) -> list[Level]:
@@ -148,10 +159,15 @@ class Sampler(ABC):
         x = x.mT.contiguous().mT  # the layout of draws and networks: contiguous coordinates
         sigmas = torch.tensor([level.sigma for level in plan], dtype=x.dtype).to(x.device)
         for i, level in list(enumerate(plan))[first:]:
-            step = Step(score, sigmas, i, level.tau, level.steps, generator, log_prob)
+            step, made = Step(score, sigmas, i, level.tau, level.steps, generator, log_prob), 0
             for moved, acceptance in self.langevin(step, x):
-                x = moved
+                x, made = moved, made + 1
                 yield State(i, level.sigma, x, memory, acceptance)
+            if made != level.steps:  # results are recorded by the steps of the plan
+                raise ConfigError(
+                    f"sampler: {type(self).__name__}.langevin made {made} steps at level {i + 1},"
+                    f" but its plan has {level.steps}"
+                )
             if self.descends and i + 1 < len(plan):
                 x, memory = self.step_down(step, x, memory)
                 yield State(i + 1, plan[i + 1].sigma, x, memory)
@@ -186,7 +202,40 @@ class Sampler(ABC):
         log_prob: LogProb | None = None,
     ) -> Tensor:
         """Return samples (B, D): the last state of ``chain``, started at ``x`` (B, D)."""
-        plan = self.levels(sigmas)
+        plan = plan_of(self, sigmas)
         for state in self.chain(score, x, plan, generator=generator, log_prob=log_prob):
             x = state.x
         return x
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Configured(Sampler):
+    """A sampler whose settings are the fields of a dataclass.
+
+    Args:
+        denoise: See ``Sampler``.
+    """
+
+    denoise: bool = False
+
+
+def plan_of(sampler: Sampler, sigmas: Tensor) -> list[Level]:
+    """Return the plan of ``sampler`` for the schedule's ``sigmas`` (L,), as plain numbers.
+
+    Raises:
+        ConfigError: If the sampler cannot work at these levels, or its ``levels`` are no plan.
+    """
+    found = sampler.levels(sigmas)
+    try:
+        plan = [Level(float(sigma), float(tau), int(steps)) for sigma, tau, steps in found]
+    except (TypeError, ValueError):
+        plan = []
+    numbers = [number for level in plan for number in level]
+    are_numbers = plan and all(math.isfinite(n) and n >= 0 for n in numbers)
+    if not (are_numbers and sampler.ends(plan)[-1] > 0):
+        raise ConfigError(
+            f"sampler: {type(sampler).__name__}.levels should return a list of"
+            " Level(sigma, tau, steps), finite numbers >= 0 with a step to make, got"
+            f" {one_line(repr(found), 200)}"
+        )
+    return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
@@ -11,16 +11,14 @@ from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.samplers.base import Level, Memory, Sampler, Step
+from ncsn_cli.samplers.base import Configured, Level, Memory, Step
 
 _LONGEST = 1.25  # max ratio of a step to the step before, for extrapolating a parabola
 
 
 @dataclass(frozen=True, config=STRICT)
-class _Descent(Sampler):
+class _Descent(Configured):
     """A sampler with a step from each level to the next."""
-
-    descends: ClassVar[bool] = True
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return every level, without Langevin steps."""

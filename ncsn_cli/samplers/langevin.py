@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
-from ncsn_cli.samplers.base import Level, Sampler, Step
+from ncsn_cli.samplers.base import Configured, Level, Step
 
 
 @dataclass(frozen=True, config=STRICT)
-class Langevin(Sampler):
+class Langevin(Configured):
     """Unadjusted Langevin dynamics at the last, smallest level: no annealing.
 
     Source: Song & Ermon (2019), arXiv:1907.05600, eq. 4, where eps = 2 step_size.
@@ -37,7 +37,7 @@ class Langevin(Sampler):
 
 
 @dataclass(frozen=True, config=STRICT)
-class AnnealedLangevin(Sampler):
+class AnnealedLangevin(Configured):
     """Annealed Langevin dynamics, with tau_i = step_size (sigma_i / sigma_min)^2.
 
     eta_i = tau_i / sigma_i^2 is then the same at every level.
@@ -116,7 +116,7 @@ class AnnealedMALA(AnnealedLangevin):
 
 
 @dataclass(frozen=True, config=STRICT)
-class ConstantStepLangevin(Sampler):
+class ConstantStepLangevin(Configured):
     """Langevin dynamics through all levels with one tau for all of them.
 
     Source: rmsrosa, Random notes, "Multiple denoising score matching". eta_i = tau/sigma_i^2

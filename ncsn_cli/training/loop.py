@@ -60,10 +60,13 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
             if is_out_of_time or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
-                progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
+                numbers = {"loss": f"{loss:.4f}"}
+                if excess is not None:
+                    numbers["excess loss"] = f"{excess:.2e}"
+                progress.set_postfix(numbers)
                 if progress.disable:
-                    numbers = step, trainer.steps, loss, excess
-                    log.info("step %d/%d: loss %.4f, excess loss %.2e", *numbers)
+                    shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+                    log.info("step %d/%d: %s", step, trainer.steps, shown)
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
             if step % trainer.checkpoint_every == 0:

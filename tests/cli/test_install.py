@@ -1,6 +1,7 @@
-"""The wheel in an empty environment: minutes, most of them pip's."""
+"""The wheels in an empty environment: minutes, most of them pip's."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "own_classes"
 
 
 @pytest.mark.slow
-def test_the_installed_package_works_without_the_checkout(tmp_path):
+def test_the_package_and_the_example_work_without_the_checkout(tmp_path):
     def run(*command):
         return subprocess.run(
             command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=900,
@@ -20,10 +22,26 @@ def test_the_installed_package_works_without_the_checkout(tmp_path):
 
     run(sys.executable, "-m", "venv", "environment")
     scripts = tmp_path / "environment" / "bin"
-    run(scripts / "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", ROOT)
+    constraints = ["-q", "--no-compile", "-c", ROOT / "constraints.txt"]
+    run(scripts / "pip", "install", *constraints, f"{ROOT}[parallel]", EXAMPLE)
     run(scripts / "ncsn-train", "experiment=mdsm_1d", "trainer.steps=200")
     (trained,) = tmp_path.glob("outputs/train/runs/*")
     run(scripts / "ncsn-sample", f"checkpoint={trained}", "num_samples=100")
     assert len(list(tmp_path.glob("outputs/sample/runs/*/plots/*.png"))) == 4
     where = run(scripts / "python", "-c", "import ncsn_cli; print(ncsn_cli.__file__)")
+    assert str(tmp_path) in where
+    # The seven classes of the example, by its own wheel: train, resume, sample, sweep.
+    shutil.copytree(EXAMPLE / "configs", tmp_path / "options")
+    own = ["--config-dir", "options", "experiment=own_classes", "schedule.num_levels=5"]
+    own += ["hydra.run.dir=own/${trainer.steps}", "trainer.lr_decay=none"]
+    run(scripts / "ncsn-train", *own, "trainer.steps=20")
+    run(scripts / "ncsn-train", *own, "trainer.steps=40", "trainer.resume=own/20")
+    chosen = ["metric=[radii]", "plot=[radii]", "num_samples=100", "hydra.run.dir=own/samples"]
+    named = ["--config-dir", "options", "checkpoint=own/40", "plugins=[own_classes]"]
+    run(scripts / "ncsn-sample", *named, *chosen)
+    assert (tmp_path / "own" / "samples" / "plots" / "radii.png").is_file()
+    sweep = ["trainer.steps=20", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=own/sweep"]
+    run(scripts / "ncsn-train", "-m", *own, *sweep)
+    assert len(list(tmp_path.glob("own/sweep/seed-*/metrics.json"))) == 2
+    where = run(scripts / "python", "-c", "import own_classes; print(own_classes.__file__)")
     assert str(tmp_path) in where

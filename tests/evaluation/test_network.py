@@ -185,3 +185,34 @@ def test_informations_at_many_levels_lie_on_a_curve_through_a_hundred(truth):
 )
 def test_the_more_levels_and_components_the_fewer_draws_on_each(num_levels, num_components, num):
     assert draws_per_level(num_levels, num_components) == num
+
+
+class Tripled(Denoising):
+    """A loss with a term of its own: it inherits neither floor nor lambda."""
+
+    def term(self, score, perturbed):
+        return 3 * super().term(score, perturbed)
+
+
+class TripledAndNamed(Tripled):
+    def term(self, score, perturbed):
+        return super().term(score, perturbed)
+
+    def weight(self, sigma):
+        return 3 * sigma**2
+
+
+@pytest.mark.parametrize(("kind", "excess"), [(Tripled, None), (TripledAndNamed, 0.234375)])
+def test_what_a_loss_does_not_state_is_null(kind, excess):
+    # ||s - s*||^2 = .25, and the mean of 3 sigma^2/2 over sigma = 1 and .5 is .9375.
+    dataset, c = correlated_2d(), torch.tensor([0.3, -0.4])
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    found = evaluate_training(
+        lambda x, s: dataset.score(x, s) + c.to(x), dataset, sigmas, kind(), 0, CPU
+    )
+    assert found["loss_floor"] is None
+    assert not [name for name in found if name.startswith("loss_floor_")]
+    assert found["excess_loss"] == (None if excess is None else pytest.approx(excess, rel=1e-5))
+    assert ("excess_loss_standard_error" in found) == (excess is not None)
+    assert found["loss"] > 0
+    assert found["score_error"] > 0

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 
+from ncsn_cli.samplers import plan_of
 from ncsn_cli.sampling.run import Sampling
 from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import Geometric
@@ -21,7 +22,7 @@ def sampling(sampler, num_levels=5, num=30, score=None, **changed):
         return dataset.sample(num, sigma=10.0, generator=generator)
 
     setup = Setup(
-        sampler, sampler.levels(sigmas), score or dataset.score, dataset.log_prob, init, dataset,
+        sampler, plan_of(sampler, sigmas), score or dataset.score, dataset.log_prob, init, dataset,
         seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     return Sampling(setup, num, **settings | changed)

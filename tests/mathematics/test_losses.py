@@ -7,7 +7,7 @@ import torch
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import derivative_along, score_and_jacobian
 from ncsn_cli.evaluation.network import excess_loss
-from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Sliced
+from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Loss, Sliced
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
@@ -119,9 +119,9 @@ def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
         assert float(found.mean()) * at > 5 * abs(at) * float(found.std()) / math.sqrt(40)
 
 
-def faulty(kind, terms):
-    """A loss whose ``_terms`` is a mistake that implementations made."""
-    return type(f"Faulty{kind.__name__}", (kind,), {"_terms": terms})
+def faulty(kind, term):
+    """A loss whose ``term`` is a mistake that implementations made, with the right floor."""
+    return type(f"Faulty{kind.__name__}", (kind,), {"term": term, "floor": kind.floor})
 
 
 def wrong_sign(loss, score, perturbed):
@@ -164,7 +164,7 @@ def unit_norm_direction(loss, score, perturbed):
         faulty(Implicit, trace_over_dimension)(),
         faulty(Sliced, unit_norm_direction)(directions="gaussian"),
     ],
-    ids=lambda loss: type(loss)._terms.__name__,
+    ids=lambda loss: type(loss).term.__name__,
 )
 def test_a_known_mistake_misses_the_floor(loss):
     # The test above would see each of them: the value at the truth is far from the floor.
@@ -288,3 +288,99 @@ def test_sigma_zero_is_refused():
         Implicit(levels="continuous").check(torch.tensor([1.0, 0.0]))
     with pytest.raises(ConfigError, match=r"loss\.noise"):
         denoising("continuous", noise="fixed").check(torch.tensor([1.0, 0.5]))
+
+
+class Replaced(Denoising):
+    def term(self, score, perturbed):
+        return 3 * super().term(score, perturbed)
+
+
+class Named(Denoising):
+    """Three times the loss, and it says so."""
+
+    def term(self, score, perturbed):
+        return 3 * super().term(score, perturbed)
+
+    def weight(self, sigma):
+        return 3 * sigma**2
+
+
+class Floored(Denoising):
+    floor = Denoising.floor
+
+    def term(self, score, perturbed):
+        return super().term(score, perturbed)
+
+
+class Mixin:
+    def term(self, score, perturbed):
+        return perturbed.sigma
+
+
+class Mixed(Mixin, Explicit):
+    pass
+
+
+class FewerDraws(Sliced):
+    def draw(self, x, sigmas, generator, noise=None):
+        return super().draw(x, sigmas, generator, noise)
+
+
+class Renamed(Implicit):
+    def __init__(self, levels="random"):
+        super().__init__(levels=levels)
+
+
+class Below(Replaced):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_floor", "has_weight"),
+    [
+        (Denoising, True, True),
+        (ImplicitRegularized, True, True),
+        (Renamed, True, True),
+        (Replaced, False, False),
+        (Below, False, False),
+        (Named, False, True),
+        (Floored, True, False),
+        (Mixed, False, False),
+        (FewerDraws, False, False),
+    ],
+)
+def test_floor_and_weight_belong_to_the_term_that_they_were_stated_for(
+    kind, has_floor, has_weight
+):
+    loss = kind()
+    assert (loss.floor(0.5, 2, 1.0) is not None, loss.weight(0.5) is not None) == (
+        has_floor,
+        has_weight,
+    )
+    found = excess_loss(
+        correlated_2d().score, correlated_2d(), torch.tensor([0.5]), loss, 10, stream()
+    )
+    assert (found is not None) == has_weight
+
+
+class Own(Loss):
+    """It calls no other ``__init__``, and sets what is a field of this package's losses."""
+
+    def __init__(self, levels, weight_power=1.0):
+        self.levels, self.weight_power = levels, weight_power
+
+    def term(self, score, perturbed):
+        residual = score(perturbed.x, perturbed.sigma) + perturbed.z / perturbed.sigma[:, None]
+        return self.weights(perturbed.sigma) * residual.square().sum(-1) / 2
+
+
+@pytest.mark.parametrize("levels", ["all", "random", "continuous"])
+def test_a_loss_of_ones_own_is_the_same_number(levels):
+    dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float()
+    x = dataset.sample(100, generator=stream())
+    ours, own = Denoising(levels=levels, weight_power=1.0), Own(levels)
+    for loss in (ours, own):
+        loss.check(sigmas)
+    values = [float(loss(dataset.score, x, sigmas, generator=stream(1))) for loss in (ours, own)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert Renamed().levels == "random"

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import matplotlib as mpl
@@ -104,6 +105,18 @@ def test_pictures_are_drawn_where_they_apply(name, dataset):
             assert axes.get_xlabel() or axes.get_ylabel()
         is_projection = dataset.dim > 2 and name in ("density", "score", "samples", "chains")
         assert {"principal axis 1", "principal axis 2"} <= set(labels) or not is_projection
+
+
+def test_the_loss_of_which_no_floor_is_known_has_one_panel_without_a_line():
+    scene = training_scene(two_modes_1d())
+    unknown = {**scene.history, "excess_loss": np.full(9, np.nan)}
+    for changed, panels, lines in (
+        ({}, 2, 2),
+        ({"loss_floor": None}, 2, 1),
+        ({"loss_floor": None, "history": unknown}, 1, 1),
+    ):
+        figure = plots.loss(dataclasses.replace(scene, **changed))
+        assert (len(figure.axes), len(figure.axes[0].lines)) == (panels, lines)
 
 
 def test_pictures_need_no_screen():

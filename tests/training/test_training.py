@@ -1,4 +1,5 @@
 import copy
+import logging
 import math
 import subprocess
 import sys
@@ -225,6 +226,21 @@ def test_fit_keeps_a_history_and_saves_at_the_end():
     assert [row["step"] for row in history] == [1, 5, 10, 15, 20]
     assert [row["excess_loss"] is not None for row in history] == [False, False, True, False, True]
     assert saved == [8, 16, 20]
+
+
+def test_a_loss_without_an_excess_leaves_its_column_empty(caplog, tmp_path):
+    class Own(Denoising):
+        def term(self, score, perturbed):
+            return super().term(score, perturbed)
+
+    caplog.set_level(logging.INFO)
+    history = []
+    fit(start(loss=Own()), history, None, lambda: None)
+    assert {row["excess_loss"] for row in history} == {None}
+    (tmp_path / "history.csv").write_bytes(history_csv(history))
+    assert read_history(tmp_path / "history.csv") == history
+    assert "step 20/20: loss" in caplog.text
+    assert "excess" not in caplog.text
 
 
 def test_a_finished_run_is_saved_again_when_resumed():

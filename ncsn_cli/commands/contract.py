@@ -1,0 +1,181 @@
+"""What a class of the user's own has to be: found out before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ncsn_cli.commands.config import reason_of
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
+from ncsn_cli.core.scene import Scene
+from ncsn_cli.inits import Init
+from ncsn_cli.losses import Loss
+from ncsn_cli.metrics import SampleMetric, ScoreMetric
+from ncsn_cli.samplers import Sampler
+from ncsn_cli.schedules import FromData, Schedule, checked_levels
+from ncsn_cli.training.trainer import Trainer
+
+_BASES: dict[str, tuple[type, ...]] = {
+    "dataset": (Dataset,),
+    "schedule": (Schedule,),
+    "loss": (Loss,),
+    "sampler": (Sampler,),
+    "metric": (SampleMetric, ScoreMetric),
+}
+"""Base classes of the groups. A class of the user's own need not inherit from them."""
+
+_INHERITED = {"model": nn.Module, "optimizer": torch.optim.Optimizer, "trainer": Trainer}
+"""Classes from which even a class of the user's own inherits."""
+
+_CALLED = {"init": Init, "plot": Scene, "animation": Scene}
+"""Groups of functions, or of objects that are called, and the class to read about them."""
+
+
+def why_not_made(
+    key: str,
+    target: str,
+    called: Any,  # noqa: ANN401
+    cause: BaseException,
+    runtime: Iterable[str],
+) -> str:
+    """Return one line on why ``called`` made no object of the group ``key``.
+
+    ``called`` is what ``target`` names; None if that was not found. ``runtime`` are arguments that
+    this package gave it.
+    """
+    known: list[str] = []
+    with suppress(TypeError, ValueError):
+        known = [*inspect.signature(called).parameters]
+    if called is None or isinstance(cause, ConfigError | ValidationError):
+        return reason_of(key, cause, known)
+    group = key.partition(".")[0]
+    if isinstance(called, type) and inspect.isabstract(called):
+        bases = _BASES.get(group, (_CALLED.get(group, called),))
+        base = next((each for each in bases if issubclass(called, each)), bases[0])
+        return _lack(key, target, _methods_of(called), base)
+    for name in runtime:
+        if re.search(rf"unexpected keyword argument '{name}'|takes no arguments", str(cause)):
+            return f"{key}: {target} should take an argument {name!r}, which ncsn_cli gives it"
+    if group in _CALLED and "missing" in str(cause) and not isinstance(called, type):
+        return f"{key}: {target} is a function; write _partial_: true beside its _target_"
+    return reason_of(key, cause, known)
+
+
+def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
+    """Return ``made``, which ``target`` made for the group ``key``, as one of the group.
+
+    An object of a class of the user's own that does not inherit from the group's base class gets
+    the defaults of that class: its class becomes a subclass of both. (Modifies ``made``.)
+
+    Raises:
+        ConfigError: If ``made`` lacks a method or an attribute that the base class names.
+    """
+    group = key.partition(".")[0]
+    name = target if type(made).__name__ == target.rpartition(".")[2] else f"what {target} returns"
+    if group in _INHERITED and not isinstance(made, _INHERITED[group]):
+        raise ConfigError(f"{key}: {name} should be a {_path_of(_INHERITED[group])}")
+    if group == "model" and type(made).forward is nn.Module.forward:
+        raise ConfigError(_lack(key, name, ["forward"], nn.Module))
+    if group in _CALLED and not callable(made):
+        raise ConfigError(_lack(key, name, ["__call__"], _CALLED[group]))
+    if group == "init":
+        _check_arguments(key, name, made, Init)
+    bases = () if isinstance(made, FromData) else _BASES.get(group, ())
+    base = next((each for each in bases if isinstance(made, each)), None)
+    if bases and base is None:
+        base = next((each for each in bases if not _lacking(made, each)), bases[0])
+    if base is not None and (names := _lacking(made, base)):
+        raise ConfigError(_lack(key, name, names, base))
+    if base is not None and group != "dataset":
+        _check_arguments(key, name, made, base)
+    if base is not None and not isinstance(made, base):
+        kind = type(made)
+        names_of = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        try:
+            both = type(kind.__name__, (kind, base), names_of)
+            object.__setattr__(made, "__class__", both)  # a frozen dataclass refuses its own
+        except TypeError:
+            raise ConfigError(
+                f"{key}: {name} should be a class that inherits from {_path_of(base)}"
+            ) from None
+    return checked_levels(made) if isinstance(made, Schedule) else made
+
+
+def _path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _methods_of(base: type) -> list[str]:
+    """Return the names of the abstract methods of ``base``."""
+    return sorted(getattr(base, "__abstractmethods__", ()))
+
+
+def _lack(key: str, name: str, names: list[str], base: type) -> str:
+    """Return the line that refuses ``name``, which lacks ``names`` of the class ``base``."""
+    kind = "method" if callable(getattr(base, names[0], None)) else "attribute"
+    lacks = f"{kind}{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
+    return f"{key}: {name} has no {lacks}; see {_path_of(base)}"
+
+
+def _lacking(made: object, base: type) -> list[str]:
+    """Return the methods that ``made`` lacks to be a ``base``, or else the attributes."""
+    if missing := [name for name in _methods_of(base) if not callable(getattr(made, name, None))]:
+        return missing
+    attributes = {
+        name: None
+        for kind in base.__mro__
+        for name, kind_of in inspect.get_annotations(kind).items()
+        if not str(kind_of).startswith("ClassVar") and not hasattr(base, name)
+    }
+    nothing = object()  # found statically: a property may be slow to compute
+    return [n for n in attributes if inspect.getattr_static(made, n, nothing) is nothing]
+
+
+def _check_arguments(key: str, name: str, made: object, base: type) -> None:
+    """Raise if a method of ``made`` that ``base`` names does not take the arguments it gets."""
+    for method in _methods_of(base):
+        _, *arguments = inspect.signature(getattr(base, method)).parameters
+        try:
+            inspect.signature(getattr(made, method)).bind(*arguments)
+        except TypeError:
+            raise ConfigError(
+                f"{key}: {name}.{method} should take the arguments {', '.join(arguments)}; see"
+                f" {_path_of(base)}"
+            ) from None
+
+
+def try_own(key: str, made: object, call: str, run: Callable[[], object], shape: object) -> None:
+    """Check what ``run`` returns, a call of the method ``call`` of a class of the user's own.
+
+    ``shape`` is that of the tensor that it should return; None for a number.
+
+    Raises:
+        ConfigError: If the call fails, or returns something else.
+    """
+    kind = type(made)
+    if kind.__module__.partition(".")[0] in ("ncsn_cli", "functools"):
+        return
+    name = _path_of(kind) if call == "__call__" else f"{_path_of(kind)}.{call}"
+    try:
+        found = run()
+    except (NcsnError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ConfigError(f"{key}: {name} failed: {reason}") from error
+    if shape is None:
+        is_right = isinstance(found, int | float) or getattr(found, "shape", None) == ()
+    else:
+        is_right = isinstance(found, Tensor) and found.shape == shape
+    if not is_right:
+        expected = "a number" if shape is None else f"a tensor {shape}"
+        got = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else repr(type(found))
+        raise ConfigError(f"{key}: {name} should return {expected}, got {got}")
