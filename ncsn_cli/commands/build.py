@@ -23,6 +23,7 @@ from ncsn_cli.commands.config import Config, reason_of, shortened
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.datasets import as_dataset
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,15 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     base = {"model": torch.nn.Module, "optimizer": torch.optim.Optimizer}.get(key, object)
     if not isinstance(made, base):
         raise ConfigError(f"{key}._target_: it should make a torch {base.__name__}")
-    return made
+    return _as_dataset(made, settings) if key == "dataset" else made
+
+
+def _as_dataset(made: object, settings: Config) -> Dataset:
+    """Return ``made``, which was made with ``settings``, as a dataset."""
+    try:
+        return as_dataset(made, settings)
+    except ValidationError as error:
+        raise ConfigError(reason_of("dataset", error)) from error
 
 
 def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
@@ -136,10 +145,12 @@ def build_from_checkpoint(
     target = values.pop("_target_", None)
     try:
         if named is not None and named == target:
-            return hydra.utils.get_class(named)(**values)
-        return known_class(target, plugins)(**values)
+            made = hydra.utils.get_class(named)(**values)
+        else:
+            made = known_class(target, plugins)(**values)
     except (ConfigError, ValidationError, TypeError, ImportError) as error:
         raise ConfigError(reason_of(key, error)) from error
+    return _as_dataset(made, settings) if key == "dataset" else made
 
 
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:

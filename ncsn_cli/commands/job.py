@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,17 @@ from ncsn_cli.core.errors import ConfigError, InterruptedRun
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
 
+log = logging.getLogger(__name__)
+
 
 def in_sweep() -> bool:
     """Return whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def in_search() -> bool:
+    """Return whether this run is a job of a sweep that chooses its jobs by their objective."""
+    return in_sweep() and not HydraConfig.get().sweeper["_target_"].endswith(".BasicSweeper")
 
 
 def choose_device(name: str) -> torch.device:
@@ -73,6 +82,11 @@ def open_folder(config: Config, facts: dict[str, Any]) -> RunFolder:
     return RunFolder(output_folder(), _as_yaml(config), command, facts, again=in_sweep())
 
 
+def log_unknown(names: Iterable[str]) -> None:
+    """Log why the numbers ``names`` are null in ``metrics.json``."""
+    log.info("null, because only draws of the dataset are known: %s", ", ".join(names))
+
+
 def write_config(folder: RunFolder, config: Config) -> None:
     """Write ``config.yaml`` again after a setting changed during the run, such as ``compile``."""
     folder.write("config.yaml", _as_yaml(config).encode())
@@ -83,8 +97,13 @@ def _as_yaml(config: Config) -> str:
 
 
 def objective_of(metrics: Config, name: str | None) -> float | None:
-    """Return the number that a search minimises; None without a ``name``."""
+    """Return the number that a search minimises; None without a ``name``.
+
+    Outside a search, it may also be null in ``metrics``.
+    """
     numbers = flatten(metrics)
+    if name in numbers and numbers[name] is None and not in_search():
+        return None
     if name is not None and not isinstance(numbers.get(name), float | int):
         known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
         raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")

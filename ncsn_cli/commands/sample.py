@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
-from ncsn_cli.commands.job import add_resume_command, objective_of, open_folder, write_config
+from ncsn_cli.commands.job import (
+    add_resume_command,
+    log_unknown,
+    objective_of,
+    open_folder,
+    write_config,
+)
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.sample_job import STOPPED_CHAINS, Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
-from ncsn_cli.core.errors import ConfigError, InterruptedRun
+from ncsn_cli.core.errors import ConfigError, InterruptedRun, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
@@ -120,22 +127,25 @@ def measure(
     if chains.acceptance:
         report["acceptance_per_level"] = chains.acceptance
     if len(job.parts.plan) > 1:
-        report["mode_commitment"] = chains.mode_commitment
+        report["mode_commitment"] = chains.mode_commitment if truth.is_known else None
     report |= _against_truth(job, chains.samples, floors)
     folder.write("metrics.json", to_json(report))  # before metrics that take longer
     if run.trajectory_metrics:
-        report["trajectory"] = evaluate_trajectory(
-            chains.by_level, truth, job.parts.of_samples, floors, run.seed, job.target
-        )
+        report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     for name, metric in job.parts.of_score.items():
-        stream = random_stream(run.seed, name, job.device)
-        report[name] = metric(job.score, truth, job.parts.sigmas, stream)
+        stream, report[name] = random_stream(run.seed, name, job.device), None
+        with suppress(UnknownTruthError):
+            report[name] = metric(job.score, truth, job.parts.sigmas, stream)
     log_density: dict[str, NDArray[np.float64]] = {}
     if run.log_density:
-        report["log_density"], log_density = evaluate_log_density(
-            job.score, truth, job.parts.sigmas
-        )
-        folder.write("log_density.npz", to_npz(log_density))
+        report["log_density"] = None
+        with suppress(UnknownTruthError):
+            report["log_density"], log_density = evaluate_log_density(
+                job.score, truth, job.parts.sigmas
+            )
+            folder.write("log_density.npz", to_npz(log_density))
+    if unknown := [name for name, v in [*report["clean"].items(), *report.items()] if v is None]:
+        log_unknown(unknown)
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
     return report, log_density
@@ -160,7 +170,7 @@ def scene_of(
         score_name="learned" if run.score == "checkpoint" else run.score,
         samples=chains.samples.numpy(),
         exact=exact.numpy(),
-        denoised=job.target if job.parts.sampler.denoise else None,
+        denoised=None if job.target is job.truth else job.target,
         paths=None
         if chains.paths is None
         else (chains.paths, chains.path_steps, chains.path_sigmas),
@@ -175,22 +185,45 @@ def scene_of(
 def _against_truth(job: Job, samples: Tensor, floors: FloorOf) -> dict[str, Any]:
     """Return every metric of the samples (N, D) against p (``clean``) and against the target.
 
-    The target is perturbed p (``perturbed``), or denoised draws from perturbed p (``denoised``).
+    The target is perturbed p (``perturbed``), or denoised draws from perturbed p (``denoised``,
+    None if these are not known).
     """
     name = "denoised" if job.parts.sampler.denoise else "perturbed"
     last_sigma = job.parts.plan[-1].sigma
     given = job.parts.of_samples, floors, job.run.seed
     found = {"clean": evaluate_samples(samples, job.truth, 0.0, *given)}
-    if last_sigma > 0:
+    if last_sigma > 0 and not _lacks_target(job):
         found[name] = evaluate_samples(samples, job.target, last_sigma, *given)
     for against, entries in found.items():
         for metric, entry in entries.items():
+            if entry is None:
+                continue
             log.info(
                 "%s%s at sigma = %g: %.4g, noise floor %.4g",
                 metric, ", denoised" if against == "denoised" else "",
                 0.0 if against == "clean" else last_sigma, entry["value"], entry["floor"],
             )  # fmt: skip
-    return {name: found["clean"]} | found  # at sigma = 0 both targets are p itself
+    # At sigma = 0 both targets are p itself.
+    return {name: found["clean"] if last_sigma == 0 else None} | found
+
+
+def _lacks_target(job: Job) -> bool:
+    """Return whether the samples are denoised, and the law of denoised draws is not known."""
+    return job.parts.sampler.denoise and not job.truth.is_known
+
+
+def _along_the_way(
+    job: Job, chains: Chains, clean: dict[str, Any], floors: FloorOf
+) -> dict[str, Any] | None:
+    """Return distances level by level; None for what is not known, as in ``clean``."""
+    states = [*chains.by_level.items()]
+    if _lacks_target(job):
+        states.pop()  # the last state is denoised
+    known = {k: metric for k, metric in job.parts.of_samples.items() if clean[k] is not None}
+    if not states:
+        return None
+    found = evaluate_trajectory(dict(states), job.truth, known, floors, job.run.seed, job.target)
+    return found | dict.fromkeys(k for k in job.parts.of_samples if k not in known)
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:

@@ -35,6 +35,7 @@ from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
 from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
@@ -124,7 +125,8 @@ class Job:
         device: The device of the chains.
         parts: The objects that the request names.
         truth: The distribution to measure against, in the coordinates of the chains.
-        target: The law of perfect samples at the last level.
+        target: The law of perfect samples at the last level; ``truth`` if these are denoised and
+            the true score is not known.
         score: The score that the chains follow.
         sampling: The chains, ready to run.
         stopped: The chains to resume, or None.
@@ -168,6 +170,8 @@ def build(request: Request) -> Job:
         _check_same_chains(found, identity)
     # Prepare the chains.
     init = partial(_initial_points, parts, truth.origin, device)
+    if not truth.is_known:
+        init(1, random_stream(run.seed, "first try", device))  # it may need more than draws
     sampling = Sampling(
         Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device),
         run.num_samples,
@@ -178,7 +182,7 @@ def build(request: Request) -> Job:
     )
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = _advise(run, parts, truth.origin)
-    target = Denoised(truth) if parts.sampler.denoise else truth
+    target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
     return Job(
         run, config, facts, identity, device, parts, truth, target, score, sampling, stopped
@@ -231,6 +235,11 @@ def _choose_score(
     score: Score
     log_prob: LogProb | None
     if request.run.score == "exact":
+        if not dataset.is_known:
+            raise ConfigError(
+                "score: exact needs a dataset whose score is known, and of this one only draws"
+                " are; give checkpoint=RUN and leave score out"
+            )
         score, log_prob = exact_score(dataset, origin)
     elif request.run.score == "empirical":
         score, log_prob = empirical_score(dataset, origin)
@@ -248,7 +257,8 @@ def _choose_score(
         )
     # Truth and score raise an error where they have no value.
     last = parts.plan[-1].sigma
-    dataset.score(torch.zeros(1, dataset.dim), last)
+    if dataset.is_known:
+        dataset.score(torch.zeros(1, dataset.dim), last)
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last, device=device))
     return score, log_prob, network
 

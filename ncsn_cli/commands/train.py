@@ -19,7 +19,13 @@ from ncsn_cli.commands.config import (
     settings,
     without_paths,
 )
-from ncsn_cli.commands.job import add_resume_command, objective_of, open_folder, write_config
+from ncsn_cli.commands.job import (
+    add_resume_command,
+    log_unknown,
+    objective_of,
+    open_folder,
+    write_config,
+)
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.startup import prepare_process
@@ -119,6 +125,10 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     )
     metrics["seconds"] = seconds
     folder.write("metrics.json", to_json(metrics))
+    if not job.parts.dataset.truth.is_known:
+        log.info("from draws: loss %.4f ± %.1g", metrics["loss"], metrics["loss_standard_error"])
+        log_unknown(name for name, value in metrics.items() if value is None)
+        return metrics
     log.info(
         "from draws, with their standard errors: loss %.4f ± %.1g, excess loss %.2e ± %.1g,"
         " score error %.2e ± %.1g",

@@ -57,6 +57,8 @@ class GaussianMixture(Dataset):
             symmetric positive semidefinite.
     """
 
+    has_cdf = True
+
     @validate_call(config=STRICT)
     def __init__(
         self,

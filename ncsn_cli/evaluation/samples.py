@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floor
 from ncsn_cli.metrics import SampleMetric
@@ -25,19 +26,23 @@ def evaluate_samples(
     metrics: Mapping[str, SampleMetric],
     floor_of: FloorOf,
     seed: int,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Any] | None]:
     """Return, for every metric, the distance from ``samples`` (N, D) to p_sigma and its floor.
 
     The quantiles of the noise floor show how far chance goes. ratio = value / floor is about 1 for
-    a perfect sampler, and None if the distance of exact draws is 0 up to rounding.
+    a perfect sampler, and None if the distance of exact draws is 0 up to rounding. A metric that
+    needs more of the truth than is known is None.
     """
-    return {
-        name: {
-            **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
-            **metric.details(samples, truth, sigma),
-        }
-        for name, metric in metrics.items()
-    }
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, metric in metrics.items():
+        try:
+            found[name] = {
+                **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
+                **metric.details(samples, truth, sigma),
+            }
+        except UnknownTruthError:
+            found[name] = None
+    return found
 
 
 def _against_floor(

@@ -38,6 +38,14 @@ __all__ = [
     "score_norm",
 ]
 
+NEED_TRUTH: list[Callable[[Scene], Any]] = [
+    score_error,
+    recovered_density,
+    log_density,
+    animations.recovered_density,
+]
+"""The pictures that need the true score or density."""
+
 NEEDS: dict[Callable[[Scene], Any], str] = {
     density: "the training data of ncsn-train",
     score: "a learned score",

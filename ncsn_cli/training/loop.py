@@ -61,10 +61,11 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
             if is_out_of_time or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
-                progress.set_postfix(loss=f"{loss:.4f}", excess=f"{excess:.2e}")
+                known = {} if excess is None else {"excess": f"{excess:.2e}"}
+                progress.set_postfix({"loss": f"{loss:.4f}"} | known)
                 if progress.disable:
-                    numbers = step, trainer.steps, loss, excess
-                    log.info("step %d/%d: loss %.4f, excess loss %.2e", *numbers)
+                    line = f"step {step}/{trainer.steps}: loss {loss:.4f}"
+                    log.info(line if excess is None else f"{line}, excess loss {excess:.2e}")
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
             if step % trainer.checkpoint_every == 0:

@@ -232,8 +232,10 @@ class Training:
                 )
         return row
 
-    def excess_loss(self) -> float:
-        """Return the excess loss on draws that are the same at every call."""
+    def excess_loss(self) -> float | None:
+        """Return the excess loss on draws that are the same at every call; None if unknown."""
+        if not self.dataset.truth.is_known:
+            return None
         stream = random_stream(self.seed, "excess loss along the way", self.device)
         num = max(_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY // len(self.sigmas))
         return excess_loss(
