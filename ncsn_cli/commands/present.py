@@ -108,7 +108,8 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
         elif key not in missing:
             is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
             function = getattr(draw, "func", draw)  # options make partials
-            if scene.true_scores is None and function in NEED_TRUTH:
+            is_for = next((dim for ours, dim in NEED_TRUTH.items() if ours is function), None)
+            if scene.true_scores is None and is_for == scene.dim:
                 left_out[key] = "needs the true score, which is not known"
             elif scene.dim > 2 or is_chosen:
                 needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
