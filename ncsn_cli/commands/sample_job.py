@@ -33,7 +33,12 @@ from ncsn_cli.commands.resume import (
 from ncsn_cli.commands.score import empirical_score, exact_score, learned_score, load_network
 from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.errors import (
+    BadCheckpointError,
+    ConfigError,
+    MissingInputError,
+    UnknownTruthError,
+)
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
@@ -170,8 +175,13 @@ def build(request: Request) -> Job:
         _check_same_chains(found, identity)
     # Prepare the chains.
     init = partial(_initial_points, parts, truth.origin, device)
-    if not truth.is_known:
-        init(1, random_stream(run.seed, "first try", device))  # it may need more than draws
+    try:
+        init(1, random_stream(run.seed, "first try", device))
+    except UnknownTruthError:
+        raise ConfigError(
+            "init: this one needs more of the dataset than draws, and nothing else is known;"
+            " choose another one, such as init=prior"
+        ) from None
     sampling = Sampling(
         Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device),
         run.num_samples,
@@ -251,8 +261,9 @@ def _choose_score(
         )  # fmt: skip
         score, log_prob = learned_score(model, origin, device)
     if parts.sampler.needs_log_prob and log_prob is None:
+        exact = "score=exact, or " if dataset.is_known else ""
         raise ConfigError(
-            "sampler: this sampler needs a log-density; choose score=exact, or a checkpoint of"
+            f"sampler: this sampler needs a log-density; choose {exact}a checkpoint of"
             " model=energy_mlp"
         )
     # Truth and score raise an error where they have no value.

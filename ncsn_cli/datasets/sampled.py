@@ -81,9 +81,9 @@ class Sampled(Dataset):
 
     def _set_dim(self) -> None:
         """Find D from two draws; warn if the draws do not follow from the generator."""
-        draws = [self._draw_anything(2, random_stream(0, "first draws")) for _ in range(2)]
-        self.dim = draws[0].shape[1]
-        if not torch.equal(*draws):
+        first, again = (self._draw_anything(2, random_stream(0, "first draws")) for _ in range(2))
+        self.dim = first.shape[1]
+        if not torch.equal(first.nan_to_num(), again.nan_to_num()):
             log.warning(
                 "dataset.sample: a generator in the same state gave other draws, so runs of the"
                 " same seed will differ; take all random numbers from the generator"
@@ -180,9 +180,10 @@ def as_dataset(made: Any, settings: Mapping[str, Any]) -> Dataset:  # noqa: ANN4
                 f"dataset._target_: {name} has no method sample(num, *, generator); see"
                 " ncsn_cli.core.dataset.Dataset"
             )
-        return Sampled(made, settings.get("num_samples"), settings.get("seed", 0))
+        taken = {key: settings[key] for key in ("num_samples", "seed") if key in settings}
+        return Sampled(made, **taken)
     if type(made).score is Dataset.score:
-        return Sampled(made, made.num_samples, made.seed)
+        return Sampled(made, num_samples=made.num_samples, seed=made.seed)
     for method in ("has_density", "log_prob", "posterior"):
         if getattr(type(made), method) is getattr(Dataset, method):
             raise ConfigError(
