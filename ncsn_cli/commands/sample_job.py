@@ -175,13 +175,7 @@ def build(request: Request) -> Job:
         _check_same_chains(found, identity)
     # Prepare the chains.
     init = partial(_initial_points, parts, truth.origin, device)
-    try:
-        init(1, random_stream(run.seed, "first try", device))
-    except UnknownTruthError:
-        raise ConfigError(
-            "init: this one needs more of the dataset than draws, and nothing else is known;"
-            " choose another one, such as init=prior"
-        ) from None
+    init(1, random_stream(run.seed, "first try", device))
     sampling = Sampling(
         Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device),
         run.num_samples,
@@ -277,9 +271,19 @@ def _choose_score(
 def _initial_points(
     parts: Parts, origin: Tensor, device: torch.device, num: int, stream: torch.Generator
 ) -> Tensor:
-    """Return ``num`` initial points (num, D), in coordinates around ``origin`` (D,)."""
+    """Return ``num`` initial points (num, D), in coordinates around ``origin`` (D,).
+
+    Raises:
+        ConfigError: If the init needs more of the dataset than is known.
+    """
     sigma_max = float(parts.schedule.sigmas[0])
-    points = parts.init(num, parts.dataset, sigma_max, stream).cpu() - origin
+    try:
+        points = parts.init(num, parts.dataset, sigma_max, stream).cpu() - origin
+    except UnknownTruthError:
+        raise ConfigError(
+            "init: this one needs more of the dataset than draws, and nothing else is known;"
+            " choose another one, such as init=prior"
+        ) from None
     return points.to(device, torch.float32)
 
 

@@ -137,6 +137,12 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
     return shown
 
 
+def _view_of(dataset: Dataset) -> Grid | Projection:
+    if dataset.dim > 2:
+        return Projection(dataset)
+    return Grid(dataset) if dataset.is_known else SampledGrid(dataset)
+
+
 @torch.no_grad()
 def compose_scene(
     kind: type[S],
@@ -158,8 +164,7 @@ def compose_scene(
     points.
     """
     levels = (shown := levels_shown(dataset.dim, sigmas)).tolist()
-    grid = Grid if dataset.is_known else SampledGrid
-    view: Grid | Projection = grid(dataset) if dataset.dim <= 2 else Projection(dataset)
+    view = _view_of(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
     if dataset.dim == 1 and dataset.is_known and score is not None:
@@ -186,9 +191,7 @@ def compose_scene(
         sigmas=shown.numpy(),
         clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
         densities=_densities(view, shown.numpy()),
-        true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs])
-        if dataset.is_known
-        else None,
+        true_scores=_true(dataset, pairs, view),
         scores=None if score is None else _learned(score, pairs, view, device),
         **arrays,
     )
@@ -198,6 +201,15 @@ def _densities(view: Grid | Projection, sigmas: Array) -> Array:
     """Return p_sigma on the grid at each of ``sigmas`` (M, G)."""
     found = {sigma: view.density(sigma) for sigma in set(sigmas.tolist())}
     return np.stack([found[sigma] for sigma in sigmas.tolist()])
+
+
+def _true(
+    dataset: Dataset, pairs: list[tuple[Tensor, float]], view: Grid | Projection
+) -> Array | None:
+    """Return the true score at each pair of points and level (M, G, D); None if unknown."""
+    if not dataset.is_known:
+        return None
+    return np.stack([view.project(dataset.score(x, sigma)) for x, sigma in pairs])
 
 
 def _learned(

@@ -149,13 +149,7 @@ def examine_steps(
     if sampler.descends:
         return report, []
     if len(levels) > 1:
-        steps = levels[-1].steps
-        step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
-        report["technique_4"] = {"step_size": step_size, "steps_per_level": steps}
-        log.info(
-            "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
-            step_size, steps, levels[-1].tau,
-        )  # fmt: skip
+        report["technique_4"] = _examine_step_size(levels)
     if smallest_std is None:
         return report, []
     stds = predicted_stds(levels, smallest_std)
@@ -170,6 +164,17 @@ def examine_steps(
     if best > _TOO_WIDE:
         advice = "use more steps per level"
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
+
+
+def _examine_step_size(levels: list[Level]) -> dict[str, Any]:
+    """Log Technique 4. Return its numbers."""
+    steps = levels[-1].steps
+    step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
+    log.info(
+        "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
+        step_size, steps, levels[-1].tau,
+    )  # fmt: skip
+    return {"step_size": step_size, "steps_per_level": steps}
 
 
 def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float | None) -> str | None:
