@@ -62,7 +62,7 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
         raise ConfigError(
             why_not_made(key, settings["_target_"], called, cause, runtime)
         ) from error
-    return adopted(key, made, settings["_target_"])
+    return adopted(key, made, settings)
 
 
 def what_torch_refuses(optimizer: Config, error: BaseException) -> str:
@@ -146,7 +146,7 @@ def build_from_checkpoint(
         made = called(**values)
     except (AttributeError, ConfigError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(why_not_made(key, str(target), called, error, runtime)) from error
-    return adopted(key, made, str(target))
+    return adopted(key, made, settings)
 
 
 def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:

@@ -137,7 +137,9 @@ def _choose_metrics(runs: list[Run], chosen: list[str]) -> list[str]:
             raise ConfigError(f"--metric: no run has {name}; choose from {', '.join(known)}")
     if chosen:
         return chosen
-    losses = [key for key in ("excess_loss", "score_error") if key in known]
+    losses: list[str] = [key for key in ("excess_loss", "score_error") if key in known]
+    if not losses and "loss" in known:
+        losses = ["loss"]
     ratios = [key for key in known if key.startswith("perturbed.") and key.endswith(".ratio")]
     return [*losses, *ratios, *(["score_evaluations"] if ratios else [])]
 

@@ -12,10 +12,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ncsn_cli.commands.config import reason_of
+from ncsn_cli.commands.config import Config, reason_of
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
 from ncsn_cli.core.scene import Scene
+from ncsn_cli.datasets import Sampled, gives_draws_only
 from ncsn_cli.inits import Init
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, ScoreMetric
@@ -69,8 +70,8 @@ def why_not_made(
     return reason_of(key, cause, known)
 
 
-def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
-    """Return ``made``, which ``target`` made for the group ``key``, as one of the group.
+def adopted(key: str, made: Any, settings: Config) -> Any:  # noqa: ANN401
+    """Return ``made``, which was made with the ``settings`` of the group ``key``, as one of it.
 
     An object of a class of the user's own that does not inherit from the group's base class gets
     the defaults of that class: its class becomes a subclass of both. (Modifies ``made``.)
@@ -78,7 +79,9 @@ def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
     Raises:
         ConfigError: If ``made`` lacks a method or an attribute that the base class names.
     """
-    group = key.partition(".")[0]
+    group, target = key.partition(".")[0], str(settings["_target_"])
+    if group == "dataset" and gives_draws_only(made):
+        return _as_draws(made, settings)
     name = target if type(made).__name__ == target.rpartition(".")[2] else f"what {target} returns"
     if group in _INHERITED and not isinstance(made, _INHERITED[group]):
         raise ConfigError(f"{key}: {name} should be a {_path_of(_INHERITED[group])}")
@@ -109,13 +112,28 @@ def adopted(key: str, made: Any, target: str) -> Any:  # noqa: ANN401
     return checked_levels(made) if isinstance(made, Schedule) else made
 
 
+def _as_draws(made: object, settings: Config) -> Sampled:
+    """Return the law of the draws of ``made``, a dataset that was made with ``settings``."""
+    if isinstance(made, Dataset):
+        return Sampled(made, made.num_samples, made.seed)
+    of_the_training_set = {k: v for k, v in settings.items() if k in ("num_samples", "seed")}
+    try:
+        return Sampled(made, **of_the_training_set)
+    except ValidationError as error:
+        raise ConfigError(reason_of("dataset", error)) from error
+
+
 def _path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _methods_of(base: type) -> list[str]:
-    """Return the names of the abstract methods of ``base``."""
-    return sorted(getattr(base, "__abstractmethods__", ()))
+    """Return the names of the methods that a ``base`` has to have: its abstract ones.
+
+    A dataset with a score needs the others that come with a density, too.
+    """
+    of_a_density = {"has_density", "log_prob", "posterior", "score"} if base is Dataset else set()
+    return sorted(of_a_density.union(getattr(base, "__abstractmethods__", ())))
 
 
 def _lack(key: str, name: str, names: list[str], base: type) -> str:
@@ -127,7 +145,13 @@ def _lack(key: str, name: str, names: list[str], base: type) -> str:
 
 def _lacking(made: object, base: type) -> list[str]:
     """Return the methods that ``made`` lacks to be a ``base``, or else the attributes."""
-    if missing := [name for name in _methods_of(base) if not callable(getattr(made, name, None))]:
+    missing = [
+        name
+        for name in _methods_of(base)
+        if not callable(getattr(made, name, None))
+        or getattr(type(made), name, None) is getattr(base, name)
+    ]
+    if missing:
         return missing
     attributes = {
         name: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def in_sweep() -> bool:
 
 
 def in_search() -> bool:
-    """Return whether a sweeper, such as Optuna's, chooses this job by the objective of others."""
+    """Return whether this run is a job of a sweep that chooses its jobs by their objective."""
     return in_sweep() and not HydraConfig.get().sweeper["_target_"].endswith(".BasicSweeper")
 
 
@@ -93,6 +93,11 @@ def open_folder(config: Config, facts: dict[str, Any], resume: str | None) -> Ru
     return RunFolder(output_folder(), _as_yaml(config), command, facts, again)
 
 
+def log_unknown(names: Iterable[str]) -> None:
+    """Log why the numbers ``names`` are null in ``metrics.json``."""
+    log.info("null, because only draws of the dataset are known: %s", ", ".join(names))
+
+
 def write_config(folder: RunFolder, config: Config) -> None:
     """Write ``config.yaml`` again after a setting changed during the run, such as ``compile``."""
     folder.write("config.yaml", _as_yaml(config).encode())
@@ -105,7 +110,7 @@ def _as_yaml(config: Config) -> str:
 def objective_of(metrics: Config, name: str | None) -> float | None:
     """Return the number that a search minimises; None without a ``name``.
 
-    Without a search, return None also for a number that is null.
+    Outside a search, it may also be null in ``metrics``, and None is returned.
     """
     numbers = flatten(metrics)
     if name in numbers and numbers[name] is None and not in_search():

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ncsn_cli.commands.measure import build
 from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
+from ncsn_cli.commands.shorthand import expand
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, MissingInputError, RefusedStart
 from ncsn_cli.datasets import Denoised
@@ -44,7 +45,7 @@ from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, read_npz
 from ncsn_cli.runs.folder import SAMPLES, release_all
 from ncsn_cli.runs.records import read_yaml
-from ncsn_cli.runs.samples import Samples, as_points
+from ncsn_cli.runs.samples import Samples, as_points, read_samples, samples_file
 from ncsn_cli.training.history import COLUMNS, read_history
 
 
@@ -186,17 +187,17 @@ def sample(
 
 
 def measure(
-    samples: ArrayLike | Tensor | Run,
+    samples: ArrayLike | Tensor | Run | str | os.PathLike[str],
     truth: Mixture | str,
     sigma: float = 0.0,
     *overrides: str,
     config_dir: str | os.PathLike[str] | None = None,
     **options: Any,  # noqa: ANN401
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Any] | None]:
     """Measure ``samples`` as ``ncsn-measure`` does, without writing files.
 
     Args:
-        samples: Points (N, D), in data units, or the run that made them.
+        samples: Points (N, D), in data units; or the run that made them, or a file.
         truth: The distribution, or the name of an option of ``dataset``.
         sigma: The level to measure against, data units; 0 is the data itself.
         overrides: Words of the command line, such as ``"dataset.std=.2"``.
@@ -207,19 +208,27 @@ def measure(
         For each metric ``value``, ``floor`` (its mean over sets of as many exact draws),
         ``floor_quantiles`` (99 % of these sets lie between them) and ``ratio`` = value/floor,
         which is about 1 for perfect samples; also what the metric adds, such as mode weights.
+        None if the metric needs more of the truth than is known.
 
     Raises:
         NcsnError: See ``train``.
     """
-    values = samples.samples if isinstance(samples, Run) else samples
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     words = [*overrides, *_words({"dataset": truth, "sigma": float(sigma), **options})]
     with _borrowed_process("measure"), _refusals("measure"), torch.no_grad():
         config = read_config(hydra.compose("measure", _with_folder_of_options(words, config_dir)))
         run: MeasureSettings = settings(MeasureSettings, config)
-        job = build(run, config, lambda dim: Samples(as_points("samples", array, dim)))
+        job = build(run, config, partial(_points_of, samples, run.key))
         law = Denoised(job.truth) if run.denoised else job.truth
         return evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
+
+
+def _points_of(source: Any, key: str | None, dim: int) -> Samples:  # noqa: ANN401
+    """Return the samples that ``measure`` was given, which are points in D = ``dim``."""
+    if isinstance(source, Run | str | os.PathLike):
+        place = source.folder if isinstance(source, Run) else source
+        return read_samples(samples_file(os.fspath(place)), key, dim)
+    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    return Samples(as_points("samples", array, dim))
 
 
 def _run(
@@ -231,7 +240,9 @@ def _run(
     """Run ``ncsn-name`` with the overrides ``words`` in this process; return its run."""
     if sweep := [word for word in words if word.startswith(("hparams_search=", "hydra.mode="))]:
         raise ConfigError(f"{sweep[0]}: one call is one run; call ncsn-{name} for a sweep")
-    words = _with_folder_of_options(words, config_dir)
+    words = _with_folder_of_options(expand(name, words), config_dir)
+    if words[:1] == ["-m"]:
+        raise ConfigError(f"{words[1]}: one call is one run; call ncsn-{name} for a sweep")
     if folder is not None:
         words.append(_word("hydra.run.dir", os.fspath(folder)))
     task = getattr(importlib.import_module(f"ncsn_cli.commands.{name}"), name)

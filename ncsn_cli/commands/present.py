@@ -82,7 +82,7 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
     Pictures that do not apply are named only for D > 2, or if the user chose them for this
     command.
     """
-    from ncsn_cli.plots import NEEDS
+    from ncsn_cli.plots import NEED_TRUTH, NEEDS
     from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
 
     missing: dict[str, str] = {}
@@ -107,8 +107,11 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
             )
         elif key not in missing:
             is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
-            if scene.dim > 2 or is_chosen:
-                function = getattr(draw, "func", draw)  # options make partials
+            function = getattr(draw, "func", draw)  # options make partials
+            is_for = next((dim for ours, dim in NEED_TRUTH.items() if ours is function), None)
+            if scene.true_scores is None and is_for == scene.dim:
+                left_out[key] = "needs the true score, which is not known"
+            elif scene.dim > 2 or is_chosen:
                 needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
                 left_out[key] = next(needs, "does not apply")
     if left_out:

@@ -169,6 +169,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         rows = [
             [name, _show(entry["value"]), _with_error("floor", entry), _show(entry["ratio"])]
             for name, entry in (metrics.get(target) or {}).items()
+            if entry is not None
         ]
         if rows:
             header = ["metric", "value", "noise floor", "ratio (1 is perfect)"]
@@ -176,7 +177,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
     columns = {
         name.removesuffix("_per_level").replace("_", " "): values
         for name, values in metrics.items()
-        if name == "sigmas" or name.endswith("_per_level")
+        if name == "sigmas" or (name.endswith("_per_level") and values is not None)
     }
     if "sigmas" in columns:
         rows = [[_show(v) for v in row] for row in zip(*columns.values(), strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ncsn_cli.commands.config import Config, SampleSettings, read_config, settin
 from ncsn_cli.commands.job import (
     compare_command,
     log_next,
+    log_unknown,
     objective_of,
     open_folder,
     output_folder,
@@ -31,13 +33,13 @@ from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
-from ncsn_cli.evaluation.samples import against_truth, evaluate_trajectory
+from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
@@ -132,25 +134,28 @@ def measure(
     if chains.acceptance:
         report["acceptance_per_level"] = chains.acceptance
     if len(job.parts.plan) > 1:
-        report["mode_commitment"] = chains.mode_commitment
+        report["mode_commitment"] = chains.mode_commitment if truth.is_known else None
     report |= against_truth(
         chains.samples, truth, job.parts.plan[-1].sigma, job.parts.of_samples, floors, run.seed,
         job.target if job.parts.sampler.denoise else None,
     )  # fmt: skip
     folder.write("metrics.json", to_json(report))  # before metrics that take longer
     if run.trajectory_metrics:
-        report["trajectory"] = evaluate_trajectory(
-            chains.by_level, truth, job.parts.of_samples, floors, run.seed, job.target
-        )
+        report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     for name, metric in job.parts.of_score.items():
-        stream = random_stream(run.seed, name, job.device)
-        report[name] = metric(job.score, truth, job.parts.sigmas, stream)
+        stream, report[name] = random_stream(run.seed, name, job.device), None
+        with suppress(UnknownTruthError):
+            report[name] = metric(job.score, truth, job.parts.sigmas, stream)
     log_density: dict[str, NDArray[np.float64]] = {}
     if run.log_density:
-        report["log_density"], log_density = evaluate_log_density(
-            job.score, truth, job.parts.sigmas
-        )
-        folder.write("log_density.npz", to_npz(log_density))
+        report["log_density"] = None
+        with suppress(UnknownTruthError):
+            report["log_density"], log_density = evaluate_log_density(
+                job.score, truth, job.parts.sigmas
+            )
+            folder.write("log_density.npz", to_npz(log_density))
+    if unknown := [name for name, v in [*report["clean"].items(), *report.items()] if v is None]:
+        log_unknown(unknown)
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
     return report, log_density
@@ -175,7 +180,7 @@ def scene_of(
         score_name="learned" if run.score == "checkpoint" else run.score,
         samples=chains.samples.numpy(),
         exact=exact.numpy(),
-        denoised=job.target if job.parts.sampler.denoise else None,
+        denoised=None if job.target is job.truth else job.target,
         paths=None
         if chains.paths is None
         else (chains.paths, chains.path_steps, chains.path_sigmas),
@@ -185,6 +190,20 @@ def scene_of(
         distances=report.get("trajectory"),
         log_density=log_density.get("log_density"),
     )
+
+
+def _along_the_way(
+    job: Job, chains: Chains, clean: dict[str, Any], floors: FloorOf
+) -> dict[str, Any] | None:
+    """Return distances level by level; None for what is not known, as in ``clean``."""
+    states = [*chains.by_level.items()]
+    if job.parts.sampler.denoise and not job.truth.is_known:
+        states.pop()  # the last state is denoised, and the law of denoised draws is not known
+    known = {k: metric for k, metric in job.parts.of_samples.items() if clean[k] is not None}
+    if not states:
+        return None
+    found = evaluate_trajectory(dict(states), job.truth, known, floors, job.run.seed, job.target)
+    return found | dict.fromkeys(k for k in job.parts.of_samples if k not in known)
 
 
 def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor], Config]:

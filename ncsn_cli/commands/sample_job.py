@@ -34,7 +34,12 @@ from ncsn_cli.commands.resume import (
 from ncsn_cli.commands.score import empirical_score, exact_score, learned_score, load_network
 from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
+from ncsn_cli.core.errors import (
+    BadCheckpointError,
+    ConfigError,
+    MissingInputError,
+    UnknownTruthError,
+)
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
@@ -126,7 +131,8 @@ class Job:
         device: The device of the chains.
         parts: The objects that the request names.
         truth: The distribution to measure against, in the coordinates of the chains.
-        target: The law of perfect samples at the last level.
+        target: The law of perfect samples at the last level; ``truth`` if these are denoised and
+            the true score is not known.
         score: The score that the chains follow.
         sampling: The chains, ready to run.
         stopped: The chains to resume, or None.
@@ -170,6 +176,7 @@ def build(request: Request) -> Job:
         _check_same_chains(found, identity)
     # Prepare the chains.
     init = partial(_initial_points, parts, truth.origin, device)
+    init(1, random_stream(run.seed, "first try", device))
     sampling = Sampling(
         Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device),
         run.num_samples,
@@ -180,7 +187,7 @@ def build(request: Request) -> Job:
     )
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = _advise(run, parts, truth.origin)
-    target = Denoised(truth) if parts.sampler.denoise else truth
+    target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
     return Job(
         run, config, facts, identity, device, parts, truth, target, score, sampling, stopped
@@ -249,6 +256,11 @@ def _choose_score(
     score: Score
     log_prob: LogProb | None
     if request.run.score == "exact":
+        if not dataset.is_known:
+            raise ConfigError(
+                "score: exact needs a dataset whose score is known, and of this one only draws"
+                " are; give checkpoint=RUN and leave score out"
+            )
         score, log_prob = exact_score(dataset, origin)
     elif request.run.score == "empirical":
         score, log_prob = empirical_score(dataset, origin)
@@ -260,13 +272,15 @@ def _choose_score(
         )  # fmt: skip
         score, log_prob = learned_score(model, origin, device)
     if parts.sampler.needs_log_prob and log_prob is None:
+        exact = "score=exact, or " if dataset.is_known else ""
         raise ConfigError(
-            "sampler: this sampler needs a log-density; choose score=exact, or a checkpoint of"
+            f"sampler: this sampler needs a log-density; choose {exact}a checkpoint of"
             " model=energy_mlp"
         )
     # Truth and score raise an error where they have no value.
     last = parts.plan[-1].sigma
-    dataset.score(torch.zeros(1, dataset.dim), last)
+    if dataset.is_known:
+        dataset.score(torch.zeros(1, dataset.dim), last)
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last, device=device))
     return score, log_prob, network
 
@@ -274,9 +288,19 @@ def _choose_score(
 def _initial_points(
     parts: Parts, origin: Tensor, device: torch.device, num: int, stream: torch.Generator
 ) -> Tensor:
-    """Return ``num`` initial points (num, D), in coordinates around ``origin`` (D,)."""
+    """Return ``num`` initial points (num, D), in coordinates around ``origin`` (D,).
+
+    Raises:
+        ConfigError: If the init needs more of the dataset than is known.
+    """
     sigma_max = float(parts.schedule.sigmas[0])
-    points = parts.init(num, parts.dataset, sigma_max, stream).cpu() - origin
+    try:
+        points = parts.init(num, parts.dataset, sigma_max, stream).cpu() - origin
+    except UnknownTruthError:
+        raise ConfigError(
+            "init: this one needs more of the dataset than draws, and nothing else is known;"
+            " choose another one, such as init=prior"
+        ) from None
     return points.to(device, torch.float32)
 
 

@@ -22,6 +22,7 @@ from ncsn_cli.commands.config import (
 )
 from ncsn_cli.commands.job import (
     log_next,
+    log_unknown,
     objective_of,
     open_folder,
     output_folder,
@@ -149,7 +150,9 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
         if metrics[name] is not None
     ]
     log.info("from draws, with their standard errors: %s", ", ".join(shown))
-    if metrics["loss_floor"] is None:
+    if not job.parts.dataset.truth.is_known:
+        log_unknown(name for name, value in metrics.items() if value is None)
+    elif metrics["loss_floor"] is None:
         log.info("loss floor unknown: the loss states none")
     else:
         error = metrics.get("loss_floor_standard_error")

@@ -32,9 +32,9 @@ from ncsn_cli.commands.resume import (
     find_stopped,
 )
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import BadCheckpointError, ConfigError, RefusedStart
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, RefusedStart, UnknownTruthError
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.evaluation.network import unknown_numbers
+from ncsn_cli.evaluation.network import EVALUATED, unknown_numbers
 from ncsn_cli.evaluation.schedule_advice import examine
 from ncsn_cli.losses import Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, load_newest
@@ -125,6 +125,10 @@ def build(request: Request) -> Job:
     run, device = request.run, choose_device(request.run.device)
     parts = _build_parts(request.config, run.seed, device)
     dataset, sigmas, model = parts.dataset, parts.sigmas, parts.model
+    if not dataset.truth.is_known and run.objective in EVALUATED[1:] and in_search():
+        raise ConfigError(
+            f"objective: {run.objective} is not known for this dataset; choose objective=loss"
+        )
     # Find the checkpoint to resume, and decide on threads and compiling.
     stopped = find_stopped(_load_checkpoint, parts.trainer.resume, request.digest)
     trainer = _resolve_auto(parts, {} if stopped is None else stopped.record)
@@ -196,9 +200,23 @@ def initial_model(config: Config, data: Tensor, seed: int) -> nn.Module:
 def _try_once(
     model: nn.Module, dataset: Dataset, loss: Loss, sigma: float, device: torch.device
 ) -> None:
-    """Raise if the truth or the network has no score at ``sigma``; warn of a biased gradient."""
-    dataset.score(torch.zeros(1, dataset.dim), sigma)
-    model(torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device))
+    """Raise if the truth or the network has no score at ``sigma``; warn of a biased gradient.
+
+    Raise also if the loss needs the true score and only draws of the dataset are known.
+    """
+    x, level = torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device)
+    if dataset.is_known:
+        dataset.score(x.cpu(), sigma)
+    model(x, level)
+    if not dataset.is_known:
+        draws = loss.draw(x, level[None], random_stream(0, "first try", device))
+        try:
+            loss.given(draws, model, x, level[None], dataset.score)
+        except UnknownTruthError:
+            raise ConfigError(
+                "loss: this loss needs the true score, and of this dataset only draws are known;"
+                " choose another one, such as loss=denoising"
+            ) from None
     differentiates = isinstance(loss, Implicit | Sliced)
     if differentiates and any(isinstance(module, nn.ReLU) for module in model.modules()):
         log.warning(

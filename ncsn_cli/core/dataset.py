@@ -1,4 +1,4 @@
-"""Distributions that are known exactly at every noise level.
+"""Distributions to learn: known exactly at every noise level, or by their draws alone.
 
 Shapes: B points, D dimensions, K modes or mixture components.
 """
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.expectation import (
     FisherInformation,
     ModeMoments,
@@ -28,6 +29,10 @@ class Law(ABC):
     Moments are float64. A law may keep them as attributes or compute them as properties.
 
     Attributes:
+        is_known: Whether density, score and modes are known. If not, only draws are: what needs
+            more raises ``UnknownTruthError``.
+        has_cdf: Whether there are ``cdf`` and ``integrated_cdf``, for D = 1. If not, samples are
+            compared with draws.
         dim: D.
         mean: E[x], (D,), at every level.
         modes: Centres of the modes, (K, D).
@@ -35,6 +40,8 @@ class Law(ABC):
             for the distribution that ``Dataset.centred`` returns.
     """
 
+    is_known: bool = True
+    has_cdf: bool = False
     dim: int
     mean: Tensor
     modes: Tensor
@@ -56,6 +63,10 @@ class Law(ABC):
     @abstractmethod
     def perturbed_covariance(self, sigma: float) -> Tensor:
         """Return Cov[x] at level sigma, (D, D)."""
+
+    def mean_error(self) -> Tensor:
+        """Return the standard errors of ``mean``, (D,)."""
+        return torch.zeros(self.dim, dtype=torch.float64)
 
     def covariance_error(self, sigma: float) -> Tensor:
         """Return the standard errors of ``perturbed_covariance``, (D, D)."""
@@ -91,7 +102,12 @@ class Law(ABC):
 
 
 class Dataset(Law):
-    """A distribution p on R^D known exactly, with every p_sigma = p * N(0, sigma^2 I).
+    """A distribution p on R^D, with every p_sigma = p * N(0, sigma^2 I).
+
+    A class of your own writes ``sample(num, *, generator)`` alone if nothing but draws of p is
+    known: ``datasets.Sampled`` then gets the rest from draws. If p is known exactly at every
+    level, it writes ``has_density``, ``log_prob``, ``score``, ``posterior``, a ``sample`` that
+    takes ``sigma`` too, and the attributes below.
 
     Functions of points return the points' dtype. All other results are float64, except the draws
     of ``sample``, which are float32. A subclass of a finished dataset changes its attributes after
@@ -102,7 +118,7 @@ class Dataset(Law):
         weights: Weights of the K modes, (K,).
         extent: The box that pictures show: lower and upper corner, both (D,).
         smallest_std: Standard deviation of the narrowest component along its narrowest axis, data
-            units; 0 for a point.
+            units; 0 for a point, None if it is not known.
 
     Args:
         num_samples: Size of the training set; None draws fresh points for ever.
@@ -112,11 +128,11 @@ class Dataset(Law):
     covariance: Tensor
     weights: Tensor
     extent: tuple[Tensor, Tensor]
-    smallest_std: float
+    smallest_std: float | None
     num_samples: int | None = None
     seed: int = 0
 
-    def __init__(self, num_samples: int | None, seed: int) -> None:
+    def __init__(self, num_samples: int | None = None, seed: int = 0) -> None:
         self.num_samples = num_samples
         self.seed = seed
 
@@ -141,9 +157,9 @@ class Dataset(Law):
         """Number of terms of the density, which decides memory and time."""
         return len(self.weights)
 
-    @abstractmethod
     def has_density(self, sigma: float) -> bool:
         """Return whether p_sigma has a density, and therefore a score."""
+        return False
 
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return ``num`` draws from p_sigma as one part, whose probability is 1."""
@@ -152,20 +168,20 @@ class Dataset(Law):
             x.new_ones(1), torch.zeros(num, dtype=torch.int64, device=x.device), x
         )
 
-    @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Return log p_sigma(x), (B,), in nats; ``x`` (B, D), ``sigma`` () or (B,)."""
+        raise UnknownTruthError("dataset: its density is not known, only its draws")
 
-    @abstractmethod
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Return grad log p_sigma(x), (B, D), units 1/length.
 
         ``x`` (B, D), ``sigma`` () or (B,).
         """
+        raise UnknownTruthError("dataset: its score is not known, only its draws")
 
-    @abstractmethod
     def posterior(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Return P(mode | x) at level sigma, (B, K)."""
+        raise UnknownTruthError("dataset: its modes are not known, only its draws")
 
     def fisher(self, sigma: float) -> FisherInformation:
         """Return the Fisher information E[s s^T] of p_sigma and its standard error.

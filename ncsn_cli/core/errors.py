@@ -20,6 +20,13 @@ class ConfigError(NcsnError):
     exit_code = 2
 
 
+class UnknownTruthError(ConfigError):
+    """Something of the dataset was asked for that is not known: only its draws are.
+
+    Metrics that raise this error have no value.
+    """
+
+
 class DivergedError(NcsnError):
     """A number that should be finite is not."""
 

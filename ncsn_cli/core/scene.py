@@ -29,6 +29,7 @@ class Scene:
         clean_density: p on the grid (G,); None where p has no density.
         densities: p_sigma on the grid (M, G).
         true_scores: grad log p_sigma on the grid (M, G, D); for D > 2 at ``places`` (M, A, 2).
+            None if only draws of the dataset are known: the densities are then estimated.
         scores: The learned score at the same points; None if there is no learned score.
         places: For D > 2, some exact draws of p_sigma (M, A, 2).
         score_name: Name of the learned score in the pictures.
@@ -42,7 +43,7 @@ class Scene:
     sigmas: NDArray[np.float64]
     clean_density: NDArray[np.float64] | None
     densities: NDArray[np.float64]
-    true_scores: NDArray[np.float64]
+    true_scores: NDArray[np.float64] | None
     scores: NDArray[np.float64] | None = None
     places: NDArray[np.float64] | None = None
     score_name: str = "learned"

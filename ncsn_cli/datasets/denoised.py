@@ -37,7 +37,7 @@ class Denoised(Law):
     """
 
     def __init__(self, truth: Dataset) -> None:
-        self._truth, self.dim = truth, truth.dim
+        self._truth, self.dim, self.has_cdf = truth, truth.dim, truth.has_cdf
         self.mean, self.modes = truth.mean, truth.modes
 
     @property

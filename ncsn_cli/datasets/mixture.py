@@ -58,6 +58,8 @@ class GaussianMixture(Dataset):
             positive semidefinite, or both ``stds`` and ``covariances`` are given.
     """
 
+    has_cdf = True
+
     @validate_call(config=STRICT)
     def __init__(
         self,

@@ -48,6 +48,25 @@ class Grid:
         return self._dataset.log_prob(self._points, sigma).exp().numpy()
 
 
+class SampledGrid(Grid):
+    """The same grid for a dataset of which only draws are known, whose histogram stands for p."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        draws = dataset.sample(_DRAWS, generator=random_stream(0, "exact draws in pictures"))
+        self._cells = np.array([axis[1] - axis[0] for axis in self.axes])
+        edges = [
+            np.append(axis, axis[-1] + cell) - cell / 2
+            for axis, cell in zip(self.axes, self._cells, strict=True)
+        ]
+        counts, _ = np.histogramdd(draws.numpy(), edges)
+        self._histogram = counts / (_DRAWS * self._cells.prod())
+
+    def density(self, sigma: float) -> Array:
+        """Return p_sigma on the grid (G,), blurred by a cell or more."""
+        return _blurred(self._histogram, sigma / self._cells)
+
+
 class Projection:
     """The plane on which pictures of D > 2 show points, along two principal axes of the truth.
 
@@ -86,10 +105,15 @@ class Projection:
 
     def density(self, sigma: float) -> Array:
         """Return the projected density of p_sigma on the grid (G,), blurred by a cell or more."""
-        from scipy.ndimage import gaussian_filter  # here: scipy is slow to import
+        return _blurred(self._histogram, sigma / self._cells)
 
-        widths = np.maximum(sigma / self._cells, 1)
-        return gaussian_filter(self._histogram, widths, mode="constant").ravel()
+
+def _blurred(histogram: Array, widths: Array) -> Array:
+    """Return ``histogram``, flat, convolved with a Gaussian of ``widths`` >= 1, in cells."""
+    from scipy.ndimage import gaussian_filter  # here: scipy is slow to import
+
+    blurred: Array = gaussian_filter(histogram, np.maximum(widths, 1), mode="constant")
+    return blurred.ravel()
 
 
 def grid_of(dataset: Dataset) -> tuple[list[Tensor], Tensor]:
@@ -113,6 +137,12 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
     return shown
 
 
+def _view_of(dataset: Dataset) -> Grid | Projection:
+    if dataset.dim > 2:
+        return Projection(dataset)
+    return Grid(dataset) if dataset.is_known else SampledGrid(dataset)
+
+
 @torch.no_grad()
 def compose_scene(
     kind: type[S],
@@ -134,10 +164,10 @@ def compose_scene(
     points.
     """
     levels = (shown := levels_shown(dataset.dim, sigmas)).tolist()
-    view: Grid | Projection = Grid(dataset) if dataset.dim <= 2 else Projection(dataset)
+    view = _view_of(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
-    if dataset.dim == 1 and score is not None:
+    if dataset.dim == 1 and dataset.is_known and score is not None:
         arrays |= _recovered(score, dataset, levels, view.axes[0])
     if denoised is not None:
         arrays |= {"is_denoised": True} | _denoised_density(denoised, levels[-1], view)
@@ -161,7 +191,7 @@ def compose_scene(
         sigmas=shown.numpy(),
         clean_density=view.density(0.0) if dataset.has_density(0.0) else None,
         densities=_densities(view, shown.numpy()),
-        true_scores=np.stack([view.project(dataset.score(x, s)) for x, s in pairs]),
+        true_scores=_true(dataset, pairs, view),
         scores=None if score is None else _learned(score, pairs, view, device),
         **arrays,
     )
@@ -171,6 +201,15 @@ def _densities(view: Grid | Projection, sigmas: Array) -> Array:
     """Return p_sigma on the grid at each of ``sigmas`` (M, G)."""
     found = {sigma: view.density(sigma) for sigma in set(sigmas.tolist())}
     return np.stack([found[sigma] for sigma in sigmas.tolist()])
+
+
+def _true(
+    dataset: Dataset, pairs: list[tuple[Tensor, float]], view: Grid | Projection
+) -> Array | None:
+    """Return the true score at each pair of points and level (M, G, D); None if unknown."""
+    if not dataset.is_known:
+        return None
+    return np.stack([view.project(dataset.score(x, sigma)) for x, sigma in pairs])
 
 
 def _learned(

@@ -87,7 +87,7 @@ class _Level(NamedTuple):
     Args:
         loss: The loss term of each draw (n,).
         penalty: The part of each term that is the loss's penalty (n,); None without a penalty.
-        products: See ``metrics.products_at``, (4, m).
+        products: See ``metrics.products_at``, (4, m); m = 0 where the true score is not known.
     """
 
     loss: Tensor
@@ -111,13 +111,18 @@ def evaluate_training(
 
     Also returned, per level: E||s - s*||^2; the scale c that makes c s best; for D = 2 the
     relative curl; and for D = 1 the KL divergence of the density that is recovered by integrating
-    the score.
+    the score. If only draws of the dataset are known, ``loss`` and ``penalty`` are known, and the
+    other numbers are None.
 
     Raises:
         DivergedError: If one of the means is not finite.
     """
     # Choose the levels, and the number of draws per level.
     truth, levels = dataset.truth, sigmas.tolist()
+    if not truth.is_known:
+        return _evaluate_by_draws(
+            score, truth, sigmas, loss, random_stream(seed, "evaluation", device)
+        )
     nodes, weights = loss.quadrature(sigmas)
     every_level = list(dict.fromkeys([*levels, *nodes]))
     num = draws_per_level(len(every_level), truth.num_components)
@@ -142,9 +147,7 @@ def evaluate_training(
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)
     means["score_error"] = float(np.mean(errors))
     means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
-    for name, mean in means.items():
-        if mean is not None and not math.isfinite(mean):
-            raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
+    _refuse_non_finite(means)
     return {
         **means,
         "sigmas": levels,
@@ -154,6 +157,39 @@ def evaluate_training(
         **({"curl_per_level": curls} if curls else {}),
         **({"recovered_kl_per_level": kls} if kls else {}),
     }
+
+
+def _evaluate_by_draws(
+    score: Score, truth: Dataset, sigmas: Tensor, loss: Loss, stream: torch.Generator
+) -> dict[str, Any]:
+    """Return what ``evaluate_training`` returns for a dataset of which only draws are known."""
+    nodes, weights = loss.quadrature(sigmas)
+    num = draws_per_level(len(nodes), truth.num_components)
+    log.info("evaluation: %d levels, %d draws each", len(nodes), num)
+    found = [
+        _evaluate_level(score, truth, sigma, loss, num, stream) for sigma in _with_progress(nodes)
+    ]
+    means: dict[str, float] = {}
+    for name in ("loss", "penalty"):
+        levels = [getattr(each, name) for each in found if getattr(each, name) is not None]
+        if levels:
+            parts = [w * values.double().cpu() for w, values in zip(weights, levels, strict=True)]
+            variance = sum(float(part.var()) / len(part) for part in parts)
+            means[name] = sum(float(part.mean()) for part in parts)
+            means[f"{name}_standard_error"] = math.sqrt(variance)
+    _refuse_non_finite(means)
+    unknown = (
+        *EVALUATED[1:], "score_error_per_level", "fisher_divergence_per_level",
+        "best_scale_per_level",
+    )  # fmt: skip
+    return {**means, **dict.fromkeys(unknown), "sigmas": sigmas.tolist()}
+
+
+def _refuse_non_finite(means: Mapping[str, float | None]) -> None:
+    """Raise ``DivergedError`` if one of ``means`` is not finite."""
+    for name, mean in means.items():
+        if mean is not None and not math.isfinite(mean):
+            raise DivergedError(f"{name} of the trained network is {mean}; lower optimizer.lr")
 
 
 def _with_progress(levels: list[float]) -> Iterator[float]:
@@ -261,7 +297,9 @@ def _evaluate_level(
         terms.append(loss.terms(draws, *given))
         if loss.without_penalty is not loss:
             penalties.append(terms[-1] - loss.without_penalty.terms(draws, *given))
-    if is_shared:
+    if not truth.is_known:
+        products = torch.empty(4, 0)
+    elif is_shared:
         points, learned = (torch.cat(parts) for parts in zip(*seen, strict=True))
         products = products_at(learned, points, truth, sigma)
     else:

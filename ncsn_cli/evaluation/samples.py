@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset, Law
+from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floor
@@ -43,6 +44,8 @@ def against_truth(
         found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
     for against, entries in found.items():
         for metric, entry in entries.items():
+            if entry is None:
+                continue
             log.info(
                 "%s%s at sigma = %g: %.4g, noise floor %.4g",
                 metric, ", denoised" if against == "denoised" else "",
@@ -58,20 +61,24 @@ def evaluate_samples(
     metrics: Mapping[str, SampleMetric],
     floor_of: FloorOf,
     seed: int,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Any] | None]:
     """Return, for every metric, the distance from ``samples`` (N, D) to p_sigma and its floor.
 
     The quantiles of the noise floor show how far chance goes. ratio = value / floor is about 1 for
-    a perfect sampler, and None if the distance of exact draws is 0 up to rounding.
+    a perfect sampler, and None if the distance of exact draws is 0 up to rounding. A metric that
+    needs more of the truth than is known is None.
     """
-    found = {}
-    with tqdm(metrics.items(), desc="metrics", disable=HIDDEN, leave=False) as bar:
-        for name, metric in bar:
-            bar.set_postfix_str(name)
+    found: dict[str, dict[str, Any] | None] = {}
+    bar = tqdm(metrics.items(), desc="metrics", disable=HIDDEN, leave=False)
+    for name, metric in bar:
+        bar.set_postfix_str(name)
+        try:
             found[name] = {
                 **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
                 **metric.details(samples, truth, sigma),
             }
+        except UnknownTruthError:
+            found[name] = None
     return found
 
 

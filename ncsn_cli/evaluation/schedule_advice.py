@@ -29,12 +29,19 @@ log = logging.getLogger(__name__)
 _TOO_WIDE = 1.12  # sigma_min at half the smallest std, which is usual, widens by 1.118
 
 
-def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float) -> dict[str, Any]:
+def examine(
+    sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float | None
+) -> dict[str, Any]:
     """Log schedule and sampler with the choices of the techniques, and warn of bad values.
 
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
-    data's narrowest component. Return the numbers for ``run.json``.
+    data's narrowest component, or None if it is not known. Return the numbers for ``run.json``.
     """
+    if smallest_std is None:
+        log.info(
+            "Technique 0, and how wide chains end: left out, because the width of the data's"
+            " narrowest component is not known; steps are judged as on a point"
+        )
     report, complaints = _examine_levels(sigmas, data, smallest_std)
     tau = 0.0
     try:
@@ -56,13 +63,13 @@ def examine(sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float)
 
 
 def _examine_levels(
-    sigmas: Tensor, data: Tensor, smallest_std: float
+    sigmas: Tensor, data: Tensor, smallest_std: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Log Techniques 0, 1 and 2. Return their numbers and a list of complaints."""
     report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
     sigma_max, sigma_min, dim = float(sigmas[0]), float(sigmas[-1]), data.shape[-1]
-    if smallest_std > 0:
+    if smallest_std is not None and smallest_std > 0:
         widening = math.sqrt(1 + (sigma_min / smallest_std) ** 2)
         report["technique_0"] = {"smallest_std": smallest_std, "widening": widening}
         log.info(
@@ -115,19 +122,21 @@ def _examine_ratios(sigmas: Tensor, dim: int) -> tuple[dict[str, Any], list[str]
 
 
 def examine_steps(
-    levels: list[Level], sampler: Sampler, smallest_std: float
+    levels: list[Level], sampler: Sampler, smallest_std: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Log eta, Technique 4 and the expected widths. Return the numbers and a list of complaints.
 
     Each level with a Langevin step has eta = tau/sigma^2. On the narrowest component, of standard
     deviation s, unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2. If the data are
-    this component alone, the standard deviation of the chains is known in closed form.
+    this component alone, the standard deviation of the chains is known in closed form. If s is not
+    known, steps are judged as for s = 0.
     """
+    narrowest = smallest_std or 0.0
     name = type(sampler).__name__
     etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
     if etas:
         log.info("%s: eta = tau/sigma^2 from %.3g to %.3g", name, min(etas), max(etas))
-    variances = [smallest_std**2 + level.sigma**2 for level in levels]
+    variances = [narrowest**2 + level.sigma**2 for level in levels]
     if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
@@ -135,18 +144,14 @@ def examine_steps(
     if max(stability) >= 2:
         return report, [
             f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
-            f" {smallest_std:.3g}), but Langevin steps are only stable below 2: use smaller steps"
+            f" {narrowest:.3g}), but Langevin steps are only stable below 2: use smaller steps"
         ]
     if sampler.descends:
         return report, []
     if len(levels) > 1:
-        steps = levels[-1].steps
-        step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
-        report["technique_4"] = {"step_size": step_size, "steps_per_level": steps}
-        log.info(
-            "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
-            step_size, steps, levels[-1].tau,
-        )  # fmt: skip
+        report["technique_4"] = _examine_step_size(levels)
+    if smallest_std is None:
+        return report, []
     stds = predicted_stds(levels, smallest_std)
     report["std_per_level"] = stds
     report["target_std_per_level"] = [math.sqrt(v) for v in variances]
@@ -161,7 +166,18 @@ def examine_steps(
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
 
 
-def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) -> str | None:
+def _examine_step_size(levels: list[Level]) -> dict[str, Any]:
+    """Log Technique 4. Return its numbers."""
+    steps = levels[-1].steps
+    step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
+    log.info(
+        "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
+        step_size, steps, levels[-1].tau,
+    )  # fmt: skip
+    return {"step_size": step_size, "steps_per_level": steps}
+
+
+def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float | None) -> str | None:
     """Return a line that names the lengths that float32 cannot resolve; None if there are none.
 
     Such a length is below 8 spacings of float32 at the data's largest coordinate: rounding adds
@@ -178,7 +194,7 @@ def unresolved(data: Tensor, sigmas: Tensor, tau: float, smallest_std: float) ->
     lengths = {
         "sigma_min": sigma_min,
         "the noise of a step, sqrt(2 tau)": math.sqrt(2 * tau),
-        "the narrowest width": math.hypot(smallest_std, sigma_min),
+        "the narrowest width": math.hypot(smallest_std or 0.0, sigma_min),
     }
     lost = [f"{name} = {value:.3g}" for name, value in lengths.items() if 0 < value < 8 * spacing]
     if not lost:

@@ -246,10 +246,11 @@ class KL(ScoreMetric):
 
         def divergence(name: str, sigma: float) -> dict[str, float | None]:
             x = draw(sigma)
+            log_p = truth.log_prob(x, sigma)
             flow = log_likelihood(score, x, sigma_min, sigma_max, prior, self.num_steps)
             if flow.failure:
                 log.warning("metric.kl: %s has no value, because %s", name, flow.failure)
-            return _divergence(truth.log_prob(x, sigma) - flow.value, flow.change)
+            return _divergence(log_p - flow.value, flow.change)
 
         widest = draw(sigma_max)
         return {

@@ -119,6 +119,7 @@ class Moments(SampleMetric):
         overall = {
             **_moments(samples, truth.origin),
             "expected_mean": (truth.mean + truth.origin).tolist(),
+            **_error("expected_mean", truth.mean_error()),
             "expected_covariance": truth.perturbed_covariance(sigma).tolist(),
             **_error("expected_covariance", truth.covariance_error(sigma)),
         }

@@ -73,7 +73,8 @@ def recovered_density(
     # First points: the extent of the pictures with a margin, and the surroundings of each mode.
     low, high = (float(end) for end in truth.extent)
     margin = 4 * sigma
-    near = truth.modes[:, 0, None].numpy() + math.hypot(truth.smallest_std, sigma) * _AROUND
+    width = math.hypot(truth.smallest_std or 0.0, sigma)
+    near = truth.modes[:, 0, None].numpy() + width * _AROUND
     whole = np.linspace(low - margin, high + margin, _FIRST_POINTS)
     first = _integrated(columns(np.union1d(whole, near.clip(whole[0], whole[-1]))))
     first, is_resolved = _refine(columns, first, most_points)

@@ -23,12 +23,13 @@ _MOST_PROJECTIONS = 20_000_000  # projected points at a time: arrays of 160 MB
 class Wasserstein(SampleMetric):
     """The 1-Wasserstein distance W1 (Euclidean cost), data units.
 
-    D = 1: exact against the true distribution function F,
+    D = 1: exact against the true distribution function F, where it is known,
 
         W1 = integral |F_n(x) - F(x)| dx,
 
     where F_n is the distribution function of the n samples. For exact draws, the mean of W1 is
-    integral MAD(n, F(x)) dx/n, where MAD is the mean absolute deviation of the binomial law.
+    integral MAD(n, F(x)) dx/n, where MAD is the mean absolute deviation of the binomial law. Where
+    F is not known, W1 between the samples and as many exact draws, both sorted.
 
     D >= 2: by optimal assignment between ``max_points`` of the samples, chosen at random, and as
     many exact draws. Both sides are then random, so the noise floor is higher.
@@ -42,7 +43,7 @@ class Wasserstein(SampleMetric):
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes W1 for ``num`` samples."""
         if truth.dim == 1:
-            return _wasserstein_1d(truth, sigma, num)
+            return (_wasserstein_1d if truth.has_cdf else _between_draws)(truth, sigma, num)
         from scipy.optimize import linear_sum_assignment  # here: scipy is slow to import
 
         num = self.num_points(num, truth.dim)
@@ -88,6 +89,15 @@ def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
         below = levels[1:-1] * (crossing - x[:-1]) - (area_crossing - area[:-1])
         above = (area[1:] - area_crossing) - levels[1:-1] * (x[1:] - crossing)
         return float(tails + (below + above).sum())
+
+    return distance
+
+
+def _between_draws(truth: Law, sigma: float, num: int) -> Distance:
+    def distance(samples: Tensor, generator: torch.Generator) -> float:
+        exact = truth.sample(num, sigma=sigma, generator=generator)
+        x, y = (points[:, 0].double().cpu().sort().values for points in (samples, exact))
+        return float((x - y).abs().mean())
 
     return distance
 

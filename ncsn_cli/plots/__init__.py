@@ -38,13 +38,20 @@ __all__ = [
     "score_norm",
 ]
 
+NEED_TRUTH: dict[Callable[[Scene], Any], int] = {
+    score_error: 2,
+    recovered_density: 1,
+    animations.recovered_density: 1,
+}
+"""The pictures for which only the true score may be missing, and the D to which they apply."""
+
 NEEDS: dict[Callable[[Scene], Any], str] = {
     density: "the training data of ncsn-train",
     score: "a learned score",
     score_norm: "D = 2",
     score_error: "a learned score in 2D",
     recovered_density: "a learned score in 1D",
-    log_density: "ncsn-sample in 1D or 2D with log_density=true",
+    log_density: "ncsn-sample in 1D or 2D with log_density=true, and a known density",
     loss: "two logged steps of ncsn-train",
     samples: "ncsn-sample",
     chains: "ncsn-sample with trajectories above 0",

@@ -24,7 +24,7 @@ _MOST_FRAMES = 80  # limit for the animation of chains
 
 
 def score(scene: Scene) -> Animation | None:
-    """Draw the learned score during training, and the true score, at every level shown."""
+    """Draw the learned score during training, and the true one if known, at every level shown."""
     if not isinstance(scene, TrainingScene) or scene.snapshots is None:
         return None
     if scene.dim == 1:
@@ -34,47 +34,53 @@ def score(scene: Scene) -> Animation | None:
 
 def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Animation:
     figure, (axes,) = new_figure(1, 1, width=8)
-    (x,), true, lines = scene.axes, scene.true_scores[..., 0], []
-    for sigma, values, start in zip(scene.sigmas, true, scores[0], strict=True):
-        axes.plot(x, values, color="black", linestyle=":", linewidth=1)
+    (x,), true, lines = scene.axes, scene.true_scores, []
+    for level, (sigma, start) in enumerate(zip(scene.sigmas, scores[0], strict=True)):
+        if true is not None:
+            axes.plot(x, true[level, :, 0], color="black", linestyle=":", linewidth=1)
         lines += axes.plot(x, start, color=level_colour(sigma, scene), linewidth=1.5)
-    axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=with_margin(true))
+    limits = with_margin(scores[-1] if true is None else true[..., 0])
+    axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=limits)
     level_bar(figure, [axes], scene)
+    name = "learned score" if true is None else "learned score (dotted: true)"
 
     def update(frame: int) -> None:
         for line, values in zip(lines, scores[frame], strict=True):
             line.set_ydata(values)
-        axes.set_title(f"learned score (dotted: true), {_step(steps, frame)}")
+        axes.set_title(f"{name}, {_step(steps, frame)}")
 
     return Animation(figure, update, range(len(steps)))
 
 
 def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Animation:
-    figure, panels = field_figure(2, scene)
-    levels = range(len(scene.sigmas))
-    for axes, level in zip(panels, levels, strict=False):
-        arrows(axes, at_arrows(scene.true_scores[level], scene), level, scene, TRUTH)
-        axes.set_title(rf"true, $\sigma$ = {scene.sigmas[level]:.3g}")
+    levels, true = range(len(scene.sigmas)), scene.true_scores
+    figure, panels = field_figure(1 if true is None else 2, scene)
+    if true is not None:
+        for axes, level in zip(panels, levels, strict=False):
+            arrows(axes, at_arrows(true[level], scene), level, scene, TRUTH)
+            axes.set_title(rf"true, $\sigma$ = {scene.sigmas[level]:.3g}")
     learned = [
         arrows(axes, scores[0, level], level, scene, MODEL)
-        for axes, level in zip(panels[len(levels) :], levels, strict=True)
+        for axes, level in zip(panels[-len(levels) :], levels, strict=True)
     ]
     title = figure.suptitle(" ")
+    name = "learned score" if true is None else "true (blue) and learned score"
 
     def update(frame: int) -> None:
         for level in levels:
             learned[level].set_UVC(*shortened(scores[frame, level], level, scene))
-        title.set_text(f"true (blue) and learned score, {_step(steps, frame)}")
+        title.set_text(f"{name}, {_step(steps, frame)}")
 
     return Animation(figure, update, range(len(steps)))
 
 
 def recovered_density(scene: Scene) -> Animation | None:
     """Draw the density recovered from the learned score during training, smallest level, D = 1."""
-    if not isinstance(scene, TrainingScene) or scene.snapshots is None or scene.dim != 1:
+    snapshots = scene.snapshots if isinstance(scene, TrainingScene) else None
+    if snapshots is None or "recovered" not in snapshots:
         return None
     (x,), true, sigma = scene.axes, scene.densities[-1], scene.sigmas[-1]
-    steps, recovered, kl = (scene.snapshots[name] for name in ("steps", "recovered", "kl"))
+    steps, recovered, kl = (snapshots[name] for name in ("steps", "recovered", "kl"))
     figure, (axes,) = new_figure(1, 1, width=8)
     axes.fill_between(
         x, true, color=TRUTH, alpha=0.3, label=rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"

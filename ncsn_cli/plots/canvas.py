@@ -160,10 +160,11 @@ def heat_map(
 def contours(axes: Axes, values: Array, scene: Scene, colour: str) -> None:
     """Draw lines where a density (G,) has fallen as far as a Gaussian has at 1, 2, 3 and 4 std.
 
-    For D > 2 there is no line at 4 std, because the density is estimated from draws and few of
-    them lie there.
+    There is no line at 4 std where the density is estimated from draws, because few of them lie
+    there: for D > 2, and where only draws are known.
     """
-    stds = np.array([4.0, 3.0, 2.0, 1.0] if scene.dim == 2 else [3.0, 2.0, 1.0])
+    is_exact = scene.dim == 2 and scene.true_scores is not None
+    stds = np.array([4.0, 3.0, 2.0, 1.0] if is_exact else [3.0, 2.0, 1.0])
     levels = values.max() * np.exp(-0.5 * stds**2)
     axes.contour(*scene.axes, as_image(values, scene), levels=levels, colors=colour, linewidths=1)
 

@@ -27,12 +27,26 @@ _DEPTH = 12.0  # log-densities are shown down to this many nats below the maximu
 
 
 def score(scene: Scene) -> Figure | None:
-    """Draw the true score and the learned score at every level shown."""
+    """Draw the true score, where it is known, and the learned score at every level shown."""
     if scene.scores is None:
         return None
-    if scene.dim == 1:
-        return _score_lines(scene, scene.true_scores[..., 0], scene.scores[..., 0])
-    return _score_arrows(scene, scene.true_scores, scene.scores)
+    if scene.dim > 1:
+        return _score_arrows(scene, scene.scores)
+    if scene.true_scores is None:
+        return _learned_lines(scene, scene.scores[..., 0])
+    return _score_lines(scene, scene.true_scores[..., 0], scene.scores[..., 0])
+
+
+def _learned_lines(scene: Scene, learned: Array) -> Figure:
+    figure, (axes,) = new_figure(1, 1, width=8)
+    (x,) = scene.axes
+    for sigma, line in zip(scene.sigmas, learned, strict=True):
+        axes.plot(x, line, color=level_colour(sigma, scene), linewidth=1.5)
+    axes.axhline(0, color=NEUTRAL, linewidth=0.8)
+    axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=with_margin(learned))
+    axes.set_title(f"{scene.score_name} score (the true one is not known)")
+    level_bar(figure, [axes], scene)
+    return figure
 
 
 def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
@@ -55,9 +69,11 @@ def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
     return figure
 
 
-def _score_arrows(scene: Scene, true: Array, learned: Array) -> Figure:
-    figure, panels = field_figure(2, scene)
-    rows = [("true", true, TRUTH), (scene.score_name, learned, MODEL)]
+def _score_arrows(scene: Scene, learned: Array) -> Figure:
+    rows = [(scene.score_name, learned, MODEL)]
+    if scene.true_scores is not None:
+        rows = [("true", scene.true_scores, TRUTH), *rows]
+    figure, panels = field_figure(len(rows), scene)
     cells = [(row, level) for row in rows for level in range(len(scene.sigmas))]
     for axes, ((name, field, colour), level) in zip(panels, cells, strict=True):
         arrows(axes, at_arrows(field[level], scene), level, scene, colour)
@@ -83,7 +99,7 @@ def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Q
         places = [grid.ravel() for grid in np.meshgrid(x, y, indexing="ij")]
     else:
         places = list(scene.places[level].T)
-    longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+    longest = _longest(level, scene)
     quiver = axes.quiver(
         *places,
         *shortened(field, level, scene),
@@ -95,24 +111,30 @@ def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Q
 
 
 def shortened(field: Array, level: int, scene: Scene) -> Array:
-    """Return the field (A, 2) as components (2, A), no arrow longer than the longest true one."""
-    longest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+    """Return the field (A, 2) as components (2, A), no arrow longer than ``_longest``."""
+    longest = _longest(level, scene)
     lengths = np.linalg.norm(field, axis=-1, keepdims=True)  # (A, 1)
     shown: Array = (field * (longest / np.maximum(lengths, longest))).T
     return shown
 
 
+def _longest(level: int, scene: Scene) -> float:
+    """Return the largest norm of the true score, or of the learned one if that is not known."""
+    shown = scene.scores if scene.true_scores is None else scene.true_scores
+    assert shown is not None  # a picture of scores has one of them
+    return float(np.linalg.norm(shown[level], axis=-1).max())
+
+
 def score_norm(scene: Scene) -> Figure | None:
-    """Draw the norms of the true score and of the learned score, D = 2."""
-    if scene.dim != 2:
+    """Draw the norms of the true score, where it is known, and of the learned score, D = 2."""
+    named = [("true", scene.true_scores), (scene.score_name, scene.scores)]
+    fields = [(name, field) for name, field in named if field is not None]
+    if scene.dim != 2 or not fields:
         return None
-    fields = [("true", scene.true_scores)]
-    if scene.scores is not None:
-        fields.append((scene.score_name, scene.scores))
     figure, panels = field_figure(len(fields), scene, height=3.7)
     cells = [(field, level) for field in fields for level in range(len(scene.sigmas))]
     for axes, ((name, field), level) in zip(panels, cells, strict=True):
-        largest = np.linalg.norm(scene.true_scores[level], axis=-1).max()
+        largest = _longest(level, scene)
         norm = np.linalg.norm(field[level], axis=-1)
         heat_map(axes, norm, scene, "norm (1/length)", cmap="cividis", vmin=0, vmax=largest)
         axes.set_title(rf"‖{name} score‖, $\sigma$ = {scene.sigmas[level]:.3g}")
@@ -124,7 +146,7 @@ def score_error(scene: Scene) -> Figure | None:
 
     If the smallest level is 0, the error is shown without the factor sigma.
     """
-    if scene.dim != 2 or scene.scores is None:
+    if scene.dim != 2 or scene.scores is None or scene.true_scores is None:
         return None
     errors = np.linalg.norm(scene.scores - scene.true_scores, axis=-1)
     label = r"$\|s - \nabla\log p\|$ (1/length)"

@@ -61,7 +61,7 @@ def _histogram(scene: SamplingScene, label: str) -> Figure:
     level = rf"$p_\sigma$, $\sigma$ = {sigma:.3g}"
     if scene.denoised_density is not None:
         axes.plot(x, scene.denoised_density, color=TRUTH, label=f"{level}, denoised")
-    elif sigma > 0:
+    elif sigma > 0 or scene.clean_density is None:
         axes.plot(x, scene.densities[-1], color=TRUTH, label=level)
     if scene.clean_density is not None:
         axes.plot(x, scene.clean_density, color="black", linestyle="--", label="$p$")
@@ -163,10 +163,11 @@ def distances(scene: Scene) -> Figure | None:
     sigmas = scene.distances["sigmas"]
     if len(sigmas) < 2:
         return None
-    shown = {  # omit metrics that are all 0, and the width of a single chain, which is None
+    # Omit metrics that are unknown or all 0, and the width of a single chain, which is None.
+    shown = {
         name: {kind: np.array(found[kind], dtype=float) for kind in found}
         for name, found in scene.distances.items()
-        if name != "sigmas" and any(found["value"])
+        if name != "sigmas" and found is not None and any(found["value"])
     }
     if not shown:
         return None

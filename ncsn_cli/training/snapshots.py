@@ -44,6 +44,7 @@ class Snapshots:
         axes, self._points = grid_of(dataset)
         if dataset.dim == 2:
             self._points = torch.cartesian_prod(*(axis[ARROWS] for axis in axes))
+        self._recovers = dataset.dim == 1 and dataset.is_known
         self._taken: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class Snapshots:
         x = self._points.float().to(self._sigmas.device)
         scores = torch.stack([score(x, sigma) for sigma in self._sigmas])
         entry: dict[str, Any] = {"scores": scores.cpu().numpy()}
-        if self._dataset.dim == 1:
+        if self._recovers:
             sigma = float(self._sigmas[-1])
             found = recovered_density(score, self._dataset, sigma, _MOST_POINTS)
             density = np.interp(self._points[:, 0], found.x, found.log_prob.exp())
@@ -68,8 +69,8 @@ class Snapshots:
         """Return the F snapshots as arrays, by name.
 
         ``steps`` (F,), and ``scores``: (F, M, A, D) at the arrows for D = 2, and (F, M, G, 1) for
-        D = 1. For D = 1 also ``recovered`` (F, G), the density recovered at the smallest level,
-        and ``kl`` = KL(p_sigma || recovered) in nats, (F,).
+        D = 1. For D = 1, if the true score is known, also ``recovered`` (F, G), the density
+        recovered at the smallest level, and ``kl`` = KL(p_sigma || recovered) in nats, (F,).
         """
         steps = sorted(self._taken)
         names = self._taken[steps[0]] if steps else ()
@@ -86,7 +87,7 @@ class Snapshots:
         steps = arrays.pop("steps", np.zeros(1))
         shape = (len(self._sigmas), *self._points.shape)
         shapes = {"scores": shape}
-        if self._dataset.dim == 1:
+        if self._recovers:
             shapes |= {"recovered": shape[1:2], "kl": ()}
         fit = {name: (steps.size, *shape) for name, shape in shapes.items()}
         if (

@@ -235,8 +235,10 @@ class Training:
     def excess_loss(self) -> float | None:
         """Return the excess loss on draws that are the same at every call.
 
-        Return None if the loss names no lambda.
+        Return None if the loss names no lambda, or the true score is not known.
         """
+        if not self.dataset.truth.is_known:
+            return None
         stream = random_stream(self.seed, "excess loss along the way", self.device)
         num = max(_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY // len(self.sigmas))
         return excess_loss(

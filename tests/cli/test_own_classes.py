@@ -270,7 +270,7 @@ def test_a_plain_sampler_makes_the_chains_of_the_same_plan():
         def levels(self, sigmas):
             return [Level(sigma, 0.05 * sigma**2, 3) for sigma in sigmas.tolist()]
 
-    made = adopted("sampler", PlainLangevin(), "here.PlainLangevin")
+    made = adopted("sampler", PlainLangevin(), {"_target_": "here.PlainLangevin"})
     assert isinstance(made, Sampler)
     assert isinstance(made, PlainLangevin)
     assert (made.denoise, made.descends) == (False, False)
@@ -298,6 +298,6 @@ def test_noise_floors_of_a_plain_metric_are_known_again():
         def distance(self, truth, sigma, num):
             return lambda samples, generator: np.float64(0.5)
 
-    first, second = (adopted("metric.mine", Mine(), "here.Mine") for _ in range(2))
+    first, second = (adopted("metric.mine", Mine(), {"_target_": "here.Mine"}) for _ in range(2))
     assert repr(first) == repr(second)
     assert "power=2" in repr(first)
