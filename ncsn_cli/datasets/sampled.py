@@ -32,8 +32,8 @@ class Sampled(Dataset):
     as one mode, at the mean.
 
     Args:
-        source: An object with ``sample(num, *, generator)``. It returns independent draws (num, D),
-            floats on the CPU, and takes all random numbers from the generator, on the CPU, too.
+        source: An object with ``sample(num, *, generator)``, which returns independent draws
+            (num, D), floats, and takes all random numbers from the generator, on the CPU.
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
 
