@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +22,6 @@ _MOST_NUMBERS = 20_000_000  # limit for the draws behind the moments; 160 MB in 
 _TAIL = 0.001  # share of the draws beyond each side of the inner box, which pictures widen
 
 
-class Source(Protocol):
-    """A class with nothing but draws."""
-
-    def sample(self, num: int, *, generator: torch.Generator) -> Tensor:
-        """Return ``num`` independent draws, (num, D) floats, made with ``generator`` alone.
-
-        The generator and the draws are on the CPU.
-        """
-
-
 class Sampled(Dataset):
     r"""The law p of an object's draws, of which nothing else is known.
 
@@ -41,12 +31,13 @@ class Sampled(Dataset):
     as one mode, at the mean.
 
     Args:
-        source: The object.
+        source: An object with ``sample(num, *, generator)``, which returns independent draws
+            (num, D), floats, and takes all random numbers from the generator, on the CPU.
         num_samples: Size of the training set; None draws fresh points for ever.
         seed: Seed of the training set.
 
     Raises:
-        ConfigError: If the object's draws are not as ``Source`` says.
+        ConfigError: If the draws are anything else.
     """
 
     is_known = False

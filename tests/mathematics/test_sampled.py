@@ -71,10 +71,11 @@ def test_the_errors_of_a_gaussians_covariance():
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.7, torch.full((NUM_TESTED,), 0.7)])
-def test_draws_of_every_level(sigma):
+def test_draws_of_every_level(sigma, device):
     truth, level = two_modes_1d(), float(torch.as_tensor(sigma).max())
-    x = Sampled(Draws(truth)).sample(NUM_TESTED, sigma=sigma, generator=stream(1))[:, 0]
-    assert x.dtype == torch.float32
+    given = {"sigma": torch.as_tensor(sigma, device=device), "generator": stream(1, device)}
+    x = Sampled(Draws(truth)).sample(NUM_TESTED, **given)[:, 0]
+    assert (x.dtype, x.device.type) == (torch.float32, device.type)
     assert kolmogorov_distance(x, lambda x: truth.cdf(x, level)) < LIMIT
     assert kolmogorov_distance(x, lambda x: truth.cdf(x, level + 0.5)) > LIMIT
 
