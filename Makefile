@@ -17,7 +17,7 @@ install: .venv/installed  ## Create .venv with this package and everything it ne
 
 demo: install  ## Train a network, sample 10 000 points from it, and list the pictures
 	$(BIN)/ncsn-train experiment=mdsm_1d
-	$(BIN)/ncsn-sample checkpoint="$$(ls -d outputs/train/runs/* | tail -n 1)"
+	$(BIN)/ncsn-sample checkpoint=latest
 	@echo; echo "Pictures, and reports to open in a browser:"
 	@for run in "$$(ls -d outputs/train/runs/* | tail -n 1)" "$$(ls -d outputs/sample/runs/* | tail -n 1)"; do \
 	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html | sort; done

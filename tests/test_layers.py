@@ -12,14 +12,13 @@ import ncsn_cli
 PACKAGE = Path(ncsn_cli.__file__).parent
 LEAVES = ["datasets", "schedules", "losses", "models", "samplers", "inits", "metrics", "plots"]
 FLOORS = [
-    {"__init__"},
     {"core"},
     {*LEAVES},
     {"mistakes"},  # each a leaf's class with one override
     {"runs"},
     {"evaluation"},
     {"training", "sampling"},
-    {"commands", "__main__"},
+    {"commands", "__main__", "__init__"},  # the last: names for notebooks, imported on demand
 ]
 """A wing or a leaf may import from the floors below it; from its own floor, from itself alone."""
 WINGS = [name for floor in FLOORS for name in sorted(floor)]

@@ -44,7 +44,7 @@ def on_arrays(
             f"x: its last axis should be D = {dim}, but its shape is {tuple(given.shape)}"
         )
     batch, flat = points.shape[:-1], points.reshape(-1, dim).to(dtype)
-    level = torch.as_tensor(sigma).to(flat)
+    level = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
     level = level.expand(batch).reshape(-1) if level.ndim else level
     with torch.set_grad_enabled(given.requires_grad):
         found = function(flat, level).to(given)

@@ -141,7 +141,7 @@ def _choose_metrics(runs: list[Run], chosen: list[str]) -> list[str]:
     if not losses and "loss" in known:
         losses = ["loss"]
     ratios = [key for key in known if key.startswith("perturbed.") and key.endswith(".ratio")]
-    return [*losses, *ratios, *(["score_evaluations"] if ratios else [])]
+    return [*losses, *ratios, *(["score_evaluations"] if "score_evaluations" in known else [])]
 
 
 def _columns(runs: list[Run]) -> list[str]:

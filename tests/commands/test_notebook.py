@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from nbclient import NotebookClient
 
 import ncsn_cli as ncsn
 from ncsn_cli.core.errors import ConfigError, MissingInputError, NcsnError
@@ -262,3 +265,34 @@ def test_ctrl_c_saves_the_run_and_raises(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
     assert "trainer.resume=a" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "interrupted"
+
+
+def python_block():
+    """The first block of Python in the page about Python."""
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "python.md").read_text()
+    return page.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.slow
+def test_the_lines_in_the_page_run(tmp_path):
+    assert len(python_block().strip().splitlines()) < 20
+    done = subprocess.run(
+        [sys.executable, "-c", python_block()], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    wrong = float(done.stdout.splitlines()[-1])
+    assert wrong > 5  # a scale of 1.1 for 5000 samples
+    assert {"a"} == {run.name for run in (tmp_path / "runs").iterdir()}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(
+        Path(__file__).parents[2] / "examples" / "first_steps.ipynb", as_version=4
+    )
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert "\n\n".join(code) == python_block().strip()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert "stderr" not in {out.get("name") for out in shown}, shown
+    assert list(tmp_path.glob("outputs/sample/runs/*/samples.npz"))

@@ -23,6 +23,7 @@ from ncsn_cli.metrics import (
     count_commitment,
     fisher_divergence,
     mode_commitment,
+    random_subset,
     relative_curl,
     settled_from,
 )
@@ -293,10 +294,11 @@ def test_energy_distance_agrees_with_scipy():
 
 
 @pytest.mark.parametrize("metric", [EnergyDistance(80), MMD(80, None), Wasserstein(80)])
-def test_metrics_of_the_first_points_say_how_many(metric):
+def test_metrics_of_some_points_say_how_many(metric):
     dataset, x = two_modes_2d(), torch.randn(100, 2, generator=stream(17))
-    same_but_last = torch.cat([x[:80], x[80:] + 9])
-    distances = [metric.distance(dataset, 0.0, 100)(y, stream(18)) for y in (x, same_but_last)]
+    chosen = random_subset(x, 80)
+    assert len(chosen.unique(dim=0)) == 80
+    distances = [metric.distance(dataset, 0.0, len(y))(y, stream(18)) for y in (x, chosen)]
     assert distances[0] == distances[1]
     for num, expected in ((100, 80), (30, 30)):
         assert metric.details(x[:num], dataset, 0.0) == {"num_points": expected}
@@ -410,3 +412,14 @@ def test_mode_commitment_of_a_markov_chain():
         )
         assert found["shares"][i][0] == pytest.approx(in_zero, abs=error)
     assert found["transitions"][0][0] == pytest.approx([0.7, 0.3], abs=error)
+
+
+@pytest.mark.parametrize("kind", [Wasserstein, EnergyDistance, MMD])
+def test_samples_in_any_order_are_the_same_samples(kind):
+    # Each metric compares 60 of 600 samples. The first 60 after sorting are in one mode alone.
+    law = GaussianMixture([0.5, 0.5], [[-5.0, -5.0], [5.0, 5.0]], stds=1.0)
+    metric, draws = kind(max_points=60), law.sample(600, generator=stream(0))
+    in_order = draws[draws[:, 0].argsort()]
+    low, high = noise_floor(metric, law, 0.0, 60)["floor_quantiles"]  # 99 % of exact draws
+    assert low < metric.distance(law, 0.0, 600)(in_order, stream(1)) < high
+    assert metric.distance(law, 0.0, 60)(in_order[:60], stream(1)) > high
