@@ -23,7 +23,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ncsn_cli.commands.before import FolderBefore, last_written
 from ncsn_cli.commands.failures import BUG, code_of, exit_with, record_failure, status_file
 from ncsn_cli.commands.old_names import MovedOptions
-from ncsn_cli.commands.startup import import_without_collecting, share_hydras_store
+from ncsn_cli.commands.startup import (
+    import_without_collecting,
+    keep_freed_memory,
+    share_hydras_store,
+    spare_the_compiler,
+)
 
 if TYPE_CHECKING:
     from ncsn_cli.commands.sweep import Job
@@ -180,10 +185,12 @@ def leave_nothing(code: int) -> None:
 
 
 def _task(name: str) -> Callable[[DictConfig], float | None]:
-    """Return the command's function."""
+    """Return the command's function, and set up this process for it."""
     module = f"ncsn_cli.commands.{name}"
     if module not in sys.modules:  # the first job: later there is garbage of earlier jobs
         import_without_collecting(module)
+    keep_freed_memory()
+    spare_the_compiler()
     return getattr(sys.modules[module], name)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.names import AUTO, for_shell, override
+from ncsn_cli.commands.names import AUTO, for_shell
 from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.runs.folder import RunFolder
@@ -119,23 +118,6 @@ def objective_of(metrics: Config, name: str | None) -> float | None:
         known = ", ".join(key for key, value in numbers.items() if isinstance(value, float | int))
         raise ConfigError(f"objective: there is no number {name!r} here; choose from {known}")
     return None if name is None else float(numbers[name])
-
-
-@contextmanager
-def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) -> Iterator[None]:
-    """Return a context in which a stop gets a note with the command that resumes the run.
-
-    The run in ``folder`` is resumed through ``key``, whose value is ``resume`` now, if ``folder``
-    has a file such as ``saved``. A sweep ends with one command for all of its jobs instead.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if not in_sweep() and any(folder.path.glob(saved)):
-            place = os.path.relpath(folder.path)
-            last = override("hydra.run.dir" if resume == AUTO else key, place)
-            stop.add_note(f"Resume: {folder.record['command']} {last}")
-        raise
 
 
 def compare_command() -> str:

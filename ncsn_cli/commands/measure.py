@@ -26,6 +26,7 @@ from ncsn_cli.commands.job import (
 )
 from ncsn_cli.commands.present import Pictures, present
 from ncsn_cli.commands.resume import digest_of, done_before
+from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import SamplingScene
@@ -77,7 +78,7 @@ def measure(cfg: DictConfig) -> float | None:
     if finished := done_before(digest, None):
         log_next(output_folder(), compare_command())
         return objective_of(finished, run.objective)
-    torch.set_num_threads(1)  # sums depend on the number of threads
+    prepare_process()
     job = build(run, config, partial(read_samples, file, run.key))
     facts: Config = {"device": "cpu", "seed": run.seed, "request": digest}
     with open_folder(config, facts, None) as folder, torch.no_grad():

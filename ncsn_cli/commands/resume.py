@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from ncsn_cli.core.errors import (
     OutputExistsError,
 )
 from ncsn_cli.runs.files import read_json
+from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,23 @@ def check_same_request(
     words = [word for group in groups for word in _as_overrides(group, before.get(group) or {})]
     words += [override(name, then.get(name)) for name in single]
     raise ConfigError(f"{key}: {path} was made with {' '.join(words)}; repeat its own overrides")
+
+
+@contextmanager
+def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) -> Iterator[None]:
+    """Return a context in which a stop gets a note with the command that resumes the run.
+
+    The run in ``folder`` is resumed through ``key``, whose value is ``resume`` now, if ``folder``
+    has a file such as ``saved``. A sweep ends with one command for all of its jobs instead.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not in_sweep() and any(folder.path.glob(saved)):
+            place = "hydra.run.dir" if resume == AUTO else key
+            own = override(place, os.path.relpath(folder.path))
+            stop.add_note(f"Resume: {_with(own, folder.record['command'])}")
+        raise
 
 
 def _with(place: str, command: object) -> str | None:

@@ -24,13 +24,12 @@ from ncsn_cli.commands.job import (
     objective_of,
     open_folder,
     output_folder,
-    resume_command,
     write_config,
 )
 from ncsn_cli.commands.names import RESUME
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
-from ncsn_cli.commands.resume import digest_of, done_before
+from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError

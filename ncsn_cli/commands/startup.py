@@ -42,14 +42,12 @@ def import_without_collecting(name: str) -> ModuleType:
 
 
 def prepare_process() -> None:
-    """Set up this process for a job: its threads, its memory and its folder for compiled code."""
+    """Set up this process for a job: its threads, and its folder for compiled code."""
     import torch
 
     from ncsn_cli.core.compiling import keep_compiled_code
 
     torch.set_num_threads(1)  # sums depend on the number of threads
-    keep_freed_memory()
-    spare_the_compiler()
     keep_compiled_code()
 
 

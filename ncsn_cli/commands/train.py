@@ -26,12 +26,11 @@ from ncsn_cli.commands.job import (
     objective_of,
     open_folder,
     output_folder,
-    resume_command,
     write_config,
 )
 from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.present import present
-from ncsn_cli.commands.resume import digest_of, done_before
+from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.commands.train_job import Job, Request, build
 from ncsn_cli.core.errors import ConfigError

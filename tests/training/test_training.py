@@ -49,9 +49,9 @@ def test_plain_steps_do_without_torchs_compiler():
     """Importing it would take a fourth of a short run."""
     code = """
 import sys
-from ncsn_cli.commands.startup import prepare_process
+from ncsn_cli.commands.startup import spare_the_compiler
 from tests.helpers.training import OPTIMIZERS, advance, start
-prepare_process()
+spare_the_compiler()
 for name in OPTIMIZERS:
     training = start(optimizer=name)
     advance(training, 2)
