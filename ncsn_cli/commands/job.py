@@ -84,7 +84,7 @@ def open_folder(config: Config, facts: dict[str, Any], resume: str | None) -> Ru
     for source in hydra_config.runtime.config_sources:
         if source.provider == "command-line":
             words = ["--config-dir", source.path, *words]  # in front: overrides follow
-    places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=")
+    places = ("paths.", "hydra.run.dir=", "hydra.sweep.dir=", "hydra.mode=")  # Hydra adds the last
     words = [word for word in words if not word.lstrip("+").startswith(places)]
     command = f"ncsn-{hydra_config.job.config_name} {for_shell(words)}".rstrip()
     facts = {"threads": torch.get_num_threads(), **facts}
