@@ -40,6 +40,9 @@ def test_the_package_and_the_example_work_without_the_checkout(tmp_path):
     named = ["--config-dir", "options", "checkpoint=own/40", "plugins=[own_classes]"]
     run(scripts / "ncsn-sample", *named, *chosen)
     assert (tmp_path / "own" / "samples" / "plots" / "radii.png").is_file()
+    measured = ["own/samples", "dataset=cross", "metric=[radii]", "plot=[radii]"]
+    run(scripts / "ncsn-measure", "--config-dir", "options", *measured)
+    assert list(tmp_path.glob("outputs/measure/runs/*/plots/radii.png"))
     sweep = ["trainer.steps=20", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=own/sweep"]
     run(scripts / "ncsn-train", "-m", *own, *sweep)
     assert len(list(tmp_path.glob("own/sweep/seed-*/metrics.json"))) == 2
