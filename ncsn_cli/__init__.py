@@ -21,7 +21,8 @@ def __getattr__(name: str) -> object:
     """Import and return a name of ``__all__``."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("ncsn_cli.commands.notebook"), name)
+    module = "arrays" if name == "Mixture" else "notebook"
+    return getattr(importlib.import_module(f"ncsn_cli.commands.{module}"), name)
 
 
 def __dir__() -> list[str]:

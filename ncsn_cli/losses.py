@@ -52,7 +52,13 @@ class Perturbed(NamedTuple):
 
 Levels = Literal["all", "random", "continuous"]
 
-_VALUE = ("draw", "given", "terms", "term")  # the methods on which a loss's value depends
+_VALUE = (
+    "draw",
+    "given",
+    "terms",
+    "term",
+    "weights",
+)  # the methods on which a loss's value depends
 
 
 class Loss(ABC):

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
+from ncsn_cli.commands.config import reason_of
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import random_stream
@@ -35,7 +37,10 @@ def on_arrays(
     Raises:
         ConfigError: If the last axis of ``x`` is not D.
     """
-    given = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    given = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    given = (
+        given if isinstance(x, Tensor) else given.reshape(np.shape(x))
+    )  # numpy has made () to (1,)
     if not given.is_floating_point():
         given = given.double()
     points = given[..., None] if dim == 1 and given.ndim < 2 else given
@@ -45,8 +50,17 @@ def on_arrays(
         )
     batch, flat = points.shape[:-1], points.reshape(-1, dim).to(dtype)
     level = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
-    level = level.expand(batch).reshape(-1) if level.ndim else level
-    with torch.set_grad_enabled(given.requires_grad):
+    if bool((level < 0).any()):
+        raise ConfigError("sigma: it should be >= 0")
+    if level.ndim:
+        try:
+            level = level.expand(batch).reshape(-1)
+        except RuntimeError:
+            raise ConfigError(
+                f"sigma: give one, or one for each point; its shape is {tuple(level.shape)}, but"
+                f" that of the points is {tuple(batch)}"
+            ) from None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and given.requires_grad):
         found = function(flat, level).to(given)
     shape = given.shape if found.ndim == 2 else batch
     return found.reshape(shape) if isinstance(x, Tensor) else found.reshape(shape).numpy()
@@ -60,7 +74,7 @@ class Mixture:
     Its functions take arrays of numpy or tensors of torch, and return the same kind.
 
     Args:
-        weights: w_k (K,), >= 0; they sum to 1.
+        weights: w_k > 0, (K,); they sum to 1.
         means: mu_k (K, D); for D = 1 also (K,).
         stds: Standard deviations: one for all components, one for each (K,), or one for each and
             each axis (K, D). 1 if neither ``stds`` nor ``covariances`` are given.
@@ -80,7 +94,10 @@ class Mixture:
             lists["means"] = lists["means"][:, None]
         self.settings: dict[str, Any] = {name: array.tolist() for name, array in lists.items()}
         """The values of the option ``dataset=mixture``."""
-        self._law = GaussianMixture(**self.settings)
+        try:
+            self._law = GaussianMixture(**self.settings)
+        except ValidationError as error:
+            raise ConfigError(reason_of("", error)) from error
         self.dim = self._law.dim
 
     def score(self, x: A, sigma: ArrayLike | Tensor = 0.0) -> A:

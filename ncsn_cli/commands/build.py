@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 import hydra
@@ -19,7 +20,7 @@ from hydra.errors import InstantiationException
 from torch import Tensor
 
 from ncsn_cli.commands.config import Config, reason_of, shortened
-from ncsn_cli.commands.contract import adopted, why_not_made
+from ncsn_cli.commands.contract import adopted, num_arguments, why_not_made
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import random_stream
@@ -48,7 +49,7 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
     try:
         made = hydra.utils.instantiate(settings, _convert_="all", **runtime)
         if isinstance(made, functools.partial):
-            inspect.signature(made.func).bind(None, **made.keywords)
+            inspect.signature(made.func).bind(*[None] * num_arguments(key), **made.keywords)
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
@@ -136,6 +137,7 @@ def build_from_checkpoint(
     line (``named``) is also accepted. Errors name the key.
     """
     values = {**settings, **runtime}
+    is_partial = values.pop("_partial_", False)
     called: Callable[..., Any] | None = None
     target = values.pop("_target_", None)
     try:
@@ -143,7 +145,7 @@ def build_from_checkpoint(
             called = hydra.utils.get_class(named)
         else:
             called = known_class(target, plugins)
-        made = called(**values)
+        made = functools.partial(called, **values) if is_partial else called(**values)
     except (AttributeError, ConfigError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(why_not_made(key, str(target), called, error, runtime)) from error
     return adopted(key, made, settings)
@@ -153,7 +155,7 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
     """Return what a checkpoint's ``_target_`` names, if a checkpoint may name it.
 
     A checkpoint may name a public name of this package's modules. It may also name a public class
-    that is defined in or below one of the modules ``plugins``, which the user names.
+    or function that is defined in or below one of the modules ``plugins``, which the user names.
 
     Raises:
         ConfigError: If ``target`` is anything else.
@@ -161,7 +163,7 @@ def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., An
     module, _, name = str(target).rpartition(".")
     if module in plugins and not name.startswith("_"):
         own = getattr(importlib.import_module(module), name, None)
-        if isinstance(own, type) and f"{own.__module__}.".startswith(f"{module}."):
+        if isinstance(own, type | FunctionType) and f"{own.__module__}.".startswith(f"{module}."):
             return own
     if module not in _MODULES or name not in importlib.import_module(module).__all__:
         raise ConfigError(
@@ -176,12 +178,17 @@ def reference_data(dataset: Dataset, seed: int) -> Tensor:
     """Return points (N, D) to take scales from.
 
     These are the training set, or fresh draws if the dataset is endless.
+
+    Raises:
+        ConfigError: If they are not finite.
     """
     data = dataset.training_set()
-    if data is not None:
-        return data
-    log.info("the dataset is endless: 10000 draws are used wherever its scale is needed")
-    return dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
+    if data is None:
+        log.info("the dataset is endless: 10000 draws are used wherever its scale is needed")
+        data = dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
+    if not bool(data.isfinite().all()):
+        raise ConfigError("dataset: its draws are not finite; choose less extreme values")
+    return data
 
 
 def fit_schedule(schedule: Schedule | FromData, data: Tensor) -> tuple[Schedule, Config]:

@@ -53,8 +53,6 @@ OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
 
-share_hydras_store()
-
 
 def config_dir() -> Path:
     """Return the folder of configs: inside the package in a wheel, beside it in a checkout."""
@@ -94,6 +92,7 @@ def _run(name: str) -> None:
     from ncsn_cli.commands.streams import ignore_failed_writes
 
     ignore_failed_writes()
+    share_hydras_store()
     if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
         return
@@ -147,11 +146,19 @@ def log_into(path: Path) -> Iterator[None]:
     """Write log lines into the file ``path``, as the commands do."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_HomelessFormatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
-    logging.getLogger().addHandler(handler)
+    root, shown = logging.getLogger(), logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [
+        handler,
+        *([] if root.handlers else [shown]),
+    ]  # warnings are seen in any case
+    for each in handlers:
+        root.addHandler(each)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        for each in handlers:
+            root.removeHandler(each)
         handler.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from ncsn_cli.commands.config import Config, reason_of
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
 from ncsn_cli.core.scene import Scene
+from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Sampled, gives_draws_only
 from ncsn_cli.inits import Init
 from ncsn_cli.losses import Loss
@@ -23,6 +24,9 @@ from ncsn_cli.metrics import SampleMetric, ScoreMetric
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.schedules import FromData, Schedule, checked_levels
 from ncsn_cli.training.trainer import Trainer
+
+MOST_TRIED = 1000
+"""Number of points on which classes of the user's own are tried, beforehand."""
 
 _BASES: dict[str, tuple[type, ...]] = {
     "dataset": (Dataset,),
@@ -38,6 +42,11 @@ _INHERITED = {"model": nn.Module, "optimizer": torch.optim.Optimizer, "trainer":
 
 _CALLED = {"init": Init, "plot": Scene, "animation": Scene}
 """Groups of functions, or of objects that are called, and the class to read about them."""
+
+
+def num_arguments(key: str) -> int:
+    """Return how many arguments a function of the group ``key`` is called with."""
+    return len(inspect.signature(Init.__call__).parameters) - 1 if key == "init" else 1
 
 
 def why_not_made(
@@ -65,8 +74,12 @@ def why_not_made(
     for name in runtime:
         if re.search(rf"unexpected keyword argument '{name}'|takes no arguments", str(cause)):
             return f"{key}: {target} should take an argument {name!r}, which ncsn_cli gives it"
-    if group in _CALLED and "missing" in str(cause) and not isinstance(called, type):
-        return f"{key}: {target} is a function; write _partial_: true beside its _target_"
+    if group in _CALLED and not isinstance(called, type):
+        what = f"{num_arguments(key)} argument" + ("s" if num_arguments(key) > 1 else "")
+        return (
+            f"{key}: {target} should be a function of {what}, with _partial_: true beside its"
+            f" _target_ ({one_line(str(cause))}); see {_path_of(_CALLED[group])}"
+        )
     return reason_of(key, cause, known)
 
 
@@ -114,9 +127,8 @@ def adopted(key: str, made: Any, settings: Config) -> Any:  # noqa: ANN401
 
 def _as_draws(made: object, settings: Config) -> Sampled:
     """Return the law of the draws of ``made``, a dataset that was made with ``settings``."""
-    if isinstance(made, Dataset):
-        return Sampled(made, made.num_samples, made.seed)
-    of_the_training_set = {k: v for k, v in settings.items() if k in ("num_samples", "seed")}
+    values = vars(made) if isinstance(made, Dataset) else settings
+    of_the_training_set = {k: v for k, v in values.items() if k in ("num_samples", "seed")}
     try:
         return Sampled(made, **of_the_training_set)
     except ValidationError as error:
@@ -176,6 +188,24 @@ def _check_arguments(key: str, name: str, made: object, base: type) -> None:
             ) from None
 
 
+def try_metrics(
+    metrics: Mapping[str, SampleMetric], truth: Dataset, sigma: float, num: int
+) -> None:
+    """Check that each metric of the user's own returns a number for at most ``num`` draws.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    num, stream = min(num, MOST_TRIED), random_stream(0, "trial of metrics")
+    for name, metric in metrics.items():
+        draws = truth.sample(num, sigma=sigma, generator=stream)
+
+        def measure(metric: SampleMetric = metric, draws: Tensor = draws) -> float:
+            return metric.distance(truth, sigma, num)(draws, stream)
+
+        try_own(f"metric.{name}", metric, "distance", measure, None)
+
+
 def try_own(key: str, made: object, call: str, run: Callable[[], object], shape: object) -> None:
     """Check what ``run`` returns, a call of the method ``call`` of a class of the user's own.
 
@@ -184,8 +214,9 @@ def try_own(key: str, made: object, call: str, run: Callable[[], object], shape:
     Raises:
         ConfigError: If the call fails, or returns something else.
     """
-    kind = type(made)
-    if kind.__module__.partition(".")[0] in ("ncsn_cli", "functools"):
+    made = getattr(made, "func", made)  # options make partials
+    kind: Any = made if inspect.isfunction(made) else type(made)
+    if kind.__module__.partition(".")[0] in ("ncsn_cli",):
         return
     name = _path_of(kind) if call == "__call__" else f"{_path_of(kind)}.{call}"
     try:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ncsn_cli.commands.build import instantiate, instantiate_list
 from ncsn_cli.commands.config import Config, MeasureSettings, read_config, settings
+from ncsn_cli.commands.contract import MOST_TRIED, try_metrics
 from ncsn_cli.commands.job import (
     compare_command,
     log_next,
+    log_unknown,
     objective_of,
     open_folder,
     output_folder,
@@ -96,7 +98,10 @@ def build(run: MeasureSettings, config: Config, read: Callable[[int], Samples]) 
     for name, metric in metrics.items():
         if not isinstance(metric, SampleMetric):
             raise ConfigError(f"metric.{name}: it measures a score, and there are only samples")
+    if run.denoised and not truth.is_known:
+        raise ConfigError("denoised: denoised draws need the score, and only draws are known")
     pictures = Pictures(config)
+    try_metrics(metrics, truth, run.sigma, MOST_TRIED)
     samples = read(truth.dim).around(truth.origin)
     return Job(run, config, truth, samples, metrics, pictures)
 
@@ -105,11 +110,6 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
     """Measure the samples; write and return ``metrics.json``."""
     start, run = time.monotonic(), job.run
     floors = partial(noise_floor, cache=Path(job.config["paths"]["outputs"], "floors"))
-    if len(job.samples) > MOST_DRAWS:
-        log.info(
-            "noise floors without a formula: those of %d exact draws, times sqrt(%d/%d)",
-            MOST_DRAWS, MOST_DRAWS, len(job.samples),
-        )  # fmt: skip
     found = against_truth(
         job.samples, job.truth, run.sigma, job.metrics, floors, run.seed,
         Denoised(job.truth) if run.denoised else None,
@@ -117,6 +117,8 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
     seconds = round(time.monotonic() - start, 3)
     report = {"num_samples": len(job.samples), "seconds": seconds, **found}
     folder.write("metrics.json", to_json(report))
+    if unknown := [name for name, entry in found["clean"].items() if entry is None]:
+        log_unknown(unknown)
     return report
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -26,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ncsn_cli.commands.arrays import A, Mixture, on_arrays
+from ncsn_cli.commands.before import FolderBefore
 from ncsn_cli.commands.build import build_from_checkpoint
 from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording_failures
 from ncsn_cli.commands.config import MeasureSettings, read_config, settings
@@ -37,13 +40,19 @@ from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
 from ncsn_cli.commands.shorthand import expand
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import ConfigError, MissingInputError, RefusedStart
+from ncsn_cli.core.errors import (
+    BadSamplesError,
+    ConfigError,
+    MissingInputError,
+    RefusedStart,
+    one_line,
+)
 from ncsn_cli.datasets import Denoised
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, read_npz
-from ncsn_cli.runs.folder import SAMPLES, release_all
+from ncsn_cli.runs.folder import SAMPLES
 from ncsn_cli.runs.records import read_yaml
 from ncsn_cli.runs.samples import Samples, as_points, read_samples, samples_file
 from ncsn_cli.training.history import COLUMNS, read_history
@@ -61,7 +70,7 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str], plugins: tuple[str, ...] = ()) -> None:
-        self.folder = Path(os.path.expanduser(folder))
+        self.folder = Path(os.path.abspath(os.path.expanduser(folder)))
         self.plugins = plugins
         if not (self.folder / "run.json").is_file():
             raise MissingInputError(f"{self.folder}: there is no run in this folder")
@@ -80,7 +89,7 @@ class Run:
         """The effective configuration, from ``config.yaml``."""
         return with_new_names(read_yaml(self.folder / "config.yaml", {}))
 
-    @cached_property
+    @property
     def metrics(self) -> dict[str, Any]:
         """The numbers of ``metrics.json``; {} until the run has them."""
         return read_json(self.folder / "metrics.json")
@@ -111,17 +120,16 @@ class Run:
         kind = config.get("score", "checkpoint" if "trainer" in config else None)
         if kind is None:
             raise ConfigError(f"{self.folder}: this run has no score")
-        if kind == "checkpoint" and "trainer" not in config:
-            return Run(config["checkpoint"], self.plugins)._score
         law: Dataset = build_from_checkpoint(config["dataset"], "dataset", [*self.plugins])
         if kind == "exact":
             return law.score, law.dim, None
         if kind == "empirical":
             return empirical_score(law, torch.zeros(law.dim))[0], law.dim, None
-        _, tensors, record = load_newest(self.folder)
+        place = self.folder if "trainer" in config else Path(config["checkpoint"])
+        _, tensors, record = load_newest(place)
         trained = with_new_names(record["config"])["model"]
         network = load_network(trained, None, tensors, law.dim, [*self.plugins])
-        return network, law.dim, torch.float32
+        return lambda x, s: network(x.cpu(), s.cpu()), law.dim, torch.float32
 
     def _file(self, name: str) -> Path:
         if not (self.folder / name).is_file():
@@ -178,6 +186,8 @@ def sample(
         KeyboardInterrupt: See ``train``.
     """
     words = [*overrides, *_words(options, change="++")]
+    if isinstance(source, Run) and source.plugins:
+        words.append(_word("plugins", [*source.plugins]))
     if isinstance(source, str) and "=" in source and not os.path.exists(source):
         words.insert(0, source)
     elif source is not None:
@@ -213,7 +223,7 @@ def measure(
     Raises:
         NcsnError: See ``train``.
     """
-    words = [*overrides, *_words({"dataset": truth, "sigma": float(sigma), **options})]
+    words = [*overrides, *_words({"dataset": truth}), *_words({"sigma": sigma, **options})]
     with _borrowed_process("measure"), _refusals("measure"), torch.no_grad():
         config = read_config(hydra.compose("measure", _with_folder_of_options(words, config_dir)))
         run: MeasureSettings = settings(MeasureSettings, config)
@@ -227,7 +237,10 @@ def _points_of(source: Any, key: str | None, dim: int) -> Samples:  # noqa: ANN4
     if isinstance(source, Run | str | os.PathLike):
         place = source.folder if isinstance(source, Run) else source
         return read_samples(samples_file(os.fspath(place)), key, dim)
-    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    try:
+        array = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
+    except (TypeError, ValueError) as error:
+        raise BadSamplesError(f"samples: they are no array ({one_line(str(error))})") from error
     return Samples(as_points("samples", array, dim))
 
 
@@ -238,13 +251,15 @@ def _run(
     config_dir: str | os.PathLike[str] | None,
 ) -> Run:
     """Run ``ncsn-name`` with the overrides ``words`` in this process; return its run."""
+    if flags := [word for word in words if word.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: flags are for the command line")
     if sweep := [word for word in words if word.startswith(("hparams_search=", "hydra.mode="))]:
         raise ConfigError(f"{sweep[0]}: one call is one run; call ncsn-{name} for a sweep")
     words = _with_folder_of_options(expand(name, words), config_dir)
     if words[:1] == ["-m"]:
         raise ConfigError(f"{words[1]}: one call is one run; call ncsn-{name} for a sweep")
     if folder is not None:
-        words.append(_word("hydra.run.dir", os.fspath(folder)))
+        words.append(_word("hydra.run.dir", os.path.expanduser(folder)))
     task = getattr(importlib.import_module(f"ncsn_cli.commands.{name}"), name)
     folders = []
 
@@ -263,34 +278,53 @@ def _run(
             leave_nothing(code_of(name, cause or error, True))
             raise
         finally:
-            release_all()
-    return Run(os.path.relpath(folders[0]))
+            FolderBefore.current = None
+            for folder in folders:
+                release(folder)
+    targets = [group.get("_target_") for group in _groups(folders[0])]
+    modules = {str(target).rpartition(".")[0] for target in targets if target is not None}
+    own = sorted(each for each in modules if not each.startswith(("ncsn_cli.", "torch.")))
+    return Run(folders[0], tuple(own))  # these classes were named in this process
+
+
+def _groups(folder: Path) -> list[dict[str, Any]]:
+    """Return the groups of settings of the run in ``folder``."""
+    config = read_yaml(folder / "config.yaml", {})
+    return [group for group in config.values() if isinstance(group, dict)]
+
+
+_one_at_a_time = threading.RLock()  # Hydra's state and the environment belong to the process
 
 
 @contextmanager
 def _borrowed_process(name: str) -> Iterator[None]:
     """Start Hydra for ``ncsn-name``; at the end, give back what a command changes in its process.
 
-    These are Hydra's state, torch's threads, the environment and the level of this package's log.
+    These are Hydra's state, torch's threads, the environment, the path for imports and the level
+    of this package's log. Calls from several threads wait for each other.
     """
+    _one_at_a_time.acquire()
     singletons, environment = dict(Singleton._instances), dict(os.environ)
     logger, threads = logging.getLogger("ncsn_cli"), torch.get_num_threads()
-    level = logger.level
+    level, path = logger.level, [*sys.path]
     for kind in (GlobalHydra, HydraConfig, JobRuntime, VersionBase):
         Singleton._instances.pop(kind, None)
     try:
         logger.setLevel(logging.INFO)
         torch.set_num_threads(1)  # as in the commands: sums depend on the number
+        sys.path.append(os.getcwd())
         with hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"):
             yield
     finally:
         Singleton._instances.clear()
         Singleton._instances.update(singletons)
+        sys.path[:] = path
         torch.set_num_threads(threads)
         logger.setLevel(level)
         for key in os.environ.keys() - environment.keys():
             del os.environ[key]
         os.environ.update(environment)
+        _one_at_a_time.release()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,12 +138,14 @@ def check_same_request(
     single = [name for name in changed if not name.startswith(tuple(f"{g}." for g in groups))]
     run = path if path.is_dir() else path.parent.parent
     asked = flatten(now).get(key) or os.path.relpath(path)
-    if command := _with(override(key, asked), read_json(run / "run.json").get("command")):
+    recorded = read_json(run / "run.json").get("command")
+    if not _may_name_code(recorded) and (command := _with(override(key, asked), recorded)):
         names = ", ".join([*groups, *single][:5])
         raise ConfigError(f"{key}: {path} was made with another {names}; type {command}")
     words = [word for group in groups for word in _as_overrides(group, before.get(group) or {})]
     words += [override(name, then.get(name)) for name in single]
-    raise ConfigError(f"{key}: {path} was made with {' '.join(words)}; repeat its own overrides")
+    was = " ".join(words) or f"another {', '.join(groups)}"
+    raise ConfigError(f"{key}: {path} was made with {was}; repeat its own overrides")
 
 
 @contextmanager
@@ -160,6 +163,11 @@ def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) 
             own = override(place, os.path.relpath(folder.path))
             stop.add_note(f"Resume: {_with(own, folder.record['command'])}")
         raise
+
+
+def _may_name_code(command: object) -> bool:
+    """Return whether a recorded ``command``, which may come from anywhere, could run any code."""
+    return re.search(r"_target_|hydra[./]|config-|-c[dnp]\b", str(command)) is not None
 
 
 def _with(place: str, command: object) -> str | None:
@@ -188,8 +196,8 @@ def _as_overrides(group: str, values: Config) -> list[str]:
         settings = option_settings(group, option)
         if settings.get("_target_") == values.get("_target_"):
             others[option] = {n: v for n, v in values.items() if settings.get(n, "none") != v}
-    if not others:  # a class of the user's own
-        return [override(f"++{group}.{name}", value) for name, value in values.items()]
+    if not others:  # a class of the user's own, and a checkpoint may name any
+        return []
     nearest = min(others, key=lambda option: len(others[option]))
     return [
         f"{group}={nearest}",

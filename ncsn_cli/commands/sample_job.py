@@ -20,7 +20,7 @@ from ncsn_cli.commands.build import (
     reference_data,
 )
 from ncsn_cli.commands.config import Config, SampleSettings, without_paths
-from ncsn_cli.commands.contract import try_own
+from ncsn_cli.commands.contract import MOST_TRIED, try_metrics, try_own
 from ncsn_cli.commands.job import choose_device, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
@@ -55,8 +55,6 @@ from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
-
-_MOST_TRIED = 1000  # points on which classes of the user's own are tried beforehand
 
 _WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
@@ -217,7 +215,7 @@ def _build_parts(request: Request) -> Parts:
     of_score = {k: m for k, m in metrics.items() if isinstance(m, ScoreMetric)}
     pictures, plan = Pictures(request.config), plan_of(sampler, schedule.sigmas)
     parts = Parts(dataset, schedule, sampler, plan, init, of_samples, of_score, pictures, found)
-    _try_own(parts, min(request.run.num_samples, _MOST_TRIED))
+    _try_own(parts, request.run.num_samples)
     for metric in of_score.values():
         metric.check(parts.sigmas)
     if request.run.log_density:
@@ -228,20 +226,14 @@ def _build_parts(request: Request) -> Parts:
 
 
 def _try_own(parts: Parts, num: int) -> None:
-    """Raise if an init or a metric of the user's own fails on ``num`` points."""
-    truth, stream = parts.dataset.truth, random_stream(0, "trial")
+    """Raise if an init or a metric of the user's own fails on at most ``num`` points."""
+    truth, stream, num = parts.dataset.truth, random_stream(0, "trial"), min(num, MOST_TRIED)
     sigma_max, sigma_min = float(parts.schedule.sigmas[0]), parts.plan[-1].sigma
     shape = (num, truth.dim)
     try_own(
         "init", parts.init, "__call__", lambda: parts.init(num, truth, sigma_max, stream), shape
     )
-    for name, metric in parts.of_samples.items():
-        draws = truth.sample(num, sigma=sigma_min, generator=stream)
-
-        def measure(metric: SampleMetric = metric, draws: Tensor = draws) -> float:
-            return metric.distance(truth, sigma_min, num)(draws, stream)
-
-        try_own(f"metric.{name}", metric, "distance", measure, None)
+    try_metrics(parts.of_samples, truth, sigma_min, num)
 
 
 def _choose_score(

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 
 from ncsn_cli.commands.mistyped import START
 from ncsn_cli.commands.names import for_hydra
+from ncsn_cli.commands.suggestions import known_names
 from ncsn_cli.core.errors import ConfigError, MissingInputError
 from ncsn_cli.runs.files import read_json
 from ncsn_cli.runs.folder import CHECKPOINTS, SAMPLES, STOPPED_CHAINS, is_held
@@ -48,11 +49,13 @@ def expand(name: str, words: list[str]) -> list[str]:
     """
     if name == "train":
         _refuse_experiments_for_sampling(words)
+    args = get_args_parser().parse_known_args(words)[0]
+    is_shown = bool(args.cfg or args.info)  # Hydra shows no sweep
     if name == "measure":
-        return _with_files(words)
+        return _with_files(words, args.overrides, is_shown)
     outputs = next((v for w in reversed(words) for v in _values(w, "paths.outputs")), "outputs")
     expanded: list[str] = []
-    is_sweep, is_shown = False, bool({"--cfg", "-c"} & {*words})  # Hydra shows no sweep
+    is_sweep = False
     for each in words:
         key, paths = _key(each), list[str]()
         values = _values(each, key) if (name, key) in _LATEST else []
@@ -64,18 +67,33 @@ def expand(name: str, words: list[str]) -> list[str]:
     return as_sweep(expanded) if is_sweep else expanded
 
 
-def _with_files(words: list[str]) -> list[str]:
+def _with_files(words: list[str], overrides: list[str], is_shown: bool) -> list[str]:
     """Return the words with ``file=NAME`` for the names of files; several files make a sweep.
 
-    A folder with runs of ``ncsn-sample`` stands for the samples of each of them.
+    A folder with runs of ``ncsn-sample`` stands for the samples of each of them. Of a command that
+    ``is_shown`` only, several files are the first.
+
+    Raises:
+        MissingInputError: If there is no such file.
     """
-    overrides = get_args_parser().parse_known_args(words)[0].overrides
-    files = [each for each in overrides if os.path.exists(each) or not START.match(each)]
+
+    def is_override(each: str) -> bool:
+        key = re.split("[.@/]", _key(each).lstrip("~"))[0]
+        return bool(START.match(each)) and (key in known_names("measure") or not exists(each))
+
+    def exists(each: str) -> bool:
+        return each == "-" or os.path.exists(each)
+
+    files = [each for each in overrides if not is_override(each)]
+    for each in files:
+        if not exists(each):
+            raise MissingInputError(f"{each}: there is no such file, and an override is key=value")
     if not files:
         return words
     place, others = words.index(files[0]), [each for each in words if each not in files]
     found = {each: _runs(each, SAMPLES) if os.path.isdir(each) else [] for each in files}
-    paths = [str(path) for each, runs in found.items() for path in runs or [each]]
+    paths = [str(path) for each, runs in found.items() for path in (runs or [Path(each)])]
+    paths = paths[:1] if is_shown else paths
     expanded = [*others[:place], for_hydra("file", *paths), *others[place:]]
     return as_sweep(expanded) if len(paths) > 1 else expanded
 
@@ -106,7 +124,7 @@ def _latest(name: str, key: str, outputs: str) -> str:
     """Return the path of the newest run below ``outputs`` that ``key`` may name."""
     saved, is_stopped, what = _LATEST[name, key]
     found = [
-        (str(read_json(folder / "run.json").get("start")), _written(folder, saved), folder)
+        (str(read_json(folder / "run.json").get("start") or ""), _written(folder, saved), folder)
         for folder in _runs(outputs, saved)
         if not is_stopped or _is_stopped(folder)
     ]
@@ -125,8 +143,13 @@ def _jobs(value: str) -> list[str]:
 def _runs(top: str, saved: str) -> list[Path]:
     """Return the folders in or below ``top`` with a file such as ``saved``, sorted."""
     found = []
-    for here, folders, files in os.walk(top):
+    seen = set()
+    for here, folders, files in os.walk(top, followlinks=True):
         folder = Path(here)
+        if (real := os.path.realpath(here)) in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
         has_saved = any(folder.glob(saved))
         if has_saved:
             found.append(folder)

@@ -155,6 +155,11 @@ class Sampled(Dataset):
 
 
 def gives_draws_only(made: object) -> bool:
-    """Return whether ``made`` has a method ``sample`` and no score of its own."""
-    has_score = hasattr(made, "score") and type(made).score is not Dataset.score
-    return callable(getattr(made, "sample", None)) and not has_score
+    """Return whether ``made`` has a method ``sample``, and none about its density of its own."""
+
+    def has(name: str) -> bool:
+        inherited = getattr(type(made), name, None) is getattr(Dataset, name)
+        return callable(getattr(made, name, None)) and not inherited
+
+    about_density = ("has_density", "log_prob", "posterior", "score")
+    return callable(getattr(made, "sample", None)) and not any(map(has, about_density))

@@ -32,7 +32,7 @@ Floor = dict[str, Any]
 ``floor_standard_error`` if the mean is estimated."""
 
 
-_kept: dict[str, Floor] = {}  # by digest; for further runs in this process
+_kept: dict[str, Floor] = {}  # by digest; where there is no folder
 
 
 def noise_floor(
@@ -48,15 +48,19 @@ def noise_floor(
     For more than 100 000 draws, what no formula gives is that of 100 000 draws times
     sqrt(100 000/num), and ``floor_scaled_from`` says so.
 
-    The floor is kept in memory and, if a folder ``cache`` is given, in a file there, which is
-    shared between runs. The file's name is a digest that includes the first distances: any change
-    of the law or of the metric, code included, changes these distances.
+    The floor is stored in the folder ``cache``, which runs share, or in memory if none is given.
+    The file's name is a digest that includes the first distances: any change of the law or of the
+    metric, code included, changes these distances.
     """
     found = _by_draws(metric, truth, sigma, min(num, MOST_DRAWS), cache)
     compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, MOST_DRAWS))
     if compared <= of_draws:
         return found
     scale, exact = math.sqrt(of_draws / compared), metric.exact_floor(truth, sigma, num)
+    log.info(
+        "%s: what no formula gives of its noise floor is that of %d draws, times sqrt(%d/%d)",
+        type(metric).__name__, of_draws, of_draws, compared,
+    )  # fmt: skip
     scaled: Floor = {"floor": scale * found["floor"] if exact is None else exact}
     if exact is None:
         scaled["floor_standard_error"] = scale * found["floor_standard_error"]
@@ -79,10 +83,10 @@ def _by_draws(
     inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", values))
     name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
     path = None if cache is None else cache / name
-    if name in _kept:
+    if path is None and name in _kept:
         return _kept[name]
     if path is not None and (kept := _read(path)) is not None:
-        return _kept.setdefault(name, kept)
+        return kept
     repeats = range(sets - _FIRST)
     values += [repeat() for _ in tqdm(repeats, desc="noise floor", disable=HIDDEN, leave=False)]
     exact = metric.exact_floor(truth, sigma, num)
@@ -90,8 +94,9 @@ def _by_draws(
     if exact is None:
         found["floor_standard_error"] = float(np.std(values, ddof=1) / np.sqrt(sets))
     found["floor_quantiles"] = np.quantile(values, [0.005, 0.995], method="weibull").tolist()
-    _kept[name] = found
-    if path is not None:
+    if path is None:
+        _kept[name] = found
+    else:
         what = {"metric": repr(metric), "sigma": sigma, "num_samples": num, "sets": sets}
         try:
             write_atomic(path, to_json(what | found))

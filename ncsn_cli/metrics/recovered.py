@@ -92,7 +92,12 @@ def recovered_density(
     x, _, _, log_p, log_q = table
     is_resolved &= abs(simpson(np.exp(log_p), x=x) - 1) <= _MASS_ERROR
     log_p, log_q = (f - f.max() for f in (log_p, log_q))  # exp cannot overflow
-    log_p, log_q = (f - math.log(simpson(np.exp(f), x=x)) for f in (log_p, log_q))
+    masses = [float(simpson(np.exp(f), x=x)) for f in (log_p, log_q)]
+    is_resolved &= min(masses) > 0  # Simpson's rule may fail where rounding merges points
+    log_p, log_q = (
+        f - (math.log(mass) if mass > 0 else 0.0)
+        for f, mass in zip((log_p, log_q), masses, strict=True)
+    )
     kl = float(simpson(np.exp(log_p) * (log_p - log_q), x=x))
     is_known = is_resolved and math.isfinite(kl)
     return RecoveredDensity(torch.from_numpy(x), torch.from_numpy(log_q), kl if is_known else None)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -55,8 +53,14 @@ def samples_file(name: str) -> Path | None:
     if name == "-":
         return None
     path = Path(name, SAMPLES) if os.path.isdir(name) else Path(name)
-    if not os.path.exists(path):  # pathlib's raises for a name that is too long
-        raise MissingInputError(f"{path}: there is no such file")
+    if not name or not os.path.exists(path):  # pathlib's raises for a name that is too long
+        raise MissingInputError(f"{path if name else 'file'}: there is no such file")
+    if not os.path.isfile(path):
+        raise MissingInputError(f"{path}: this is no regular file; - reads standard input")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise MissingInputError(f"{path}: {error.strerror}") from None
     return path
 
 
@@ -73,16 +77,18 @@ def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
     """
     path = file or Path("standard input")
     try:
-        arrays = _read(path, sys.stdin.buffer.read() if file is None else None)
-    except (ValueError, TypeError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as error:  # fmt: skip
+        arrays = _read(path, _standard_input() if file is None else None)
+        origin, offsets = (arrays.get(name) for name in ("origin", "offsets"))
+        x = as_points(str(path), _chosen(path, arrays, key), dim)
+        if key is None and origin is not None and offsets is not None:
+            centre, around = torch.from_numpy(origin), torch.from_numpy(offsets)
+            if centre.shape == (dim,) and x.equal((around + centre).float()):
+                return Samples(x, centre, around)
+    except (BadSamplesError, MissingInputError, MemoryError):
+        raise
+    except Exception as error:  # numpy, zipfile and torch raise many kinds
         reason = one_line(str(error), 200) or type(error).__name__
         raise BadSamplesError(f"{path}: cannot be read as samples ({reason})") from error
-    x = as_points(str(path), _chosen(path, arrays, key), dim)
-    if key is None and arrays.keys() >= {"samples", "origin", "offsets"}:
-        origin, offsets = torch.from_numpy(arrays["origin"]), torch.from_numpy(arrays["offsets"])
-        if origin.shape == (dim,) and torch.equal((offsets + origin).float(), x):
-            return Samples(x, origin, offsets)
     return Samples(x)
 
 
@@ -119,6 +125,12 @@ def as_points(name: str, values: NDArray[Any], dim: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise MissingInputError("standard input: it is closed")
+    return sys.stdin.buffer.read()
+
+
 def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
     """Return the arrays in the file ``path``, or in its content ``data``, by name.
 
@@ -130,9 +142,10 @@ def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
         suffix = ".npy" if is_numpys else ".npz" if data.startswith(b"PK") else ".csv"
     with path.open("rb") if data is None else io.BytesIO(data) as file:
         if suffix == ".npy":
-            return {"": np.load(file, allow_pickle=False)}
+            return {"": np.lib.format.read_array(file, allow_pickle=False)}
         if suffix == ".npz":
-            return dict(np.load(file, allow_pickle=False))
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as members:
+                return {k: v for k, v in members.items() if isinstance(v, np.ndarray)}
         if suffix in _TEXT:
             return {"": _read_text(file)}
         if suffix in _TORCH:
@@ -146,7 +159,7 @@ def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
 def _read_text(file: BinaryIO) -> NDArray[np.float64]:
     """Return the numbers of a text (N, D): a row a line, between commas, semicolons or blanks.
 
-    A first line that holds anything else than numbers names the columns, and is left out.
+    A first line without a number names the columns, and is left out.
     """
     with io.TextIOWrapper(file, encoding="utf-8-sig") as lines:
         skipped, first = 0, ""
@@ -155,16 +168,16 @@ def _read_text(file: BinaryIO) -> NDArray[np.float64]:
                 break
             skipped += 1
         mark = next((m for m in ",;\t" if m in first), None)
-        skipped += not _are_numbers(first.split(mark))
+        skipped += not any(map(_is_number, first.split(mark)))
         lines.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of a text without rows
             return np.loadtxt(lines, delimiter=mark, ndmin=2, skiprows=skipped)
 
 
-def _are_numbers(words: list[str]) -> bool:
+def _is_number(word: str) -> bool:
     try:
-        list(map(float, words))
+        float(word)
     except ValueError:
         return False
     return True

@@ -54,7 +54,9 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
     )  # fmt: skip
     assert read(replaced / "metrics.json")["score_evaluations"] == 5
     with np.load(replaced / "samples.npz") as arrays:
-        assert set(arrays) == {"samples", "init", "settled_sigma"}
+        assert set(arrays) == {"samples", "init", "settled_sigma", "origin", "offsets"}
+        unrounded = arrays["origin"] + arrays["offsets"]
+        assert np.array_equal(unrounded.astype(np.float32), arrays["samples"])
 
 
 def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path, succeed):
