@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import FunctionType
 from typing import Any
 
 import hydra
@@ -144,26 +143,30 @@ def build_from_checkpoint(
         if named is not None and named == target:
             called = hydra.utils.get_class(named)
         else:
-            called = known_class(target, plugins)
+            called = known_class(target, plugins, with_functions=is_partial)
         made = functools.partial(called, **values) if is_partial else called(**values)
     except (AttributeError, ConfigError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(why_not_made(key, str(target), called, error, runtime)) from error
     return adopted(key, made, settings)
 
 
-def known_class(target: object, plugins: Sequence[str] = ()) -> Callable[..., Any]:
+def known_class(
+    target: object, plugins: Sequence[str] = (), with_functions: bool = False
+) -> Callable[..., Any]:
     """Return what a checkpoint's ``_target_`` names, if a checkpoint may name it.
 
     A checkpoint may name a public name of this package's modules. It may also name a public class
-    or function that is defined in or below one of the modules ``plugins``, which the user names.
+    (or function, ``with_functions``) that is defined in or below one of the modules ``plugins``,
+    which the user names.
 
     Raises:
         ConfigError: If ``target`` is anything else.
     """
     module, _, name = str(target).rpartition(".")
     if module in plugins and not name.startswith("_"):
-        own = getattr(importlib.import_module(module), name, None)
-        if isinstance(own, type | FunctionType) and f"{own.__module__}.".startswith(f"{module}."):
+        own: Any = getattr(importlib.import_module(module), name, None)
+        is_kind = isinstance(own, type) or (with_functions and inspect.isfunction(own))
+        if is_kind and f"{own.__module__}.".startswith(f"{module}."):
             return own
     if module not in _MODULES or name not in importlib.import_module(module).__all__:
         raise ConfigError(

@@ -140,11 +140,7 @@ def _choose_metrics(runs: list[Run], chosen: list[str]) -> list[str]:
     losses: list[str] = [key for key in ("excess_loss", "score_error") if key in known]
     if not losses and "loss" in known:
         losses = ["loss"]
-    ratios = [
-        key
-        for key in known
-        if key.startswith(("perturbed.", "denoised.")) and key.endswith(".ratio")
-    ]
+    ratios = [k for k in known if re.fullmatch(r"(perturbed|denoised)\..*\.ratio", k)]
     return [*losses, *ratios, *(["score_evaluations"] if "score_evaluations" in known else [])]
 
 

@@ -52,7 +52,7 @@ from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, read_npz
-from ncsn_cli.runs.folder import SAMPLES
+from ncsn_cli.runs.folder import SAMPLES, release
 from ncsn_cli.runs.records import read_yaml
 from ncsn_cli.runs.samples import Samples, as_points, read_samples, samples_file
 from ncsn_cli.training.history import COLUMNS, read_history

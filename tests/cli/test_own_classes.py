@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ncsn_cli.commands.build import build_from_checkpoint, instantiate
 from ncsn_cli.commands.contract import adopted
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.losses import Explicit
 from ncsn_cli.samplers import Level, Sampler
 from tests.helpers.commands import (
     assert_refused,
@@ -23,6 +25,7 @@ from tests.helpers.commands import (
     run,
     written_by,
 )  # fmt: skip
+from tests.helpers.problems import stream, two_modes_2d
 from tests.helpers.sampling import assert_same, sampling
 from tests.helpers.slow import slow_but
 
@@ -208,7 +211,11 @@ LACKING = [
     ("metric.own", "Nothing", "metric.own: plain.Nothing has no method 'distance'; see ncsn_cli"),
     ("metric.own", "SubMetric", "metric.own: plain.SubMetric has no method 'distance'"),
     ("plot.own", "Nothing", "plot.own: plain.Nothing has no method '__call__'; see ncsn_cli.core"),
-    ("plot.own", "picture", "plot.own: plain.picture is a function; write _partial_: true"),
+    (
+        "plot.own",
+        "picture",
+        "plot.own: plain.picture should be a function of 1 argument, with _partial_: true",
+    ),
     ("animation.own", "Nothing", "animation.own: plain.Nothing has no method '__call__'"),
 ]
 
@@ -301,3 +308,30 @@ def test_noise_floors_of_a_plain_metric_are_known_again():
     first, second = (adopted("metric.mine", Mine(), {"_target_": "here.Mine"}) for _ in range(2))
     assert repr(first) == repr(second)
     assert "power=2" in repr(first)
+
+
+def start(num, truth, sigma_max, generator, scale=1.0):
+    return scale * sigma_max * torch.randn(num, truth.dim, generator=generator)
+
+
+def test_an_init_may_be_a_function():
+    settings = {"_target_": f"{__name__}.start", "_partial_": True, "scale": 0.5}
+    truth = two_modes_2d()
+    given = 7, truth, 10.0
+    expected = start(*given, stream(0), scale=0.5)
+    chosen = instantiate({"init": settings}, "init")
+    loaded = build_from_checkpoint(settings, "init", [__name__])
+    for made in (chosen, loaded):
+        assert torch.equal(made(*given, stream(0)), expected)
+    with pytest.raises(ConfigError, match="no class of ncsn_cli"):
+        build_from_checkpoint({**settings, "_partial_": False}, "init", [__name__])
+
+
+def test_a_loss_with_other_weights_states_no_weight():
+    class Flat(Explicit):
+        def weights(self, sigma):
+            return torch.ones_like(sigma)
+
+    assert Explicit().weight(2.0) == 4.0
+    assert Flat().weight(2.0) is None
+    assert Flat().floor(2.0, 1, 1.0) is None

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -71,6 +72,13 @@ def test_what_comes_in_decides_what_goes_out():
     assert mixture().log_prob(np.zeros(2)).shape == ()
 
 
+def test_views_of_arrays_and_the_users_own_no_grad():
+    x = np.arange(12.0).reshape(6, 2)
+    np.testing.assert_array_equal(mixture().score(x[::-1]), mixture().score(x)[::-1])
+    with torch.no_grad():
+        assert not mixture().score(torch.zeros(3, 2, requires_grad=True)).requires_grad
+
+
 def test_one_dimension_may_be_left_out():
     law = ncsn.Mixture([0.1, 0.9], [-3.0, 3.0])
     x = np.linspace(-5, 5, 7)
@@ -99,6 +107,12 @@ def test_draws_depend_on_the_seed_alone():
         (lambda: ncsn.Mixture([0.5, 0.6], [0.0, 1.0]), "weights: they must sum to 1"),
         (lambda: ncsn.Mixture([1.0], [[0.0, 0.0]], stds=-1.0), "stds"),
         (lambda: mixture().score(np.zeros((3, 3))), "D = 2"),
+        (lambda: mixture().score(np.zeros((3, 2)), -1.0), "sigma: it should be >= 0"),
+        (lambda: mixture().score(np.zeros((3, 2)), [0.1, 0.2]), "one for each point"),
+        (lambda: ncsn.Mixture([1.0], [[np.nan, 0.0]]), "means"),
+        (lambda: ncsn.measure([[1, 2], [3]], mixture()), "samples: they are no array"),
+        (lambda: ncsn.train("-m", "seed=0,1"), "flags are for the command line"),
+        (lambda: ncsn.train("seed=0,1"), "Ambiguous value"),
         (lambda: ncsn.train("dataset=ring2d"), "did you mean ring_2d?"),
         (lambda: ncsn.train(trainer={"step": 3}), "trainer.step"),
         (lambda: ncsn.train(trainer={"steps": "many"}), "trainer.steps"),
@@ -114,6 +128,7 @@ def test_mistakes_are_exceptions_with_the_commands_text(make, says, tmp_path):
     with pytest.raises((NcsnError, ValueError), match=".*".join(says.split("?"))) as raised:
         make()
     assert "internal" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,6 +228,25 @@ def test_leaves_hydra_alone(tmp_path):
         assert GlobalHydra.instance().hydra is outer
         assert HydraConfig.instance().cfg is config
         assert compose("app").x == 3
+
+
+def test_calls_from_two_threads_wait_for_each_other(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(ncsn.train, *QUICK_RUN, folder=f"{i}", seed=i) for i in range(2)]
+        runs = [job.result() for job in jobs]
+    assert [run.state for run in runs] == ["done", "done"]
+    assert [run.config["seed"] for run in runs] == [0, 1]
+
+
+def test_a_run_is_found_from_another_folder(tmp_path, monkeypatch):
+    made = ncsn.train(*QUICK_RUN, "trainer.steps=2", folder="a")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert made.metrics["sigmas"]
+    checkpoint = next(made.folder.glob("checkpoints/*"))
+    drawn = ncsn.sample(checkpoint, *QUICK_SAMPLE)
+    x = np.array([0.5])
+    np.testing.assert_array_equal(drawn.score(x, 1.0), made.score(x, 1.0))
 
 
 def test_a_run_is_never_overwritten():

@@ -1,5 +1,7 @@
 """Which requests ask for the same run."""
 
+import json
+
 import pytest
 
 from ncsn_cli.commands.resume import MAY_CHANGE_IN_TRAINING, check_same_request, digest_of
@@ -35,3 +37,24 @@ def test_the_default_width_of_a_mixture_is_that_of_earlier_versions(tmp_path):
         assert digest_of(other) != digest_of(now)
         with pytest.raises(ConfigError, match="dataset"):
             check_same_request(before, other, *check)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ncsn-sample --config-dir /evil sampler=mine",
+        "ncsn-sample -cd=/evil sampler=mine",
+        "ncsn-sample sampler._target_=os.system '+sampler.command=ls'",
+        "ncsn-sample hydra/launcher=evil",
+        "ncsn-sample hydra.searchpath=[/evil]",
+        "rm -rf x",
+    ],
+)
+def test_a_record_from_elsewhere_puts_no_code_into_the_users_hands(tmp_path, command):
+    (tmp_path / "run.json").write_text(json.dumps({"command": command}))
+    now = composed("train")
+    before = with_value(now, "trainer", "steps", 7) | {"dataset": {"_target_": "os.system"}}
+    with pytest.raises(ConfigError) as refused:
+        check_same_request(before, now, set(), "trainer.resume", tmp_path)
+    assert not any(word in str(refused.value) for word in ("evil", "_target_", "os.system", "rm"))
+    assert "trainer.steps=7" in str(refused.value)

@@ -128,3 +128,36 @@ def test_an_experiment_that_is_refused_writes_nothing_and_one_s_own_is_trained(f
         "experiment=own",
         "--config-dir=.",
     ]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "b c.npz", "x=1.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "seed=0").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.npy", "dataset=ring_2d"], ["file=a.npy", "dataset=ring_2d"]),
+        (["dataset=ring_2d", "a.npy"], ["dataset=ring_2d", "file=a.npy"]),
+        (["x=1.csv", "seed=0"], ['file="x=1.csv"', "seed=0"]),
+        (["./seed=0", "seed=0"], ['file="seed=0"', "seed=0"]),
+        (["-", "dataset=ring_2d"], ["file=-", "dataset=ring_2d"]),
+        (["a.npy", "b c.npz", "seed=1"], ["-m", "file=a.npy,b c.npz", "seed=1"]),
+        (["a.npy", "a.npy", "seed=1"], ["file=a.npy", "seed=1"]),
+        (["a.npy", "b c.npz", "--cfg", "job"], ["file=a.npy", "--cfg", "job"]),
+        (["file=a.npy", "dataset=ring_2d"], ["file=a.npy", "dataset=ring_2d"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_names_of_files_to_measure(files, words, expected):
+    assert expand("measure", words) == expected
+
+
+@pytest.mark.parametrize("word", ["ring_2d", "c.npy", "a.npy,b.npy"])
+def test_a_word_that_is_no_file_is_refused(files, word):
+    with pytest.raises(MissingInputError, match=f"{word}: there is no such file"):
+        expand("measure", ["a.npy", word])

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def bytes_of_npy():
     file = io.BytesIO()
     np.save(file, POINTS)
     return file.getvalue()
+
+
+def bytes_of_npz():
+    file = io.BytesIO()
+    np.savez(file, samples=POINTS)
+    return file.getvalue()
+
+
+def zipped(path, name, data):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, data)
 
 
 def rows(mark, header=""):
@@ -129,6 +141,23 @@ BAD = {
     "integer.pt": (lambda p: torch.save(3, p), "no array 'samples'"),
     "bool.pt": (lambda p: torch.save(torch.ones(3, 2) > 0, p), "real numbers"),
     "samples.xlsx": (lambda p: text(p, "PK"), ".npy, .npz, .csv, .txt or .pt"),
+    "missing.csv": (lambda p: text(p, "NA,1\n2,3\n"), "NA"),
+    "blank_value.csv": (lambda p: text(p, ",1\n2,3\n"), "cannot be read"),
+    "really_npy.npz": (lambda p: p.write_bytes(bytes_of_npy()), "cannot be read"),
+    "really_npz.npy": (lambda p: p.write_bytes(bytes_of_npz()), "cannot be read"),
+    "member.npz": (lambda p: zipped(p, "readme.txt", b"text"), "no array 'samples'"),
+    "cut.pt": (lambda p: text(p, b"\x80\x02."), "cannot be read"),
+    "header.npy": (
+        lambda p: text(p, b"\x93NUMPY\x01\x00\x1c\x00{'descr': ('<f8', 'shape': (\n"),
+        "cannot be read",
+    ),
+    "origin.npz": (
+        lambda p: npz(p, samples=POINTS, origin=np.array("x"), offsets=POINTS), "cannot be read"
+    ),
+    "offsets.npz": (
+        lambda p: npz(p, samples=POINTS, origin=np.zeros(2), offsets=np.ones((7, 3))),
+        "cannot be read",
+    ),
     "noending": (lambda p: text(p, "1,2\n"), ".npy, .npz, .csv, .txt or .pt"),
 }  # fmt: skip
 
@@ -147,7 +176,7 @@ def test_what_is_no_sample_is_refused_in_one_line(tmp_path, monkeypatch, name):
     assert not (tmp_path / "written").exists()
 
 
-@pytest.mark.parametrize("name", ["missing.npy", "x" * 300, "folder"])
+@pytest.mark.parametrize("name", ["missing.npy", "x" * 300, "folder", ""])
 def test_a_missing_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
