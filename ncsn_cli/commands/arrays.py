@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ncsn_cli.commands.config import reason_of
-from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
@@ -113,14 +112,10 @@ class Mixture:
 
         Source: Tweedie's formula; Efron (2011), doi:10.1198/jasa.2011.tm11181.
         """
-        return on_arrays(denoiser_of(self._law), x, sigma, self.dim)
+        law = self._law
+        return on_arrays(lambda x, s: x + s[..., None] ** 2 * law.score(x, s), x, sigma, self.dim)
 
     def sample(self, num: int, seed: int = 0, sigma: float = 0.0) -> NDArray[np.float32]:
         """Return ``num`` independent draws from p_sigma, (num, D)."""
         stream = random_stream(seed, "Mixture.sample")
         return self._law.sample(num, sigma=sigma, generator=stream).numpy()
-
-
-def denoiser_of(law: Dataset) -> Function:
-    """Return d(x, sigma) = x + sigma^2 grad log p_sigma(x) of a law."""
-    return lambda x, sigma: x + sigma[..., None] ** 2 * law.score(x, sigma)

@@ -128,15 +128,15 @@ def override(key: str, value: Any) -> str:  # noqa: ANN401
 
 def for_hydra(key: str, *values: Any) -> str:  # noqa: ANN401
     """Return ``key=value`` so that Hydra reads this value; a sweep is over several values."""
-    return f"{key}={','.join(map(in_hydras_grammar, values))}"
+    return f"{key}={','.join(map(_in_hydras_grammar, values))}"
 
 
-def in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
+def _in_hydras_grammar(value: Any) -> str:  # noqa: ANN401
     """Return ``value`` as it stands in an override."""
     if isinstance(value, list):
-        return f"[{','.join(map(in_hydras_grammar, value))}]"
+        return f"[{','.join(map(_in_hydras_grammar, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{in_hydras_grammar(v)}' for key, v in value.items())}}}"
+        return f"{{{','.join(f'{key}:{_in_hydras_grammar(v)}' for key, v in value.items())}}}"
     return _quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
