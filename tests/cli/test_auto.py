@@ -65,9 +65,8 @@ def content(folder):
     }
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_training_starts_resumes_and_is_done(number, trained, forked, tmp_path):
     stop = [__name__, "stop_after_a_checkpoint", number]
     stopped = forked.call("train", TRAIN, tmp_path, stop)

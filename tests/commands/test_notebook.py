@@ -230,6 +230,7 @@ def test_leaves_hydra_alone(tmp_path):
         assert compose("app").x == 3
 
 
+@pytest.mark.slow
 def test_calls_from_two_threads_wait_for_each_other(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(ncsn.train, *QUICK_RUN, folder=f"{i}", seed=i) for i in range(2)]
@@ -238,6 +239,7 @@ def test_calls_from_two_threads_wait_for_each_other(tmp_path):
     assert [run.config["seed"] for run in runs] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_is_found_from_another_folder(tmp_path, monkeypatch):
     made = ncsn.train(*QUICK_RUN, "trainer.steps=2", folder="a")
     (tmp_path / "other").mkdir()
@@ -256,6 +258,7 @@ def test_a_run_is_never_overwritten():
     assert ncsn.load_run("a").state == "done"
 
 
+@pytest.mark.slow
 def test_the_recorded_command_repeats_the_run(tmp_path):
     first = ncsn.train(*QUICK_RUN, trainer={"steps": 2}, dataset=ncsn.Mixture([1.0], [1.5]))
     command = read(first.folder / "run.json")["command"]
