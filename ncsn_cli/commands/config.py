@@ -137,8 +137,10 @@ def read_config(cfg: DictConfig) -> Config:
             raise ConfigError(f"{key}: there is no such key{near or '; --cfg job lists them'}")
     paths = config.get("paths")
     if not isinstance(paths, dict) or not isinstance(paths.get("outputs"), str) or len(paths) > 1:
+        others = [key for key in paths if key != "outputs"] if isinstance(paths, dict) else []
+        named = f"paths.{others[0]}: there is no such key; " if others else ""
         raise ConfigError(
-            f"paths: it should hold paths.outputs=FOLDER alone, got {shortened(paths)}"
+            f"{named}paths should hold paths.outputs=FOLDER alone, got {shortened(paths)}"
         )
     return config
 

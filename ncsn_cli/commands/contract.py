@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ncsn_cli.commands.config import Config, reason_of
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
+from ncsn_cli.core.errors import ConfigError, NcsnError, UnknownTruthError, one_line
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Sampled, gives_draws_only
@@ -74,7 +74,8 @@ def why_not_made(
     for name in runtime:
         if re.search(rf"unexpected keyword argument '{name}'|takes no arguments", str(cause)):
             return f"{key}: {target} should take an argument {name!r}, which ncsn_cli gives it"
-    if group in _CALLED and not isinstance(called, type):
+    is_key = "unexpected keyword argument" in str(cause)
+    if group in _CALLED and not isinstance(called, type) and not is_key:
         what = f"{num_arguments(key)} argument" + ("s" if num_arguments(key) > 1 else "")
         return (
             f"{key}: {target} should be a function of {what}, with _partial_: true beside its"
@@ -221,6 +222,8 @@ def try_own(key: str, made: object, call: str, run: Callable[[], object], shape:
     name = _path_of(kind) if call == "__call__" else f"{_path_of(kind)}.{call}"
     try:
         found = run()
+    except UnknownTruthError:  # what needs more than draws is refused later, or null
+        return
     except (NcsnError, MemoryError):
         raise
     except Exception as error:

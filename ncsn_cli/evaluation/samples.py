@@ -35,15 +35,19 @@ def against_truth(
 
     The entries are under ``clean`` and ``perturbed``; see ``evaluate_samples``. Where ``denoised``
     is given, the law of exact draws at ``sigma`` after a denoising step, it takes the place of
-    p_sigma, and the entries are under ``denoised``. At sigma = 0 all of them are p itself.
+    p_sigma, and the entries are under ``denoised``; they are None if only draws of the truth are
+    known. At sigma = 0 all of these laws are p itself.
     """
     name = "perturbed" if denoised is None else "denoised"
-    found = {"clean": evaluate_samples(samples, truth, 0.0, metrics, floor_of, seed)}
-    if sigma > 0:
+    clean = evaluate_samples(samples, truth, 0.0, metrics, floor_of, seed)
+    found = {"clean": clean, name: clean if sigma == 0 else None}
+    if sigma > 0 and (denoised is None or truth.is_known):
         target = denoised or truth
         found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
     for against, entries in found.items():
-        for metric, entry in entries.items():
+        if sigma == 0 and against != "clean":
+            continue
+        for metric, entry in (entries or {}).items():
             if entry is None:
                 continue
             log.info(
@@ -51,7 +55,7 @@ def against_truth(
                 metric, ", denoised" if against == "denoised" else "",
                 0.0 if against == "clean" else sigma, entry["value"], entry["floor"],
             )  # fmt: skip
-    return {name: found["clean"]} | found
+    return found
 
 
 def evaluate_samples(

@@ -131,7 +131,7 @@ def test_the_package_is_a_program(tmp_path):
         )  # fmt: skip
 
     assert call().returncode == call("nosuch").returncode == 2
-    assert "{train,sample,compare}" in call("--help").stdout
+    assert "{train,sample,measure,compare}" in call("--help").stdout
     assert call("--version").stdout == f"ncsn_cli {ncsn_cli.__version__}\n"
     result = call("train", "-m", "schedule.sigma_min=0.1,0", *QUICK, "trainer.steps=2")
     assert result.returncode == 2
