@@ -131,9 +131,10 @@ def read_config(cfg: DictConfig) -> Config:
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
     known = {*GROUPS, *run_keys(SampleSettings), *run_keys(MeasureSettings)}
-    for key in config:
-        if key not in known:
-            near = did_you_mean(str(key), known)
+    for key in flatten(config):
+        group = key.partition(".")[0]
+        if group not in known:
+            near = did_you_mean(group, known)
             raise ConfigError(f"{key}: there is no such key{near or '; --cfg job lists them'}")
     paths = config.get("paths")
     if not isinstance(paths, dict) or not isinstance(paths.get("outputs"), str) or len(paths) > 1:

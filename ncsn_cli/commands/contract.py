@@ -64,6 +64,8 @@ def why_not_made(
     known: list[str] = []
     with suppress(TypeError, ValueError):
         known = [*inspect.signature(called).parameters]
+    if called is None and not isinstance(cause, ConfigError):
+        return f"{key}._target_: {one_line(str(cause))}"
     if called is None or isinstance(cause, ConfigError | ValidationError):
         return reason_of(key, cause, known)
     group = key.partition(".")[0]
