@@ -38,6 +38,7 @@ def exit_with(
     from ncsn_cli.core.errors import one_line
 
     lines, code = explain(name, error, job_started)
+    lines = _with_overrides(lines) if code == 2 and name != "compare" else lines
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
         print(one_line(line, 2000), file=sys.stderr)
     sys.exit(code)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -167,6 +168,11 @@ def conclude() -> list[Job]:
     del os.environ[ROSTER]
     print(flush=True)
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
+    if not jobs:  # refused before the first one
+        shutil.rmtree(watch.roster, ignore_errors=True)
+        for place in (watch.rosters, watch.rosters.parent, watch.folder):
+            with suppress(OSError):  # it holds something else
+                place.rmdir()
     # All trials of a study belong together, including those of another day.
     entries = watch.rosters.glob("*/*.json") if watch.is_study else watch.roster.glob("*.json")
     started = dict.fromkeys(_folder_of(path) for path in sorted(entries))

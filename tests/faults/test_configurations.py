@@ -141,7 +141,7 @@ BY_HAND = [  # command, arguments, what must be named
         "seed=nan", "seed=1e400",
     ),
     *(("train", [word], word.partition("=")[0].strip("+~")) for word in (
-        "~dataset", "~trainer", "~schedule.sigma_max", "~trainer.steps",
+        "~dataset", "~trainer",
         "trainer._target_=3", "trainer._target_=nosuch.Thing", "dataset._target_=os.system",
         "trainer._target_=ncsn_cli.datasets.Nothing", "++dataset._recursive_=maybe",
         "++model.dim=3", "++dataset.dim=3", "dataset.means=[]", "dataset.weights=[]",
