@@ -71,12 +71,12 @@ class Callbacks(Callback):
         watch, overrides = Watch(config), sweep_overrides(config)
         _check(config, watch.folder)
         hold(watch.folder)
-        watch.roster.mkdir(parents=True)
-        swept = [*_params(config), *(key for key, o in overrides.items() if o.is_sweep_override())]
-        write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())
         if watch.is_study:
             _continue_study(config.hydra.sweeper)
         watch.total = num_jobs(config, overrides)
+        watch.roster.mkdir(parents=True)
+        swept = [*_params(config), *(key for key, o in overrides.items() if o.is_sweep_override())]
+        write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())
         Watch.current = watch
         watch.start()
         os.environ[ROSTER] = str(watch.roster)
