@@ -104,6 +104,7 @@ def test_training_starts_resumes_and_is_done(number, trained, forked, tmp_path):
     assert "other settings; choose another hydra.run.dir" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(trained, forked, tmp_path):
     forked.call("train", TRAIN, tmp_path, [__name__, "stop_before_a_checkpoint", signal.SIGKILL])
     folder = tmp_path / "F"

@@ -181,6 +181,7 @@ def test_a_mixture_is_a_dataset_of_the_commands():
     np.testing.assert_array_equal(drawn.score(x, 0.5), mixture().score(x, 0.5))
 
 
+@pytest.mark.slow
 def test_measures_what_is_wrong():
     # Samples of N(0, 2) against N(0, 1): the Frechet distance is sqrt(2) - 1. Its relative error
     # for n draws is about 1/sqrt(2 n) times sqrt(2)/(sqrt(2) - 1).

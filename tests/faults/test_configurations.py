@@ -153,7 +153,8 @@ BY_HAND = [  # command, arguments, what must be named
         "optimizer._target_=builtins.dict", "optimizer.betas=[.9]", "metric=[moments]",
         "trainer=null", "loss=null",
     )),
-    *(("sample", ["score=exact", "dataset=two_modes_1d", "sampler=langevin", word], word.lstrip("+")[:6])
+    *(("sample", ["score=exact", "dataset=two_modes_1d", "sampler=langevin", word],
+       word.lstrip("+")[:6])
       for word in ("++sampler=3", "++dataset=[1]", "++paths=3", "num_samples=0", "metric=3",
                    "metric={a: 1}", "++metric.moments=3")),
     *(("train", ["-m", word], word.partition("=")[0]) for word in (
