@@ -128,7 +128,7 @@ def _run(name: str) -> None:
     if isinstance(error, SystemExit):
         raise error
     if error is not None:
-        exit_with(name, error, state.job_started, show_traceback)
+        exit_with(name, error, state.job_started, show_traceback, with_overrides=not jobs)
 
 
 def recording_failures(name: str, task: Task, cfg: DictConfig) -> float | None:
@@ -148,10 +148,9 @@ def log_into(path: Path) -> Iterator[None]:
     handler.setFormatter(_HomelessFormatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
     root, shown = logging.getLogger(), logging.StreamHandler()
     shown.setLevel(logging.WARNING)
-    handlers: list[logging.Handler] = [
-        handler,
-        *([] if root.handlers else [shown]),
-    ]  # warnings are seen in any case
+    handlers: list[logging.Handler] = [handler]
+    if not root.handlers:  # otherwise nothing would show warnings
+        handlers.append(shown)
     for each in handlers:
         root.addHandler(each)
     try:

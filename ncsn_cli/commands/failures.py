@@ -30,15 +30,23 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def exit_with(
-    name: str, error: BaseException, job_started: bool, show_traceback: bool
+    name: str,
+    error: BaseException,
+    job_started: bool,
+    show_traceback: bool,
+    with_overrides: bool = False,
 ) -> NoReturn:
-    """Print in at most three lines what went wrong, and exit with the error's code."""
+    """Print in at most three lines what went wrong, and exit with the error's code.
+
+    ``with_overrides`` adds the overrides to a refusal that names none of them. A sweep has too
+    many, and records those of each job.
+    """
     if show_traceback:
         traceback.print_exception(error)
     from ncsn_cli.core.errors import one_line
 
     lines, code = explain(name, error, job_started)
-    lines = _with_overrides(lines) if code == 2 and name != "compare" else lines
+    lines = _with_overrides(lines) if code == 2 and with_overrides else lines
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
         print(one_line(line, 2000), file=sys.stderr)
     sys.exit(code)
