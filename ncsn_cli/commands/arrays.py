@@ -36,10 +36,12 @@ def on_arrays(
     Raises:
         ConfigError: If the last axis of ``x`` is not D.
     """
-    given = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    # Torch takes no array with negative strides; numpy makes a contiguous array of at least 1D.
     given = (
-        given if isinstance(x, Tensor) else given.reshape(np.shape(x))
-    )  # numpy has made () to (1,)
+        x
+        if isinstance(x, Tensor)
+        else torch.from_numpy(np.ascontiguousarray(x)).reshape(np.shape(x))
+    )
     if not given.is_floating_point():
         given = given.double()
     points = given[..., None] if dim == 1 and given.ndim < 2 else given

@@ -209,6 +209,14 @@ def reason_of(key: str, error: BaseException, known: Sequence[str] = ()) -> str:
     return f"{place}: it should {message}, got {shortened(first['input'])}{near}"
 
 
+def own_modules(config: Config) -> list[str]:
+    """Return the user's own modules that a checkpoint with this ``config`` is built from."""
+    groups = (config.get(key) or {} for key in ("model", "dataset", "schedule", "sampler", "init"))
+    targets = [group["_target_"] for group in groups if "_target_" in group]
+    modules = {str(target).rpartition(".")[0] for target in targets}
+    return sorted(module for module in modules if not module.startswith("ncsn_cli."))
+
+
 def without_paths(config: Config) -> Config:
     """Return the configuration that a run records: what it computes, not where it writes."""
     return {key: _without_home(value) for key, value in config.items() if key != "paths"}

@@ -65,6 +65,11 @@ class Job:
     metrics: dict[str, SampleMetric]
     pictures: Pictures
 
+    @property
+    def denoised(self) -> Denoised | None:
+        """The law of exact draws after a denoising step, if the samples are denoised."""
+        return Denoised(self.truth) if self.run.denoised else None
+
 
 def measure(cfg: DictConfig) -> float | None:
     """Run ``ncsn-measure`` and return the objective.
@@ -112,7 +117,7 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
     floors = partial(noise_floor, cache=Path(job.config["paths"]["outputs"], "floors"))
     found = against_truth(
         job.samples, job.truth, run.sigma, job.metrics, floors, run.seed,
-        Denoised(job.truth) if run.denoised else None,
+        job.denoised,
     )  # fmt: skip
     seconds = round(time.monotonic() - start, 3)
     report = {"num_samples": len(job.samples), "seconds": seconds, **found}
@@ -124,7 +129,7 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
 
 def scene_of(job: Job) -> SamplingScene:
     """Return what the pictures show: at most 100 000 of the samples, chosen at random."""
-    sigma, law = job.run.sigma, Denoised(job.truth) if job.run.denoised else None
+    sigma, law = job.run.sigma, job.denoised
     samples = random_subset(job.samples, MOST_DRAWS)
     stream = random_stream(job.run.seed, "exact draws shown")
     exact = (law or job.truth).sample(len(samples), sigma=sigma, generator=stream)

@@ -31,7 +31,7 @@ from ncsn_cli.commands.arrays import A, Mixture, on_arrays
 from ncsn_cli.commands.before import FolderBefore
 from ncsn_cli.commands.build import build_from_checkpoint
 from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording_failures
-from ncsn_cli.commands.config import MeasureSettings, read_config, settings
+from ncsn_cli.commands.config import MeasureSettings, own_modules, read_config, settings
 from ncsn_cli.commands.failures import code_of, explain
 from ncsn_cli.commands.job import output_folder
 from ncsn_cli.commands.measure import build
@@ -47,7 +47,6 @@ from ncsn_cli.core.errors import (
     RefusedStart,
     one_line,
 )
-from ncsn_cli.datasets import Denoised
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.runs.checkpoints import load_newest
@@ -228,7 +227,7 @@ def measure(
         config = read_config(hydra.compose("measure", _with_folder_of_options(words, config_dir)))
         run: MeasureSettings = settings(MeasureSettings, config)
         job = build(run, config, partial(_points_of, samples, run.key))
-        law = Denoised(job.truth) if run.denoised else job.truth
+        law = job.denoised or job.truth
         return evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
 
 
@@ -268,29 +267,21 @@ def _run(
         with log_into(folders[0] / f"{name}.log"):
             recording_failures(name, task, cfg)
 
-    with _borrowed_process(name), _refusals(name):
+    with _borrowed_process(name):
         main = GlobalHydra.instance().hydra
         assert main is not None
         try:
-            main.run(name, job, words, with_log_configuration=False)
+            with _refusals(name):
+                main.run(name, job, words, with_log_configuration=False)
         except BaseException as error:
-            cause = error.__cause__ if isinstance(error, RefusedStart) else error
-            leave_nothing(code_of(name, cause or error, True))
+            leave_nothing(code_of(name, error, True))
             raise
         finally:
             FolderBefore.current = None
             for folder in folders:
                 release(folder)
-    targets = [group.get("_target_") for group in _groups(folders[0])]
-    modules = {str(target).rpartition(".")[0] for target in targets if target is not None}
-    own = sorted(each for each in modules if not each.startswith(("ncsn_cli.", "torch.")))
-    return Run(folders[0], tuple(own))  # these classes were named in this process
-
-
-def _groups(folder: Path) -> list[dict[str, Any]]:
-    """Return the groups of settings of the run in ``folder``."""
-    config = read_yaml(folder / "config.yaml", {})
-    return [group for group in config.values() if isinstance(group, dict)]
+    own = own_modules(Run(folders[0]).config)  # their classes were named in this process
+    return Run(folders[0], tuple(own))
 
 
 _one_at_a_time = threading.RLock()  # Hydra's state and the environment belong to the process
@@ -303,28 +294,27 @@ def _borrowed_process(name: str) -> Iterator[None]:
     These are Hydra's state, torch's threads, the environment, the path for imports and the level
     of this package's log. Calls from several threads wait for each other.
     """
-    _one_at_a_time.acquire()
-    singletons, environment = dict(Singleton._instances), dict(os.environ)
-    logger, threads = logging.getLogger("ncsn_cli"), torch.get_num_threads()
-    level, path = logger.level, [*sys.path]
-    for kind in (GlobalHydra, HydraConfig, JobRuntime, VersionBase):
-        Singleton._instances.pop(kind, None)
-    try:
-        logger.setLevel(logging.INFO)
-        torch.set_num_threads(1)  # as in the commands: sums depend on the number
-        sys.path.append(os.getcwd())
-        with hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"):
-            yield
-    finally:
-        Singleton._instances.clear()
-        Singleton._instances.update(singletons)
-        sys.path[:] = path
-        torch.set_num_threads(threads)
-        logger.setLevel(level)
-        for key in os.environ.keys() - environment.keys():
-            del os.environ[key]
-        os.environ.update(environment)
-        _one_at_a_time.release()
+    with _one_at_a_time:
+        singletons, environment = dict(Singleton._instances), dict(os.environ)
+        logger, threads = logging.getLogger("ncsn_cli"), torch.get_num_threads()
+        level, path = logger.level, [*sys.path]
+        for kind in (GlobalHydra, HydraConfig, JobRuntime, VersionBase):
+            Singleton._instances.pop(kind, None)
+        try:
+            logger.setLevel(logging.INFO)
+            torch.set_num_threads(1)  # as in the commands: sums depend on the number
+            sys.path.append(os.getcwd())
+            with hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"):
+                yield
+        finally:
+            Singleton._instances.clear()
+            Singleton._instances.update(singletons)
+            sys.path[:] = path
+            torch.set_num_threads(threads)
+            logger.setLevel(level)
+            for key in os.environ.keys() - environment.keys():
+                del os.environ[key]
+            os.environ.update(environment)
 
 
 @contextmanager

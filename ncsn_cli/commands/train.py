@@ -16,6 +16,7 @@ from ncsn_cli.commands.config import (
     Config,
     SampleSettings,
     TrainSettings,
+    own_modules,
     read_config,
     settings,
     without_paths,
@@ -94,9 +95,7 @@ def read_request(cfg: DictConfig) -> Request:
 
 def next_command(config: Config) -> str:
     """Return the command that samples from the run; it names the modules of the user's classes."""
-    groups = (config.get(key) or {} for key in ("model", "dataset", "schedule", "sampler", "init"))
-    modules = {str(group.get("_target_")).rpartition(".")[0] for group in groups}
-    own = sorted(module for module in modules if not module.startswith("ncsn_cli."))
+    own = own_modules(config)
     words = [override("checkpoint", os.path.relpath(output_folder()))]
     return " ".join(["ncsn-sample", *words, *([override("plugins", own)] if own else [])])
 
