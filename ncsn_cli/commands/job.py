@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.names import AUTO, for_shell
 from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
 
 log = logging.getLogger(__name__)
+
+_WIDE = 120  # columns of a log without a terminal
 
 
 def in_sweep() -> bool:
@@ -32,6 +36,14 @@ def in_sweep() -> bool:
 def in_search() -> bool:
     """Return whether this run is a job of a sweep that chooses its jobs by their objective."""
     return in_sweep() and not HydraConfig.get().sweeper["_target_"].endswith(".BasicSweeper")
+
+
+def is_published() -> bool:
+    """Return whether dataset, schedule and sampler are those of an experiment, unchanged."""
+    hydra_config = HydraConfig.get()
+    named = (re.split(r"[./=@]", word.lstrip("+~"))[0] for word in hydra_config.overrides.task)
+    changed = {"dataset", "schedule", "sampler"}.intersection(named)
+    return bool(hydra_config.runtime.choices.get("experiment")) and not changed
 
 
 def choose_device(name: str) -> torch.device:
@@ -127,11 +139,15 @@ def compare_command() -> str:
     return f"ncsn-compare {for_shell([str(compared)])}"
 
 
-def log_next(folder: Path, command: str) -> None:
-    """Log as a finished run's last lines its report and the ``command`` that a user types next.
+def log_next(folder: Path, command: str, verdict: Verdict | None = None) -> None:
+    """Log as a finished run's last lines what its numbers mean, its report and the next command.
 
-    A sweep ends with a report and commands of its own.
+    ``command`` is what a user types next. A sweep ends with a report and commands of its own.
     """
+    if verdict is not None and (
+        text := verdict.as_text(shutil.get_terminal_size((_WIDE, 0)).columns)
+    ):
+        log.info("what the numbers mean:\n%s", text)
     if not in_sweep():
         log.info("report: %s", os.path.relpath(folder / "report.html"))
         log.info("next: %s", command)

@@ -37,6 +37,7 @@ from ncsn_cli.datasets import Denoised
 from ncsn_cli.evaluation.floors import MOST_DRAWS, noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.samples import against_truth
+from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.metrics import SampleMetric, random_subset
 from ncsn_cli.runs.files import to_json
 from ncsn_cli.runs.folder import RunFolder
@@ -90,9 +91,10 @@ def measure(cfg: DictConfig) -> float | None:
     facts: Config = {"device": "cpu", "seed": run.seed, "request": digest}
     with open_folder(config, facts, None) as folder, torch.no_grad():
         report = hold_against_truth(job, folder)
-        present(folder, job.pictures, partial(scene_of, job), config, report)
+        verdict = of_samples(report)
+        present(folder, job.pictures, partial(scene_of, job), config, report, verdict)
         log.info("everything is in %s", folder.path)
-        log_next(folder.path, compare_command())
+        log_next(folder.path, compare_command(), verdict)
         return objective_of(report, run.objective)
 
 

@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 
 from ncsn_cli.commands.build import instantiate_list
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.report import drawing, html_report, tables_of
+from ncsn_cli.commands.report import drawing, html_report, schedule_table, tables_of
 from ncsn_cli.commands.resume import log
 from ncsn_cli.core.scene import Scene
+from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
 
@@ -49,10 +50,11 @@ def present(
     compose: Callable[[], Scene],
     config: Config,
     metrics: dict[str, Any],
+    verdict: Verdict,
 ) -> None:
     """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
 
-    ``compose`` returns the scene that the pictures show.
+    ``compose`` returns the scene that the pictures show. ``verdict`` is the head of the report.
     """
     missing = _draw(folder, pictures, compose) if pictures else {}
     job = HydraConfig.get().job
@@ -65,12 +67,13 @@ def present(
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],
+        verdict=verdict,
         changed={
             key: value
             for key, value in now.items()
             if before.get(key) != value and not key.endswith("._partial_")
         },
-        tables=tables_of(metrics),
+        tables=tables_of(metrics) | schedule_table(record.get("schedule")),
         missing=missing,
     )
     folder.write("report.html", page)

@@ -16,9 +16,12 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ncsn_cli.core.errors import NcsnError, one_line
+from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.records import flatten, without_home
 
 log = logging.getLogger(__name__)
+
+_SCHEDULE = "Schedule and sampler"
 
 _PAGE = """\
 <!doctype html>
@@ -40,6 +43,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 tr > * + * { text-align: right; }
 td:has(a) { max-width: 16rem; overflow-wrap: anywhere; }
+table.verdict td { text-align: left; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
@@ -50,11 +54,20 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 <body>
 <h1>{{ title }}</h1>
 <p>{{ facts }}</p>
+{% if verdict %}
+<div class="wide"><table class="verdict">
+{% for row in verdict.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% for sentence in verdict.sentences %}<p>{{ sentence }}</p>
+{% endfor %}
+{% endif %}
 <h2>Run it again</h2>
 <pre>{{ command }}</pre>
 {% for name, rows in tables.items() %}
 <h2>{{ name }}</h2>
-<div class="wide"><table>
+<div class="wide"><table{% if name == schedule %} class="settings"{% endif %}>
 {% for row in rows %}
 <tr>{% for cell in row %}<{{ "th" if loop.first or rows[0] is sameas row else "td" }}>
 {{- cell -}}
@@ -92,6 +105,7 @@ def html_report(
     facts: str,
     command: str,
     tables: Mapping[str, Sequence[Sequence[str]]],
+    verdict: Verdict | None = None,
     changed: Mapping[str, Any] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> bytes:
@@ -103,6 +117,7 @@ def html_report(
         facts: Device, seconds and so on, in one line.
         command: The command that repeats the run or the comparison.
         tables: Rows of cells, by title; the first row names the columns.
+        verdict: What the numbers mean.
         changed: The settings that differ from the defaults, nested keys joined by dots.
         missing: The reasons why pictures are missing, by name.
     """
@@ -112,8 +127,10 @@ def html_report(
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     text = page.render(
         title=title,
+        schedule=_SCHEDULE,
         facts=facts,
         command=command,
+        verdict=verdict,
         changed=changed,
         tables=tables,
         missing=missing or {},
@@ -183,6 +200,15 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         rows = [[_show(v) for v in row] for row in zip(*columns.values(), strict=True)]
         tables["By level"] = [list(columns), *rows]
     return tables
+
+
+def schedule_table(advice: Mapping[str, Any] | None) -> dict[str, list[list[str]]]:
+    """Return a table of what the techniques say about schedule and sampler; {} without advice."""
+    if advice is None:
+        return {}
+    said = [*advice["notes"], *(f"Wrong: {each}" for each in advice["warnings"])]
+    rows = [[name, text] for name, _, text in (line.partition(": ") for line in said)]
+    return {_SCHEDULE: [["", "Song & Ermon (2020)"], *rows]}
 
 
 def _with_error(name: str, numbers: Mapping[str, Any]) -> str:

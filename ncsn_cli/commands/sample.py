@@ -39,10 +39,12 @@ from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
+from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
 from ncsn_cli.sampling.chains import Chains
+from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Saved
 
 log = logging.getLogger(__name__)
@@ -68,9 +70,10 @@ def sample(cfg: DictConfig) -> float | None:
         chains, seconds, config = run_chains(job, folder)
         report, log_density = measure(job, chains, seconds, folder)
         scene = partial(scene_of, job, chains, report, log_density)
-        present(folder, job.parts.pictures, scene, config, report)
+        verdict = of_samples(report)
+        present(folder, job.parts.pictures, scene, config, report, verdict)
         log.info("everything is in %s", folder.path)
-        log_next(folder.path, compare_command())
+        log_next(folder.path, compare_command(), verdict)
         return objective_of(report, job.run.objective)
 
 
@@ -138,19 +141,22 @@ def measure(
         chains.samples, truth, job.parts.plan[-1].sigma, job.parts.of_samples, floors, run.seed,
         job.target if job.parts.sampler.denoise else None,
     )  # fmt: skip
-    folder.write("metrics.json", to_json(report))  # before metrics that take longer
+    folder.write("metrics.json", to_json(report))  # before what takes longer
+    beside = _reference(job, floors)
+    report["probability_flow"] = beside.flow(run.num_samples, chains.score_evaluations)
+    report["causes"] = beside.causes(chains.samples, report)
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     for name, metric in job.parts.of_score.items():
         stream, report[name] = random_stream(run.seed, name, job.device), None
         with suppress(UnknownTruthError):
-            report[name] = metric(job.score, truth, job.parts.sigmas, stream)
+            report[name] = metric(job.setup.score, truth, job.parts.sigmas, stream)
     log_density: dict[str, NDArray[np.float64]] = {}
     if run.log_density:
         report["log_density"] = None
         with suppress(UnknownTruthError):
             report["log_density"], log_density = evaluate_log_density(
-                job.score, truth, job.parts.sigmas
+                job.setup.score, truth, job.parts.sigmas
             )
             folder.write("log_density.npz", to_npz(log_density))
     if unknown := [name for name, v in [*report["clean"].items(), *report.items()] if v is None]:
@@ -175,7 +181,7 @@ def scene_of(
         job.truth,
         job.parts.sigmas,
         job.device,
-        score=None if run.score == "exact" else job.score,
+        score=None if run.score == "exact" else job.setup.score,
         score_name="learned" if run.score == "checkpoint" else run.score,
         samples=chains.samples.numpy(),
         exact=exact.numpy(),
@@ -188,6 +194,21 @@ def scene_of(
         mode_shares=np.array(chains.mode_commitment.get("shares", [])),
         distances=report.get("trajectory"),
         log_density=log_density.get("log_density"),
+    )
+
+
+def _reference(job: Job, floors: FloorOf) -> Reference:
+    """Return the run, with what other chains beside it need."""
+    names = {"checkpoint": "the network", "empirical": "the finite training set"}
+    is_exact = job.run.score == "exact" and job.parts.dataset.truth is job.parts.dataset
+    return Reference(
+        job.setup,
+        job.parts.schedule.sigmas,
+        job.target,
+        job.parts.of_samples,
+        floors,
+        None if is_exact else names.get(job.run.score, "the score"),
+        (job.truth.score, job.truth.log_prob) if job.truth.is_known else None,
     )
 
 

@@ -21,7 +21,7 @@ from ncsn_cli.commands.build import (
 )
 from ncsn_cli.commands.config import Config, SampleSettings, without_paths
 from ncsn_cli.commands.contract import MOST_TRIED, try_metrics, try_own
-from ncsn_cli.commands.job import choose_device, output_folder
+from ncsn_cli.commands.job import choose_device, is_published, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
     MAY_CHANGE,
@@ -131,7 +131,7 @@ class Job:
         truth: The distribution to measure against, in the coordinates of the chains.
         target: The law of perfect samples at the last level; ``truth`` if these are denoised and
             the true score is not known.
-        score: The score that the chains follow.
+        setup: What the chains run with, such as the score that they follow.
         sampling: The chains, ready to run.
         stopped: The chains to resume, or None.
     """
@@ -144,7 +144,7 @@ class Job:
     parts: Parts
     truth: Dataset
     target: Law
-    score: Score
+    setup: Setup
     sampling: Sampling
     stopped: Saved | None
 
@@ -175,8 +175,9 @@ def build(request: Request) -> Job:
     # Prepare the chains.
     init = partial(_initial_points, parts, truth.origin, device)
     init(1, random_stream(run.seed, "first try", device))
+    setup = Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device)
     sampling = Sampling(
-        Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device),
+        setup,
         run.num_samples,
         num_paths=run.trajectories,
         keep_by_level=run.trajectory_metrics,
@@ -188,7 +189,7 @@ def build(request: Request) -> Job:
     target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
     return Job(
-        run, config, facts, identity, device, parts, truth, target, score, sampling, stopped
+        run, config, facts, identity, device, parts, truth, target, setup, sampling, stopped
     )
 
 
@@ -304,7 +305,7 @@ def _advise(run: SampleSettings, parts: Parts, origin: Tensor) -> dict[str, Any]
     sigmas, tau, width = parts.schedule.sigmas, parts.plan[-1].tau, parts.dataset.smallest_std
     data = reference_data(parts.dataset, run.seed)
     seen = data if run.score == "checkpoint" else data - origin  # networks take data units
-    advice = examine(sigmas, parts.sampler, seen, width)
+    advice = examine(sigmas, parts.sampler, seen, width, is_published())
     lost = unresolved(data, sigmas, tau, width)
     if lost and not unresolved(seen, sigmas, tau, width):
         log.warning("samples.npz: %s; metrics are computed from the chains before rounding", lost)

@@ -38,6 +38,7 @@ from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import TrainingScene
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
+from ncsn_cli.evaluation.verdict import of_network
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 from ncsn_cli.runs.files import path_inside, to_json, to_npz
 from ncsn_cli.runs.folder import CHECKPOINTS, RunFolder
@@ -75,11 +76,12 @@ def train(cfg: DictConfig) -> float | None:
     ):
         seconds, config = run_training(job, folder)
         metrics = measure(job, seconds, folder)
-        present(folder, job.parts.pictures, partial(scene_of, job, metrics), config, metrics)
+        verdict, scene = of_network(metrics), partial(scene_of, job, metrics)
+        present(folder, job.parts.pictures, scene, config, metrics, verdict)
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)
         log.info("everything is in %s", folder.path)
-        log_next(folder.path, next_command(config))
+        log_next(folder.path, next_command(config), verdict)
         return objective_of(metrics, job.run.objective)
 
 
@@ -128,7 +130,7 @@ def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:
 
 
 def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
-    """Hold the network against the truth; write, log and return ``metrics.json``."""
+    """Hold the network against the truth; write and return ``metrics.json``."""
     training = job.training
     metrics = evaluate_training(
         training.score,
@@ -140,22 +142,10 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     )
     metrics["seconds"] = seconds
     folder.write("metrics.json", to_json(metrics))
-    formats = {"loss": ".4f", "excess_loss": ".2e", "score_error": ".2e"}
-    shown = [
-        f"{name.replace('_', ' ')} {metrics[name]:{form}}"
-        f" ± {metrics[f'{name}_standard_error']:.1g}"
-        for name, form in formats.items()
-        if metrics[name] is not None
-    ]
-    log.info("from draws, with their standard errors: %s", ", ".join(shown))
     if not job.parts.dataset.truth.is_known:
         log_unknown(name for name, value in metrics.items() if value is None)
     elif metrics["loss_floor"] is None:
         log.info("loss floor unknown: the loss states none")
-    else:
-        error = metrics.get("loss_floor_standard_error")
-        how = "exact" if error is None else f"from draws, ± {error:.1g}"
-        log.info("loss floor %.4f (%s)", metrics["loss_floor"], how)
     return metrics
 
 

@@ -22,7 +22,7 @@ from ncsn_cli.commands.build import (
 )
 from ncsn_cli.commands.config import Config, TrainSettings
 from ncsn_cli.commands.contract import try_own
-from ncsn_cli.commands.job import choose_device, in_search, output_folder
+from ncsn_cli.commands.job import choose_device, in_search, is_published, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
     MAY_CHANGE_IN_TRAINING,
@@ -151,7 +151,9 @@ def build(request: Request) -> Job:
     history = _restore(training, config, snapshots, stopped)
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
-    facts["schedule"] = examine(sigmas, parts.sampler, parts.data, dataset.smallest_std)
+    facts["schedule"] = examine(
+        sigmas, parts.sampler, parts.data, dataset.smallest_std, is_published()
+    )
     return Job(run, config, facts, device, parts, training, history, snapshots, board)
 
 

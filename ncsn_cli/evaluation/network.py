@@ -20,6 +20,7 @@ from ncsn_cli.core.settings import random_stream
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
+    FisherDivergence,
     compared_scores,
     divergence_of,
     fisher_divergence,
@@ -109,6 +110,11 @@ def evaluate_training(
     E||s - s*||^2/E||s*||^2, a mean over the L levels. Each number that is estimated from draws has
     a ``NAME_standard_error``. If the loss has a penalty, ``penalty`` is its part of ``loss``.
 
+    ``kl_bound`` is 1/2 int E||s - s*||^2 d sigma^2 in nats, by the trapezoid rule over the levels:
+    by no more than this can the network's error raise the KL divergence of p_sigma_min from the
+    samples of the exact reverse diffusion (Song et al. 2021, arXiv:2101.09258, theorem 1). For the
+    probability flow and Langevin dynamics there is no such bound. None with a single level.
+
     Also returned, per level: E||s - s*||^2; the scale c that makes c s best; for D = 2 the
     relative curl; and for D = 1 the KL divergence of the density that is recovered by integrating
     the score. If only draws of the dataset are known, ``loss`` and ``penalty`` are known, and the
@@ -128,7 +134,6 @@ def evaluate_training(
     num = draws_per_level(len(every_level), truth.num_components)
     most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
     stream = random_stream(seed, "evaluation", device)
-    log.info("evaluation: %d levels, %d draws each", len(every_level), num)
     # Evaluate the score at each level.
     found: dict[float, _Level] = {}
     kls = []
@@ -146,6 +151,7 @@ def evaluate_training(
     divergences = [divergence_of(each) for each in products]
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)
     means["score_error"] = float(np.mean(errors))
+    means["kl_bound"] = _kl_bound({s: divergence_of(each.products) for s, each in found.items()})
     means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
     _refuse_non_finite(means)
     return {
@@ -159,13 +165,21 @@ def evaluate_training(
     }
 
 
+def _kl_bound(divergences: Mapping[float, FisherDivergence]) -> float | None:
+    """Return 1/2 int E||s - s*||^2 d sigma^2; see ``evaluate_training``."""
+    if len(divergences) < 2:
+        return None
+    sigmas = sorted(divergences)
+    heights = [divergences[sigma].divergence for sigma in sigmas]
+    return float(np.trapezoid(heights, np.square(sigmas))) / 2
+
+
 def _evaluate_by_draws(
     score: Score, truth: Dataset, sigmas: Tensor, loss: Loss, stream: torch.Generator
 ) -> dict[str, Any]:
     """Return what ``evaluate_training`` returns for a dataset of which only draws are known."""
     nodes, weights = loss.quadrature(sigmas)
     num = draws_per_level(len(nodes), truth.num_components)
-    log.info("evaluation: %d levels, %d draws each", len(nodes), num)
     found = [
         _evaluate_level(score, truth, sigma, loss, num, stream) for sigma in _with_progress(nodes)
     ]
@@ -179,7 +193,7 @@ def _evaluate_by_draws(
             means[f"{name}_standard_error"] = math.sqrt(variance)
     _refuse_non_finite(means)
     unknown = (
-        *EVALUATED[1:], "score_error_per_level", "fisher_divergence_per_level",
+        *EVALUATED[1:], "kl_bound", "score_error_per_level", "fisher_divergence_per_level",
         "best_scale_per_level",
     )  # fmt: skip
     return {**means, **dict.fromkeys(unknown), "sigmas": sigmas.tolist()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +13,8 @@ from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floor
+from ncsn_cli.evaluation.verdict import word_for
 from ncsn_cli.metrics import SampleMetric
-
-log = logging.getLogger(__name__)
 
 FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
 """``floor_of(metric, truth, sigma, N)`` returns the law of the distance of N exact draws."""
@@ -31,7 +29,7 @@ def against_truth(
     seed: int,
     denoised: Law | None = None,
 ) -> dict[str, Any]:
-    """Return, and log, every metric of the samples (N, D) against p and against p_sigma.
+    """Return every metric of the samples (N, D) against p and against p_sigma.
 
     The entries are under ``clean`` and ``perturbed``; see ``evaluate_samples``. Where ``denoised``
     is given, the law of exact draws at ``sigma`` after a denoising step, it takes the place of
@@ -44,17 +42,6 @@ def against_truth(
     if sigma > 0 and (denoised is None or truth.is_known):
         target = denoised or truth
         found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
-    for against, entries in found.items():
-        if sigma == 0 and against != "clean":
-            continue
-        for metric, entry in (entries or {}).items():
-            if entry is None:
-                continue
-            log.info(
-                "%s%s at sigma = %g: %.4g, noise floor %.4g",
-                metric, ", denoised" if against == "denoised" else "",
-                0.0 if against == "clean" else sigma, entry["value"], entry["floor"],
-            )  # fmt: skip
     return found
 
 
@@ -69,18 +56,18 @@ def evaluate_samples(
     """Return, for every metric, the distance from ``samples`` (N, D) to p_sigma and its floor.
 
     The quantiles of the noise floor show how far chance goes. ratio = value / floor is about 1 for
-    a perfect sampler, and None if the distance of exact draws is 0 up to rounding. A metric that
-    needs more of the truth than is known is None.
+    a perfect sampler, and None if the distance of exact draws is 0 up to rounding. ``verdict`` is
+    the word for it; see ``verdict.word_for``. A metric that needs more of the truth than is known
+    is None.
     """
     found: dict[str, dict[str, Any] | None] = {}
     bar = tqdm(metrics.items(), desc="metrics", disable=HIDDEN, leave=False)
     for name, metric in bar:
         bar.set_postfix_str(name)
         try:
-            found[name] = {
-                **_against_floor(name, metric, samples, truth, sigma, floor_of, seed),
-                **metric.details(samples, truth, sigma),
-            }
+            entry = _against_floor(name, metric, samples, truth, sigma, floor_of, seed)
+            details = metric.details(samples, truth, sigma)
+            found[name] = {**entry, "verdict": word_for(entry), **details}
         except UnknownTruthError:
             found[name] = None
     return found

@@ -30,74 +30,94 @@ _TOO_WIDE = 1.12  # sigma_min at half the smallest std, which is usual, widens b
 
 
 def examine(
-    sigmas: Tensor, sampler: Sampler, data: Tensor, smallest_std: float | None
+    sigmas: Tensor,
+    sampler: Sampler,
+    data: Tensor,
+    smallest_std: float | None,
+    is_published: bool = False,
 ) -> dict[str, Any]:
-    """Log schedule and sampler with the choices of the techniques, and warn of bad values.
+    """Compare schedule and sampler with the choices of the techniques, and log one line.
 
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
-    data's narrowest component, or None if it is not known. Return the numbers for ``run.json``.
+    data's narrowest component, or None if it is not known. ``is_published`` says that schedule
+    and sampler are those of a published experiment, whose weakness is part of it.
+
+    Returns:
+        The numbers for ``run.json``: with ``notes``, a sentence on each technique, and
+        ``warnings``, what is wrong.
     """
+    notes: list[str] = []
     if smallest_std is None:
-        log.info(
+        notes.append(
             "Technique 0, and how wide chains end: left out, because the width of the data's"
             " narrowest component is not known; steps are judged as on a point"
         )
-    report, complaints = _examine_levels(sigmas, data, smallest_std)
+    report, complaints = _examine_levels(sigmas, data, smallest_std, notes)
     tau = 0.0
     try:
         levels = plan_of(sampler, sigmas)
     except ConfigError as error:  # training works without a sampler
         complaints.append(f"ncsn-sample will refuse this sampler: {error}")
     else:
-        steps, more = examine_steps(levels, sampler, smallest_std)
+        steps, more = _examine_steps(levels, sampler, smallest_std, notes)
         report, complaints = report | steps, complaints + more
         tau = levels[-1].tau
     if lost := unresolved(data, sigmas, tau, smallest_std):
         complaints.append(
-            f"{lost}: scores and chains are rounded there; choose a larger sigma_min, or shift the"
+            f"{lost}: scores and chains are rounded there. Choose a larger sigma_min, or shift the"
             " data towards 0"
         )
-    if complaints:
-        log.warning("schedule and sampler may not suit the data: %s", "; ".join(complaints))
-    return {**report, "warnings": complaints}
+    others = f" (report.html has {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    if not complaints:
+        log.info("schedule: fine")
+    elif is_published:
+        log.info("schedule: as published, which is known to be weak: %s%s", complaints[0], others)
+    else:
+        log.warning("schedule: %s%s", complaints[0], others)
+    return {**report, "notes": notes, "warnings": complaints}
 
 
 def _examine_levels(
-    sigmas: Tensor, data: Tensor, smallest_std: float | None
+    sigmas: Tensor, data: Tensor, smallest_std: float | None, notes: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Log Techniques 0, 1 and 2. Return their numbers and a list of complaints."""
+    """Return the numbers of Techniques 0, 1 and 2 and a list of complaints; add to ``notes``."""
     report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
     sigma_max, sigma_min, dim = float(sigmas[0]), float(sigmas[-1]), data.shape[-1]
     if smallest_std is not None and smallest_std > 0:
         widening = math.sqrt(1 + (sigma_min / smallest_std) ** 2)
         report["technique_0"] = {"smallest_std": smallest_std, "widening": widening}
-        log.info(
-            "Technique 0: sigma_min = %g widens the narrowest component (standard deviation %.3g)"
-            " by %.3f", sigma_min, smallest_std, widening,
-        )  # fmt: skip
+        notes.append(
+            f"Technique 0: sigma_min = {sigma_min:g} widens the narrowest component (standard"
+            f" deviation {smallest_std:.3g}) by {widening:.3f}"
+        )
         if widening > _TOO_WIDE:
-            complaints.append(f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}")
+            complaints.append(
+                f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}. Try"
+                f" schedule.sigma_min={smallest_std / 2:.2g}"
+            )
     if len(sigmas) < 2:
         return report, complaints
     distance, points = technique_1(data), min(len(data), POINTS_FOR_TECHNIQUE_1)
     report["technique_1"] = {"sigma_max": distance, "points": points}
-    log.info(
-        "Technique 1: sigma_max = %g, the largest distance between %d points is %.4g",
-        sigma_max, points, distance,
-    )  # fmt: skip
+    notes.append(
+        f"Technique 1: sigma_max = {sigma_max:g}, the largest distance between {points} points is"
+        f" {distance:.4g}"
+    )
     if sigma_max < distance / 2:  # two equal Gaussians more than 2 sigma apart form two modes
         complaints.append(
             f"sigma_max = {sigma_max:g} is small for this data (largest distance {distance:.3g}):"
             " chains may not cross between far modes. Try schedule.sigma_max="
             f"{math.ceil(distance) if distance > 1 else f'{distance:.2g}'}"
         )
-    report["technique_2"], more = _examine_ratios(sigmas, dim)
+    report["technique_2"], more = _examine_ratios(sigmas, dim, notes)
     return report, complaints + more
 
 
-def _examine_ratios(sigmas: Tensor, dim: int) -> tuple[dict[str, Any], list[str]]:
-    """Log Technique 2. Return its numbers and a list of complaints."""
+def _examine_ratios(
+    sigmas: Tensor, dim: int, notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the numbers of Technique 2 and a list of complaints; add to ``notes``."""
     ratio, best = float((sigmas[:-1] / sigmas[1:]).max()), level_ratio(dim)
     advice = {
         "ratio": ratio,
@@ -109,22 +129,23 @@ def _examine_ratios(sigmas: Tensor, dim: int) -> tuple[dict[str, Any], list[str]
         "num_levels_advised": num_levels_between(float(sigmas[0]), float(sigmas[-1]), best),
         "rule": "probability 1/2" if best == technique_2_ratio(dim) else "overlap 1/2",
     }
-    log.info(
-        "Technique 2: neighbouring levels in the ratio %.3f (probability %.2f, overlap %.2f); at"
-        " most %.3f is advised (%s)",
-        ratio, advice["probability"], advice["overlap"], best, describe_ratios(dim),
-    )  # fmt: skip
+    notes.append(
+        f"Technique 2: neighbouring levels in the ratio {ratio:.3f} (probability"
+        f" {advice['probability']:.2f}, overlap {advice['overlap']:.2f}); at most {best:.3f} is"
+        f" advised ({describe_ratios(dim)})"
+    )
     if ratio <= best * 1.001:
         return advice, []
     return advice, [
-        f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}: use more levels"
+        f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}. Try more levels,"
+        f" schedule.num_levels={advice['num_levels_advised']}"
     ]
 
 
-def examine_steps(
-    levels: list[Level], sampler: Sampler, smallest_std: float | None
+def _examine_steps(
+    levels: list[Level], sampler: Sampler, smallest_std: float | None, notes: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Log eta, Technique 4 and the expected widths. Return the numbers and a list of complaints.
+    """Return eta, Technique 4 and the expected widths, and a list of complaints; add to ``notes``.
 
     Each level with a Langevin step has eta = tau/sigma^2. On the narrowest component, of standard
     deviation s, unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2. If the data are
@@ -135,7 +156,7 @@ def examine_steps(
     name = type(sampler).__name__
     etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
     if etas:
-        log.info("%s: eta = tau/sigma^2 from %.3g to %.3g", name, min(etas), max(etas))
+        notes.append(f"{name}: eta = tau/sigma^2 from {min(etas):.3g} to {max(etas):.3g}")
     variances = [narrowest**2 + level.sigma**2 for level in levels]
     if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
@@ -144,36 +165,41 @@ def examine_steps(
     if max(stability) >= 2:
         return report, [
             f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
-            f" {narrowest:.3g}), but Langevin steps are only stable below 2: use smaller steps"
+            f" {narrowest:.3g}), but Langevin steps are only stable below 2. Try smaller steps"
+            + (
+                ""
+                if sampler.descends
+                else f", sampler.step_size={levels[-1].tau / max(stability):.2g}"
+            )
         ]
     if sampler.descends:
         return report, []
     if len(levels) > 1:
-        report["technique_4"] = _examine_step_size(levels)
+        report["technique_4"] = _examine_step_size(levels, notes)
     if smallest_std is None:
         return report, []
     stds = predicted_stds(levels, smallest_std)
     report["std_per_level"] = stds
     report["target_std_per_level"] = [math.sqrt(v) for v in variances]
     excess = stds[-1] / math.sqrt(variances[-1])
-    log.info("%s: on one Gaussian, chains end %.3f times as wide as p_sigma_min", name, excess)
+    notes.append(f"{name}: on one Gaussian, chains end {excess:.3f} times as wide as p_sigma_min")
     if excess <= _TOO_WIDE:
         return report, []
     remedy, best = _best_step_size(levels, smallest_std)
-    advice = f"sampler.step_size={remedy:.2g} would end at {best:.2f}"
+    advice = f"sampler.step_size={remedy:.2g}, which would end at {best:.2f}"
     if best > _TOO_WIDE:
-        advice = "use more steps per level"
-    return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min: {advice}"]
+        advice = "more steps per level"
+    return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min. Try {advice}"]
 
 
-def _examine_step_size(levels: list[Level]) -> dict[str, Any]:
-    """Log Technique 4. Return its numbers."""
+def _examine_step_size(levels: list[Level], notes: list[str]) -> dict[str, Any]:
+    """Return the numbers of Technique 4; add to ``notes``."""
     steps = levels[-1].steps
     step_size = technique_4(torch.tensor([level.sigma for level in levels]), steps)
-    log.info(
-        "Technique 4: step size %.3g for %d steps per level; here it is %.3g",
-        step_size, steps, levels[-1].tau,
-    )  # fmt: skip
+    notes.append(
+        f"Technique 4: step size {step_size:.3g} for {steps} steps per level; here it is"
+        f" {levels[-1].tau:.3g}"
+    )
     return {"step_size": step_size, "steps_per_level": steps}
 
 

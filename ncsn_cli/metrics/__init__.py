@@ -12,7 +12,8 @@ from ncsn_cli.metrics.likelihood import LogLikelihood as LogLikelihood
 from ncsn_cli.metrics.likelihood import check_flow as check_flow
 from ncsn_cli.metrics.likelihood import in_float64 as in_float64
 from ncsn_cli.metrics.likelihood import log_likelihood as log_likelihood
-from ncsn_cli.metrics.moments import ModeWeights, Moments
+from ncsn_cli.metrics.moments import ModeWeights, Moments, Width
+from ncsn_cli.metrics.moments import relative_width as relative_width
 from ncsn_cli.metrics.recovered import NOT_RECOVERED as NOT_RECOVERED
 from ncsn_cli.metrics.recovered import recovered_density as recovered_density
 from ncsn_cli.metrics.score_error import FisherDivergence as FisherDivergence
@@ -35,4 +36,5 @@ __all__ = [
     "ScoreError",
     "SlicedWasserstein",
     "Wasserstein",
+    "Width",
 ]

@@ -1,8 +1,9 @@
-"""Mode weights and moments."""
+"""Mode weights, moments and the width of the modes."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -151,3 +152,58 @@ def _matrix_root(matrix: Tensor) -> Tensor:
     """Return the symmetric square root of a positive semidefinite matrix (D, D)."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+@dataclass(frozen=True, config=STRICT)
+class Width(SampleMetric):
+    """How far the width w of the samples' modes is from the true one, |w - 1|.
+
+        w^2 = mean over k of tr C_k / tr C*_k
+
+    C_k is the covariance of the points nearest to the centre of mode k, and C*_k the true one
+    under p_sigma. w is above 1 if the samples are too wide. Modes with fewer than two points, or
+    without a true width, are left out. If none is left, w is 1.
+    """
+
+    is_cheap: ClassVar[bool] = True
+
+    def distance(self, truth: Law, sigma: float, num: int) -> Distance:
+        """Return the function that computes |w - 1| for ``num`` samples."""
+        width = _width_of(truth, sigma)
+
+        def distance(samples: Tensor, generator: torch.Generator) -> float:
+            return abs(width(samples) - 1)
+
+        return distance
+
+    def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
+        """Return w itself."""
+        return {"width": _width_of(truth, sigma)(samples)}
+
+
+def relative_width(truth: Law, sigma: float) -> float | None:
+    """Return the width w of p_sigma relative to p, as in ``Width``; None if p has no width."""
+    wide, narrow = (
+        _mode_moments(truth, s).covariances.diagonal(dim1=1, dim2=2).sum(-1) for s in (sigma, 0.0)
+    )
+    ratios = (wide / narrow)[narrow > 0]
+    return float(ratios.mean().sqrt()) if len(ratios) else None
+
+
+def _width_of(truth: Law, sigma: float) -> Callable[[Tensor], float]:
+    """Return the function that computes the width w of samples (N, D); see ``Width``."""
+    found, num_modes = _mode_moments(truth, sigma), len(truth.modes)
+    true = found.covariances.diagonal(dim1=1, dim2=2).sum(-1).cpu()  # (K,)
+
+    def width(samples: Tensor) -> float:
+        x, labels = samples.double().cpu(), truth.nearest_mode(samples).cpu()
+        sums = x.new_zeros(num_modes, x.shape[1])
+        counts = labels.bincount(minlength=num_modes)  # (K,)
+        means = sums.index_add(0, labels, x) / counts.clamp(min=1)[:, None]  # (K, D)
+        squares = ((x - means[labels]) ** 2).sum(1)  # (N,)
+        traces = x.new_zeros(num_modes).index_add(0, labels, squares) / counts.clamp(min=1)
+        has_width = (counts > 1) & (true > 0)
+        ratios = traces[has_width] / true[has_width]
+        return float(ratios.mean().sqrt()) if len(ratios) else 1.0
+
+    return width

@@ -1,0 +1,216 @@
+"""What the numbers of a run mean: three words, and a few lines for the terminal and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GOOD, VISIBLE, WRONG = "as good as exact draws", "visible", "wrong"
+"""The three words; see ``word_for``."""
+
+_WORDS = (GOOD, VISIBLE, WRONG)
+
+_MOST_LINES = 4  # on metrics; with causes, the flow, the report and the next command: 8
+
+_MOST_MODES = 3  # whose shares fit on a line
+
+_NARROW = 100  # columns of a terminal, below which the band of exact draws is left out
+
+Entry = Mapping[str, Any]
+"""What ``evaluate_samples`` returns for one metric."""
+
+
+def word_for(entry: Entry) -> str | None:
+    """Return the verdict on a distance from the truth.
+
+    With u the upper end of the band that holds 99 % of exact draws, it is *as good as exact
+    draws* up to u, *visible* up to 2 u, and *wrong* above. It is None where neither the samples
+    nor exact draws can have a distance, as with the mode weights of a law with one mode.
+    """
+    value, upper = entry["value"], entry["floor_quantiles"][1]
+    if value == upper == 0:
+        return None
+    return GOOD if value <= upper else VISIBLE if value <= 2 * upper else WRONG
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run's numbers mean.
+
+    Args:
+        rows: Rows of cells. The last but one, which is the longest, is left out in a narrow
+            terminal.
+        sentences: Further lines.
+    """
+
+    rows: list[list[str]] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+    def as_text(self, columns: int) -> str:
+        """Return the lines, with aligned cells, for a terminal of this many columns."""
+        rows = self.rows
+        if columns < _NARROW:
+            rows = [[*row[:-2], row[-1]] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, *self.sentences])
+
+
+@dataclass(frozen=True)
+class Line:
+    """A metric of samples against the law that they were asked for.
+
+    Args:
+        name: The metric's name in the configuration.
+        entry: Its entry against that law: p_sigma, or the law of denoised draws.
+        clean: Its entry against p itself.
+    """
+
+    name: str
+    entry: Entry
+    clean: Entry | None
+
+    @property
+    def word(self) -> str:
+        """The verdict."""
+        return str(self.entry["verdict"])
+
+    @property
+    def excess(self) -> float:
+        """The distance over the upper end of the band of exact draws; above 1 it shows."""
+        upper = self.entry["floor_quantiles"][1]
+        return float(self.entry["value"] / upper) if upper > 0 else float("inf")
+
+    @property
+    def is_worse_against_data(self) -> bool:
+        """Whether the verdict against p itself is worse."""
+        word = None if self.clean is None else self.clean["verdict"]
+        return word is not None and _WORDS.index(word) > _WORDS.index(self.word)
+
+    @property
+    def cells(self) -> list[str]:
+        """Name, what was found, the true value, the band of exact draws, and the verdict."""
+        entry, upper = self.entry, self.entry["floor_quantiles"][1]
+        true = ""
+        if "interval" in entry:
+            found, true, band = _of_modes(entry)
+        elif "width" in entry:
+            found = f"{_short(entry['width'])} of the truth"
+            band = f"{_short(1 - upper)} to {_short(1 + upper)}"
+        else:
+            found, band = f"{entry['value']:.3g}", f"up to {upper:.3g}"
+        verdict = self.word
+        if verdict == WRONG and entry["ratio"] is not None:
+            verdict += f": {entry['ratio']:.2g} times the noise"
+        elif entry["value"] < entry["floor_quantiles"][0]:
+            verdict += ", and nearer: these draws are not independent"
+        if self.clean is not None and self.clean["verdict"] not in (None, self.word):
+            verdict += f" (against the data itself: {self.clean['verdict']})"
+        return [self.name.replace("_", " "), found, true, f"(exact draws: {band})", verdict]
+
+
+def verdict_lines(report: Mapping[str, Any]) -> list[Line]:
+    """Return a line for each metric of the samples in a ``metrics.json`` that has a verdict."""
+    asked = report["denoised"] if "denoised" in report else report["perturbed"]
+    return [
+        Line(name, entry, report["clean"].get(name))
+        for name, entry in (asked or {}).items()
+        if entry is not None and entry["verdict"] is not None
+    ]
+
+
+def of_samples(report: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on the samples of a ``metrics.json``, of at most six lines."""
+    lines, sentences = verdict_lines(report), []
+    shown = lines
+    if len(lines) > _MOST_LINES:
+        # Errors come first, and one sentence is on the rest.
+        by_error = sorted(lines, key=lambda line: -max(1.0, line.excess))
+        first, rest = by_error[: _MOST_LINES - 1], by_error[_MOST_LINES - 1 :]
+        shown = [line for line in lines if line in first]
+        sentences.append(f"others: {_summary({each.name: each.entry for each in rest})}")
+    if causes := report.get("causes"):
+        sentences.append(f"cause: {'; '.join(causes)}")
+    if flow := report.get("probability_flow"):
+        sentences.append(
+            f"probability flow instead, {flow['score_evaluations']} evaluations:"
+            f" {_summary(flow['metrics'])}"
+        )
+    return Verdict([line.cells for line in shown], sentences)
+
+
+def of_network(metrics: Mapping[str, Any]) -> Verdict:
+    """Return what the ``metrics.json`` of a training run says about the network."""
+    sentences = []
+    error, levels = metrics["score_error"], metrics["score_error_per_level"]
+    if error is not None:
+        worst = max(range(len(levels)), key=lambda i: levels[i])
+        sentences.append(
+            f"score: {_root(error)} off the true one (root mean square)"
+            f", at most {_root(levels[worst])}, at sigma = {metrics['sigmas'][worst]:.3g}"
+        )
+    if metrics["excess_loss"] is not None:
+        above = "" if (floor := metrics["loss_floor"]) is None else f" its floor, {floor:.4f}"
+        text = f"loss: {metrics['excess_loss']:.2e} above{above or ' that of the true score'}"
+        sentences.append(f"{text} (± {metrics['excess_loss_standard_error']:.1g})")
+    elif error is None:
+        sentences.append(f"loss: {metrics['loss']:.4f}; its floor is not known")
+    if metrics.get("kl_bound") is not None:
+        sentences.append(
+            f"samples of the reverse diffusion: at most {metrics['kl_bound']:.2g} nats (KL) worse"
+            " for it"
+        )
+    return Verdict([], sentences)
+
+
+def _root(square: float) -> str:
+    per_cent = 100 * math.sqrt(square)
+    return f"{per_cent:.0f} %" if per_cent >= 10 else f"{per_cent:.2g} %"
+
+
+def _summary(entries: Mapping[str, Entry | None]) -> str:
+    """Return the verdicts on several metrics in a few words."""
+    words = {name.replace("_", " "): entry["verdict"] for name, entry in entries.items() if entry}
+    errors = [
+        f"{', '.join(name for name, each in words.items() if each == word)} {word}"
+        for word in (VISIBLE, WRONG)
+        if word in words.values()
+    ]
+    if GOOD not in words.values():
+        return ", ".join(errors)
+    return GOOD + (f", but {', '.join(errors)}" if errors else "")
+
+
+def _of_modes(entry: Entry) -> tuple[str, str, str]:
+    """Return the shares of the modes, the true shares, and the band of one mode's share.
+
+    It is the mode that is farthest from the truth, measured by its band. Of more than three modes
+    it is the only one shown.
+    """
+    found, true, bands = entry["weights"], entry["expected"], entry["interval"]
+
+    def error(k: int) -> float:
+        return float(abs(found[k] - true[k]) / (bands[k][1] - bands[k][0] or 1.0))
+
+    k = 0 if len(found) == 2 else max(range(len(found)), key=error)
+    low, high = (_percent(bound) for bound in bands[k])
+    band = f"{low} to {high} %"
+    if len(found) > _MOST_MODES:
+        share = f"{_percent(found[k])} % in mode {k + 1} of {len(found)}"
+        return share, f"true {_percent(true[k])} %", band
+    shares, expected = (" / ".join(f"{_percent(share)} %" for share in s) for s in (found, true))
+    return shares, f"true {expected}", band + (f" in mode {k + 1}" if len(found) > 2 else "")
+
+
+def _percent(share: float) -> str:
+    value = 100 * share
+    return f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
