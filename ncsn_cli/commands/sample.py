@@ -143,26 +143,39 @@ def measure(
     )  # fmt: skip
     folder.write("metrics.json", to_json(report))  # before what takes longer
     beside = _reference(job, floors)
-    report["probability_flow"] = beside.flow(run.num_samples, chains.score_evaluations)
+    if flow := beside.flow(run.num_samples, chains.score_evaluations):
+        report["probability_flow"] = flow
     report["causes"] = beside.causes(chains.samples, report)
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
-    for name, metric in job.parts.of_score.items():
-        stream, report[name] = random_stream(run.seed, name, job.device), None
-        with suppress(UnknownTruthError):
-            report[name] = metric(job.setup.score, truth, job.parts.sigmas, stream)
-    log_density: dict[str, NDArray[np.float64]] = {}
-    if run.log_density:
-        report["log_density"] = None
-        with suppress(UnknownTruthError):
-            report["log_density"], log_density = evaluate_log_density(
-                job.setup.score, truth, job.parts.sigmas
-            )
-            folder.write("log_density.npz", to_npz(log_density))
+    of_score, log_density = _measure_score(job, folder)
+    report |= of_score
     if unknown := [name for name, v in [*report["clean"].items(), *report.items()] if v is None]:
         log_unknown(unknown)
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
+    return report, log_density
+
+
+def _measure_score(
+    job: Job, folder: RunFolder
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """Return the numbers about the score, and the log-density arrays; write the latter.
+
+    Numbers that need more of the truth than is known are None.
+    """
+    run, score, truth, sigmas = job.run, job.setup.score, job.truth, job.parts.sigmas
+    report: dict[str, Any] = {}
+    for name, metric in job.parts.of_score.items():
+        stream, report[name] = random_stream(run.seed, name, job.device), None
+        with suppress(UnknownTruthError):
+            report[name] = metric(score, truth, sigmas, stream)
+    log_density: dict[str, NDArray[np.float64]] = {}
+    if run.log_density:
+        report["log_density"] = None
+        with suppress(UnknownTruthError):
+            report["log_density"], log_density = evaluate_log_density(score, truth, sigmas)
+            folder.write("log_density.npz", to_npz(log_density))
     return report, log_density
 
 

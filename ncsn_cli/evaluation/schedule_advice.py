@@ -153,24 +153,20 @@ def _examine_steps(
     known, steps are judged as for s = 0.
     """
     narrowest = smallest_std or 0.0
-    name = type(sampler).__name__
     etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
     if etas:
-        notes.append(f"{name}: eta = tau/sigma^2 from {min(etas):.3g} to {max(etas):.3g}")
+        notes.append(f"Steps: eta = tau/sigma^2 from {min(etas):.3g} to {max(etas):.3g}")
     variances = [narrowest**2 + level.sigma**2 for level in levels]
     if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
     if max(stability) >= 2:
+        longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}"
         return report, [
             f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
             f" {narrowest:.3g}), but Langevin steps are only stable below 2. Try smaller steps"
-            + (
-                ""
-                if sampler.descends
-                else f", sampler.step_size={levels[-1].tau / max(stability):.2g}"
-            )
+            f"{'' if sampler.descends else longest}"
         ]
     if sampler.descends:
         return report, []
@@ -178,14 +174,24 @@ def _examine_steps(
         report["technique_4"] = _examine_step_size(levels, notes)
     if smallest_std is None:
         return report, []
-    stds = predicted_stds(levels, smallest_std)
-    report["std_per_level"] = stds
-    report["target_std_per_level"] = [math.sqrt(v) for v in variances]
-    excess = stds[-1] / math.sqrt(variances[-1])
-    notes.append(f"{name}: on one Gaussian, chains end {excess:.3f} times as wide as p_sigma_min")
+    widths, complaints = _examine_widths(levels, smallest_std, notes)
+    return report | widths, complaints
+
+
+def _examine_widths(
+    levels: list[Level], std: float, notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the expected and the true widths, and a list of complaints; add to ``notes``."""
+    stds = predicted_stds(levels, std)
+    targets = [math.hypot(std, level.sigma) for level in levels]
+    report, excess = (
+        {"std_per_level": stds, "target_std_per_level": targets},
+        stds[-1] / targets[-1],
+    )
+    notes.append(f"Steps: on one Gaussian, chains end {excess:.3f} times as wide as p_sigma_min")
     if excess <= _TOO_WIDE:
         return report, []
-    remedy, best = _best_step_size(levels, smallest_std)
+    remedy, best = _best_step_size(levels, std)
     advice = f"sampler.step_size={remedy:.2g}, which would end at {best:.2f}"
     if best > _TOO_WIDE:
         advice = "more steps per level"

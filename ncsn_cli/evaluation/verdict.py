@@ -108,7 +108,7 @@ class Line:
         if verdict == WRONG and entry["ratio"] is not None:
             verdict += f": {entry['ratio']:.2g} times the noise"
         elif entry["value"] < entry["floor_quantiles"][0]:
-            verdict += ", and nearer: these draws are not independent"
+            verdict += ", even nearer: not independent"
         if self.clean is not None and self.clean["verdict"] not in (None, self.word):
             verdict += f" (against the data itself: {self.clean['verdict']})"
         return [self.name.replace("_", " "), found, true, f"(exact draws: {band})", verdict]

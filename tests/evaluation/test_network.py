@@ -99,6 +99,24 @@ def test_the_evaluation_of_a_score_that_is_off_by_a_constant(loss):
     assert ("penalty" in found) == isinstance(loss, ImplicitRegularized)
 
 
+@pytest.mark.parametrize("levels", ["all", "continuous"])
+def test_the_bound_in_nats_of_a_score_that_is_too_long(levels):
+    # s = 1.3 grad log p_sigma on N(0, 1), sigma from 10 to .1. With u = sigma^2 it is
+    # E||e||^2 = .09/(1 + u), and half the integral is .045 log(101/1.01) = .20723. The trapezoid
+    # rule at 100 levels errs by less than h^2/12, h = 2 log(100)/99.
+    dataset, sigmas = GaussianMixture([1.0], [0.0], stds=1.0), Geometric(10.0, 0.1, 100).sigmas
+
+    def score(x, sigma):
+        return 1.3 * dataset.score(x, sigma)
+
+    found = evaluate_training(score, dataset, sigmas, Denoising(levels=levels), 0, CPU)
+    # Each level's mean of n squares of a Gaussian has the relative error sqrt(2/n).
+    error = 5 * math.sqrt(2 / 500_000) + (2 * math.log(100) / 99) ** 2 / 12
+    assert found["kl_bound"] == pytest.approx(0.045 * math.log(100), rel=error)
+    one = evaluate_training(score, dataset, sigmas[:1], Denoising(), 0, CPU)
+    assert one["kl_bound"] is None
+
+
 def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():
     dataset = GaussianMixture(weights=[1.0], means=[[0.0, 0.0, 0.0]], stds=1.0)
     sizes = []

@@ -42,10 +42,9 @@ def test_a_good_schedule_draws_no_warning():
     assert report["eta_per_level"] == pytest.approx([step_size / 0.01] * 20)
 
 
-def test_both_ratios_of_technique_2_are_told(caplog):
+def test_both_ratios_of_technique_2_are_told():
     ten = GaussianMixture(weights=[1.0], means=[[0.0] * 10], stds=1.0, num_samples=100)
-    with caplog.at_level(logging.INFO):
-        low, high = (examined(Geometric(9.0, 0.5, 5), dataset=data) for data in (None, ten))
+    low, high = (examined(Geometric(9.0, 0.5, 5), dataset=data) for data in (None, ten))
     advice = [report["technique_2"] for report in (low, high)]
     assert [found["ratio_of_probability_half"] for found in advice] == [
         None, pytest.approx(3.0379, abs=5e-5)
@@ -54,8 +53,9 @@ def test_both_ratios_of_technique_2_are_told(caplog):
     assert halves == pytest.approx([2.0985, 1.3600], abs=5e-5)
     assert [found["ratio_advised"] for found in advice] == halves
     assert {found["rule"] for found in advice} == {"overlap 1/2"}
-    assert "at most 2.098 is advised (overlap 1/2: 2.098; probability 1/2: none)" in caplog.text
-    assert "(overlap 1/2: 1.360; probability 1/2: 3.038, of overlap 0.018)" in caplog.text
+    of_two, of_ten = (" ".join(report["notes"]) for report in (low, high))
+    assert "at most 2.098 is advised (overlap 1/2: 2.098; probability 1/2: none)" in of_two
+    assert "(overlap 1/2: 1.360; probability 1/2: 3.038, of overlap 0.018)" in of_ten
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_both_ratios_of_technique_2_are_told(caplog):
     [
         (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens the data by 1.17"),
         (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is small for this data"),
-        (Geometric(20.0, 0.1, 5), ANNEALED, "use more levels"),
+        (Geometric(20.0, 0.1, 5), ANNEALED, "Try more levels, schedule.num_levels=9"),
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),
-            "stable below 2",
+            "stable below 2. Try smaller steps",
         ),
         (
             Geometric(20.0, 0.1, 20),
@@ -82,12 +82,12 @@ def test_both_ratios_of_technique_2_are_told(caplog):
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size="auto", steps_per_level=1, denoise=False),
-            "use more steps per level",
+            "Try more steps per level",
         ),
         (
             Geometric(20.0, 0.1, 20),
             PredictorCorrector(snr=1.5, corrector_steps=1, denoise=False),
-            "stable below 2",
+            "stable below 2. Try smaller steps",
         ),
         (Single(0.0), ANNEALED, "ncsn-sample will refuse this sampler"),
     ],
@@ -95,9 +95,20 @@ def test_both_ratios_of_technique_2_are_told(caplog):
 def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
     report = examined(schedule, sampler)
     assert words in " ".join(report["warnings"])
-    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == 1
-    assert words in warned[0]
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned.startswith(f"schedule: {report['warnings'][0]}")
+
+
+def test_a_good_schedule_and_a_published_one_say_so(caplog):
+    with caplog.at_level(logging.INFO):
+        examined(Geometric(20.0, 0.1, 20))
+        data = two_modes_2d(num_samples=1000).training_set()
+        examine(Geometric(2.0, 0.9, 2).sigmas, ANNEALED, data, 1.0, is_published=True)
+    fine, published = caplog.records
+    assert fine.getMessage() == "schedule: fine"
+    assert published.levelname == "INFO"
+    assert "as published, which is known to be weak: sigma_min = 0.9" in published.getMessage()
+    assert published.getMessage().endswith("(report.html has 2 more)")
 
 
 @pytest.mark.parametrize(
@@ -126,13 +137,12 @@ def test_the_remedy_for_chains_too_wide_is_one():
     assert examined(schedule, better, dataset)["warnings"] == []
 
 
-def test_technique_1_names_the_number_of_points(caplog):
+def test_technique_1_names_the_number_of_points():
     data = two_modes_2d().sample(12_000, generator=stream())
     flow = ProbabilityFlow(solver="heun", denoise=True)
-    with caplog.at_level(logging.INFO):
-        report = examine(Geometric(20.0, 0.1, 20).sigmas, flow, data, 1.0)
+    report = examine(Geometric(20.0, 0.1, 20).sigmas, flow, data, 1.0)
     assert report["technique_1"]["points"] == 10_000
-    assert "between 10000 points" in caplog.text
+    assert "between 10000 points" in " ".join(report["notes"])
 
 
 def test_consistent_annealing_reports_eta():
@@ -218,9 +228,9 @@ def test_both_commands_give_the_same_advice(forked, tmp_path):
         assert result.returncode == 0, result.stderr
         run = only_run(tmp_path, command)
         lines = (line[11:] for line in (run / f"{command}.log").read_text().splitlines())
-        advice = ("Technique", "AnnealedLangevin: eta", "AnnealedLangevin: on one", "schedule and")
-        said[command] = [line for line in lines if line.startswith(advice)]
+        said[command] = [line for line in lines if line.startswith("schedule: ")]
+        assert "Technique 1" in (run / "report.html").read_text()
         kept[command] = read(run / "run.json")["schedule"]
     assert said["sample"] == said["train"]
     assert kept["sample"] == kept["train"]
-    assert len(said["train"]) == 7 and len(kept["train"]["warnings"]) == 4
+    assert len(said["train"]) == 1 and len(kept["train"]["warnings"]) == 4

@@ -20,11 +20,13 @@ from ncsn_cli.metrics import (
     ScoreError,
     SlicedWasserstein,
     Wasserstein,
+    Width,
     count_commitment,
     fisher_divergence,
     mode_commitment,
     random_subset,
     relative_curl,
+    relative_width,
     settled_from,
 )
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
@@ -177,6 +179,33 @@ def test_wasserstein_knows_a_rare_mode_far_away():
     dataset = GaussianMixture(weights=[0.9995, 0.0005], means=[0.0, 1000.0], stds=1.0)
     x = torch.linspace(-2, 2, 1000)[:, None]
     assert measure(W1, dataset, 0.0, x) == pytest.approx(0.5, abs=0.3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.3, 0.6])
+def test_modes_that_are_scaled_are_as_wide_as_the_scale(scale):
+    # Modes 100 standard deviations apart: no leakage. w^2 is a mean of two sample variances of
+    # 2 n_k degrees of freedom, each with the relative error sqrt(2/(2 n_k)).
+    law = GaussianMixture([0.25, 0.75], [[-50.0, 0.0], [50.0, 3.0]], stds=[[1.0, 1.0], [3.0, 3.0]])
+    num = 8000
+    x = law.sample(num, sigma=2.0, generator=stream(5))
+    centres = law.modes[law.nearest_mode(x)].float()
+    found = Width().details(centres + scale * (x - centres), law, 2.0)["width"]
+    error = math.sqrt(1 / (0.25 * num) + 1 / (0.75 * num)) / 2 / 2
+    assert found == pytest.approx(scale, rel=5 * error)
+    distance = Width().distance(law, 2.0, num)
+    assert distance(centres + scale * (x - centres), stream()) == abs(found - 1)
+    # E tr C_k(2) / tr C_k(0): (1 + 4)/1 and (9 + 4)/9.
+    assert relative_width(law, 2.0) == pytest.approx(math.sqrt((5 + 13 / 9) / 2))
+
+
+def test_the_width_of_points_and_of_modes_without_samples():
+    law = GaussianMixture([0.5, 0.5], [-1.0, 1.0], stds=0.0)
+    assert Width().details(torch.ones(5, 1), law, 0.0)["width"] == 1  # nothing has a width
+    assert relative_width(law, 1.0) is None
+    x = law.sample(4000, sigma=0.1, generator=stream(6))
+    kept = x[x[:, 0] > 0]
+    error = math.sqrt(2 / len(kept)) / 2
+    assert Width().details(kept, law, 0.1)["width"] == pytest.approx(1, abs=5 * error)
 
 
 def test_moments_of_shift_and_scale():
@@ -355,6 +384,7 @@ EVERY_METRIC = {
     "mmd": MMD(max_points=200, bandwidth=None),
     "mode_weights": ModeWeights(),
     "moments": Moments(),
+    "width": Width(),
 }
 
 

@@ -1,0 +1,96 @@
+"""The words for numbers, and the lines that a run ends with."""
+
+import pytest
+
+from ncsn_cli.evaluation.verdict import GOOD, VISIBLE, WRONG, of_network, of_samples, word_for
+
+
+def entry(value, upper=1.0, floor=0.5, **details):
+    found = {"value": value, "floor": floor, "floor_quantiles": [0.001, upper]}
+    found["ratio"] = value / floor if floor else None
+    return {**found, "verdict": word_for(found), **details}
+
+
+def report(**entries):
+    return {"perturbed": entries, "clean": entries, "score_evaluations": 2000}
+
+
+@pytest.mark.parametrize(
+    ("value", "upper", "word"),
+    [
+        (1, 1, GOOD), (0.01, 1, GOOD), (1.01, 1, VISIBLE), (2, 1, VISIBLE), (2.01, 1, WRONG),
+        (0, 0, None), (1e-9, 0, WRONG),  # exact draws that cannot err
+    ],
+)  # fmt: skip
+def test_the_word_follows_the_band_of_exact_draws(value, upper, word):
+    assert word_for(entry(value, upper, floor=upper / 2)) == word
+
+
+def test_two_modes_and_a_width_as_a_student_reads_them():
+    shares = {"weights": [0.51, 0.49], "expected": [0.8, 0.2]}
+    weights = entry(0.29, 0.03, 0.009, **shares, interval=[[0.77, 0.83], [0.17, 0.23]])
+    width = entry(0.01, 0.02, width=1.01)
+    text = of_samples(report(mode_weights=weights, width=width)).as_text(120)
+    first, second = text.splitlines()
+    assert first.split("  ")[0] == "mode weights"
+    shown = ["51.0 % / 49.0 %", "true 80.0 % / 20.0 %", "(exact draws: 77.0 to 83.0 %)"]
+    assert [each in first for each in shown] == [True] * 3
+    assert first.endswith("wrong: 32 times the noise")
+    assert "1.01 of the truth" in second and "(exact draws: 0.98 to 1.02)" in second
+    assert second.endswith(GOOD)
+
+
+def test_of_many_modes_the_worst_is_shown():
+    shares = {"weights": [0.24, 0.26, 0.2, 0.3], "expected": [0.25] * 4}
+    one = entry(0.06, **shares, interval=[[0.23, 0.27]] * 4)
+    assert "20.0 % in mode 3 of 4" in of_samples(report(mode_weights=one)).as_text(120)
+
+
+def test_errors_come_first_and_no_more_than_six_lines():
+    entries = {f"metric_{i}": entry(0.5) for i in range(7)} | {"last_one": entry(9.0)}
+    numbers = report(**entries) | {"causes": ["the start", "sigma_min = 1"]}
+    numbers["probability_flow"] = {
+        "score_evaluations": 19,
+        "metrics": {"a": entry(0.5), "b_c": entry(1.5), "d": entry(3), "e": None},
+    }
+    lines = of_samples(numbers).as_text(120).splitlines()
+    assert len(lines) == 6
+    assert lines[2].startswith("last one")
+    assert lines[3:] == [
+        f"others: {GOOD}",
+        "cause: the start; sigma_min = 1",
+        f"probability flow instead, 19 evaluations: {GOOD}, but b c visible, d wrong",
+    ]
+
+
+def test_the_data_are_named_where_they_give_another_word():
+    numbers = {"perturbed": {"moments": entry(0.5)}, "clean": {"moments": entry(5.0)}}
+    assert of_samples(numbers).as_text(120).endswith(f"{GOOD} (against the data itself: wrong)")
+    denoised = {"denoised": {"moments": entry(5.0)}, "clean": {"moments": entry(5.0)}}
+    assert of_samples(denoised).as_text(120).endswith("wrong: 10 times the noise")
+
+
+def test_lines_fit_eighty_columns():
+    shares = {"weights": [0.931, 0.069], "expected": [0.95, 0.05]}
+    weights = entry(0.0195, 0.006, 0.0017, **shares, interval=[[0.944, 0.956], [0.044, 0.056]])
+    verdict = of_samples(report(mode_weights=weights, width=entry(0.5, width=1.5)))
+    assert max(map(len, verdict.as_text(80).splitlines())) <= 80
+
+
+def test_nothing_known_is_nothing_said():
+    unknown = {"perturbed": {"moments": None}, "clean": {"moments": None}}
+    assert of_samples(unknown).as_text(80) == ""
+    assert of_samples({"denoised": None, "clean": {}}).as_text(80) == ""
+
+
+def test_a_network_in_words():
+    numbers = {
+        "loss": 0.52, "loss_floor": 0.5, "excess_loss": 0.02, "excess_loss_standard_error": 1e-4,
+        "score_error": 0.04, "score_error_per_level": [0.01, 0.09], "sigmas": [10.0, 0.1],
+        "kl_bound": 0.18,
+    }  # fmt: skip
+    assert of_network(numbers).as_text(120).splitlines()[:3] == [
+        "score: 20 % off the true one (root mean square), at most 30 %, at sigma = 0.1",
+        "loss: 2.00e-02 above its floor, 0.5000 (± 0.0001)",
+        "samples of the reverse diffusion: at most 0.18 nats (KL) worse for it",
+    ]
