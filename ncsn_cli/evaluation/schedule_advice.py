@@ -192,7 +192,7 @@ def _examine_widths(
     if excess <= _TOO_WIDE:
         return report, []
     remedy, best = _best_step_size(levels, std)
-    advice = f"sampler.step_size={remedy:.2g}, which would end at {best:.2f}"
+    advice = f"sampler.step_size={remedy:.2g} for {best:.2f}"
     if best > _TOO_WIDE:
         advice = "more steps per level"
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min. Try {advice}"]

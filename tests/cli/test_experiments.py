@@ -19,7 +19,7 @@ def test_experiments_train_and_sample(experiment, forked, tmp_path):
     quick = [f"experiment={experiment}", *steps, *UNDRAWN]
     result = forked.call("train", quick, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "may not suit the data" not in result.stdout
+    assert "schedule: fine" in result.stdout
     out = only_run(tmp_path, "train")
     metrics = read(out / "metrics.json")
     assert metrics["loss"] > metrics["loss_floor"]

@@ -79,7 +79,7 @@ def test_a_command_ends_as_it_would_have(streams, command, arguments, code, fork
     if command != "compare" and code in (0, 3):
         assert states
         for log in tmp_path.glob("outputs/*/*/*/*.log"):
-            assert "Technique" in log.read_text() or command == "sample"
+            assert "schedule: " in log.read_text() or command == "sample"
 
 
 @pytest.mark.slow

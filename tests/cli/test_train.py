@@ -145,7 +145,7 @@ def test_the_schedule_doctor_writes_into_run_json_and_warns_once(trained, forked
     arguments = [*QUICK, "trainer.steps=1", "schedule.sigma_max=2", "schedule.sigma_min=0.9"]
     result = forked.call("train", arguments, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("schedule and sampler may not suit the data") == 1
+    assert result.stdout.count("schedule: sigma_min = 0.9 widens the data") == 1
     warnings = read(only_run(tmp_path, "train") / "run.json")["schedule"]["warnings"]
     assert len(warnings) == 2  # sigma_max and sigma_min
 
