@@ -54,6 +54,8 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 <pre>{{ command }}</pre>
 {% for name, rows in tables.items() %}
 <h2>{{ name }}</h2>
+{% for note in notes[name] %}<p>{{ note }}</p>
+{% endfor %}
 <div class="wide"><table>
 {% for row in rows %}
 <tr>{% for cell in row %}<{{ "th" if loop.first or rows[0] is sameas row else "td" }}>
@@ -92,6 +94,7 @@ def html_report(
     facts: str,
     command: str,
     tables: Mapping[str, Sequence[Sequence[str]]],
+    notes: Mapping[str, Sequence[str]] | None = None,
     changed: Mapping[str, Any] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> bytes:
@@ -103,6 +106,7 @@ def html_report(
         facts: Device, seconds and so on, in one line.
         command: The command that repeats the run or the comparison.
         tables: Rows of cells, by title; the first row names the columns.
+        notes: Lines above a table, by its title.
         changed: The settings that differ from the defaults, nested keys joined by dots.
         missing: The reasons why pictures are missing, by name.
     """
@@ -116,6 +120,7 @@ def html_report(
         command=command,
         changed=changed,
         tables=tables,
+        notes=notes or {},
         missing=missing or {},
         pictures=pictures,
     )

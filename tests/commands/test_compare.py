@@ -59,8 +59,22 @@ def sweep(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows(text):
-    return [line.split("  ") for line in text.splitlines()]
+def tables(text):
+    """The tables of an output: for each its title, and its lines from the header on."""
+    lines = text.splitlines()
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("-")]
+    found = []
+    for rule in rules:
+        end = next(i for i in range(rule, len(lines)) if not lines[i])
+        title = next(lines[i] for i in range(rule, -1, -1) if i == 0 or ", " in lines[i])
+        found.append((title.partition(",")[0], [lines[rule - 1], *lines[rule + 1 : end]]))
+    return found
+
+
+def the_table(text):
+    """The header, and the rows, of the only table of an output."""
+    ((_, lines),) = tables(text)
+    return lines
 
 
 def test_seeds_are_averaged_and_the_best_is_marked(sweep, capsys):
