@@ -112,7 +112,9 @@ def _several(metric: str, rows: Sequence[list[Run]]) -> list[list[float]]:
 def _independent(runs: list[Run], metric: str) -> list[float]:
     """Return the values of a metric; a run that was repeated with the same seed counts once."""
     found = {
-        (frozenset(run.settings.items()), run.metrics[metric]) for run in runs if metric in run.metrics
+        (frozenset(run.settings.items()), run.metrics[metric])
+        for run in runs
+        if metric in run.metrics
     }
     return [value for _, value in found]
 
