@@ -117,9 +117,9 @@ def _print_missing(missing: list[Run], num: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncsn-compare",
-        description="One table of runs of ncsn-train and ncsn-sample: the settings that differ,"
-        " then the metrics; mean and standard deviation where only the seed differs, * marks the"
-        " best.",
+        description="Tables of runs, one for each dataset: the settings that differ,"
+        " then the metrics, as mean and standard deviation where only the seed differs. * is"
+        " better than every other row beyond the noise, ~ is tied.",
     )
     parser.add_argument("--version", action="version", version=f"ncsn_cli {__version__}")
     parser.add_argument(

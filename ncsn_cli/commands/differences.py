@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 
 from ncsn_cli.commands.found_runs import (
     OF_TRAINING,
@@ -110,12 +110,8 @@ def law_of(run: Run) -> Key:
 
 
 def _plain(value: Value) -> str:
-    """Return the text of a setting, in which 1 and 1.0 are the same."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(float(value))
-    if isinstance(value, str) and value.startswith("["):  # a list of a configuration
-        return str(json.loads(value, parse_int=float))
-    return str(value)
+    """Return the text of a setting, in which 1 and 1.0 are the same, also in lists."""
+    return re.sub(r"(?<![\w.+-])(-?\d+)(?![\w.])", r"\1.0", str(value))
 
 
 def _named(run: Run, firsts: list[Run]) -> str:

@@ -177,8 +177,8 @@ def _is_better(one: _Estimate, other: _Estimate) -> bool:
         return one.mean < other.mean
     from scipy.special import stdtrit  # here: scipy is slow to import
 
-    parts = (e.variance**2 / e.freedom for e in (one, other) if e.variance > 0)
-    freedom = variance**2 / total if (total := sum(parts)) > 0 else math.inf
+    shares = ((e.variance / variance) ** 2 / e.freedom for e in (one, other))
+    freedom = 1 / total if (total := sum(shares)) > 0 else math.inf  # Welch and Satterthwaite's
     return bool(other.mean - one.mean > stdtrit(freedom, _SURE) * math.sqrt(variance))
 
 

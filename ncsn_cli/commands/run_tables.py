@@ -33,6 +33,9 @@ from ncsn_cli.commands.ranking import (
     values_of,
 )
 from ncsn_cli.commands.report import link
+from ncsn_cli.core.errors import one_line
+
+_LONGEST = 2000  # characters of the line about a table; lists of settings may be long
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def tables_of_runs(
             metrics.remove(WORK)
             same.append(f"{WORK}={some[0].metrics[WORK]:g}")
         number = "1 run" if len(some) == 1 else f"{len(some)} runs"
-        facts = [" ".join([f"{title}, {number}{':' if same else ''}", *same])]
+        what = " ".join([f"{title}, {number}{':' if same else ''}", *same])
+        facts = [one_line(what, _LONGEST)]
         if moves and any(metric.startswith("clean.") for metric in metrics) and not chosen:
             facts.append(
                 f"ranked against p itself (clean), because perturbed targets move with"

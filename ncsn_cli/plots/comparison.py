@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ncsn_cli.plots.canvas import SERIES, log_scale, new_figure
 
 _MARKERS = "osD^vPX"
-_LABEL = 48  # characters per line of a legend
+_LABEL = 48  # characters per line of a legend or a title
 
 
 Place = float | str
@@ -41,7 +41,7 @@ def metric_against(
     for i, (label, points) in enumerate(lines.items()):
         again, colour = divmod(i, len(SERIES))
         style: dict[str, Any] = {"color": SERIES[colour], "marker": _MARKERS[colour]}
-        label = " " + "\n".join(textwrap.wrap(label, _LABEL))  # matplotlib hides "_..."
+        label = " " + _in_lines(label)  # matplotlib hides "_..."
         along = [(place, values) for place, values in points if not isinstance(place, str)]
         _plot(axes, along, style | {"linestyle": "--" if again else "-", "label": label})
         if beside is not None:
@@ -88,12 +88,16 @@ def _plot(
 
 
 def _mean_over(keys: Sequence[str]) -> str:
-    return f"mean over {', '.join(keys)}" if keys else ""
+    return _in_lines(f"mean over {', '.join(keys)}") if keys else ""
+
+
+def _in_lines(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, _LABEL))
 
 
 def _add_legend(figure: Figure, title: str) -> None:
     """Put the legend beside the axes, and enlarge the figure to make room for it."""
-    legend = figure.legend(loc="outside right upper", title=title, alignment="left")
+    legend = figure.legend(loc="outside right upper", title=_in_lines(title), alignment="left")
     for text in legend.get_texts():
         text.set_parse_math(False)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
@@ -118,7 +122,7 @@ def heat_map_of(
     """
     values = np.array(table)
     values[np.isinf(values)] = np.nan  # inf: the cell has no run
-    figure, (axes,) = new_figure(1, 1, width=2.5 + 0.8 * len(xs), height=2 + 0.5 * len(ys))
+    figure, (axes,) = new_figure(1, 1, width=max(5, 2.5 + 0.8 * len(xs)), height=2 + 0.5 * len(ys))
     shade = np.log10(values) if np.nanmin(values) > 0 else values
     axes.imshow(shade, cmap="cividis", origin="lower", aspect="auto")
     middle = (np.nanmin(shade) + np.nanmax(shade)) / 2

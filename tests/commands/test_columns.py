@@ -13,7 +13,7 @@ def table(num_metrics=4, num_keys=2, label="annealed_langevin"):
     rows = [[*keys, "runs", *METRICS[:num_metrics]]]
     for i in range(3):
         cells = [f"{i}.{j}234 ± 0.{i}{j} ~" for j in range(num_metrics)]
-        rows.append([label, f"1{i}"][:num_keys] + ["3", *cells])
+        rows.append([*[label, f"1{i}"][:num_keys], "3", *cells])
     return rows
 
 

@@ -37,7 +37,10 @@ def rows(*values, metric=RATIO, **keywords):
     [
         ((0.5, 1.55), "~~"),  # both in the band, whatever their ratio
         ((0.01, 1.0, 9.0), "~~ "),  # nearer than exact draws is no better than they are
-        ((1.0, 9.0), "* "),
+        ((0.2, 2.4), "~~"),
+        (([1e100, 2e100], [3e99, 1.0], 1.0), "~~~"),  # no overflow
+        ((1.0, 2.8), "* "),
+        (([1.0] * 8, [1.5, 1.51] * 4), "~~"),  # as good as exact draws, both
         ((9.0, 1.0, 20.0), " * "),
         ((8.0, 8.3), "~~"),  # as far apart as chance moves one run
         ((8.0, 8.0), "  "),  # the same: nothing to say
