@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ncsn_cli.commands.differences import Key, group, law_of, show
+from ncsn_cli.commands.differences import Key, differ, group, law_of, show
 from ncsn_cli.commands.found_runs import Run, Value, title_of
 from ncsn_cli.commands.ranking import WORK, mean
 from ncsn_cli.commands.report import drawing
@@ -86,7 +86,7 @@ def _along(runs: list[Run], place: str, by: list[str], metric: str) -> Any:  # n
     """
     from ncsn_cli.plots.comparison import metric_against
 
-    others = [key for key in by if key != place]
+    others = [key for key in by if key != place and differ(runs, key)]
     shown = others
     while len(lines := _lines(runs, place, shown, metric)) > _MOST_LINES:
         shown = shown[:-1]
