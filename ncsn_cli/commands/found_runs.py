@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ class Run:
         settings: The configuration that was asked for, each group's option under the group's name;
             what is used in training alone is that of its checkpoint's run.
         metrics: The numbers of ``metrics.json``, nested keys joined by dots.
+        highest: The upper end of the band of exact draws (``floor_quantiles``), by the key of the
+            metric, such as ``clean.moments``.
+        sigma: The level whose p_sigma is the target of the samples; None if it is unknown.
     """
 
     folder: Path
@@ -51,6 +54,14 @@ class Run:
     config: dict[str, Value]
     settings: dict[str, Value]
     metrics: dict[str, float]
+    highest: dict[str, float] = field(default_factory=dict)
+    sigma: float | None = None
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the run's numbers are of samples, and not of a training."""
+        parts = {key.partition(".")[0] for key in self.metrics}
+        return bool(parts & {"num_samples", "score_evaluations", "clean", "perturbed", "denoised"})
 
 
 def find_runs(names: Iterable[str]) -> list[Path]:
@@ -93,10 +104,11 @@ def read_run(folder: Path) -> Run:
         asked = read_yaml(folder / ".hydra" / "config.yaml", {})
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as reason:
         return Run(folder, "damaged", one_line(str(reason)), "", set(), {}, {}, {})
-    numbers = {
-        key: value
-        for key, value in flatten(metrics).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+    found = flatten(metrics)
+    highest = {
+        key.removesuffix(".floor_quantiles"): value[1]
+        for key, value in found.items()
+        if key.endswith(".floor_quantiles") and isinstance(value, list) and _are_two(value)
     }
     # Compare what was asked for, without what data and sizes decided. Groups that were left to a
     # checkpoint are in the effective configuration only.
@@ -118,8 +130,27 @@ def read_run(folder: Path) -> Run:
         settings[TRAINING_SEED] = trained.get("seed")
     return Run(
         folder, one_line(state), one_line(error), one_line(shlex.join(words)),
-        named | _keys(words), _flat(values), settings, numbers,
+        named | _keys(words), _flat(values), settings,
+        {key: value for key, value in found.items() if _is_number(value)},
+        highest, _last_level(found, settings),
     )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_two(values: list[Any]) -> bool:
+    return len(values) == 2 and all(map(_is_number, values))
+
+
+def _last_level(found: dict[str, Any], settings: dict[str, Value]) -> float | None:
+    """Return the level at which sampling ended, or that ncsn-measure was given."""
+    visited = found.get("mode_commitment.sigmas")
+    last = visited[-1] if isinstance(visited, list) and visited else None
+    keys = ("sigma", "schedule.sigma_min", "schedule.sigma")
+    levels = (last, *(settings.get(key) for key in keys))
+    return next((float(level) for level in levels if _is_number(level)), None)  # type: ignore[arg-type]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Value]:

@@ -67,6 +67,8 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 <pre>{{ command }}</pre>
 {% for name, rows in tables.items() %}
 <h2>{{ name }}</h2>
+{% for note in notes[name] %}<p>{{ note }}</p>
+{% endfor %}
 <div class="wide"><table{% if name == schedule %} class="settings"{% endif %}>
 {% for row in rows %}
 <tr>{% for cell in row %}<{{ "th" if loop.first or rows[0] is sameas row else "td" }}>
@@ -98,7 +100,7 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 """
 
 
-def html_report(
+def html_report(  # noqa: PLR0913  # the parts of a page
     folder: Path,
     *,
     title: str,
@@ -106,6 +108,7 @@ def html_report(
     command: str,
     tables: Mapping[str, Sequence[Sequence[str]]],
     verdict: Verdict | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
     changed: Mapping[str, Any] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> bytes:
@@ -118,6 +121,7 @@ def html_report(
         command: The command that repeats the run or the comparison.
         tables: Rows of cells, by title; the first row names the columns.
         verdict: What the numbers mean.
+        notes: Lines above a table, by its title.
         changed: The settings that differ from the defaults, nested keys joined by dots.
         missing: The reasons why pictures are missing, by name.
     """
@@ -133,6 +137,7 @@ def html_report(
         verdict=verdict,
         changed=changed,
         tables=tables,
+        notes=notes or {},
         missing=missing or {},
         pictures=pictures,
     )

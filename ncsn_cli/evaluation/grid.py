@@ -137,7 +137,8 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
     return shown
 
 
-def _view_of(dataset: Dataset) -> Grid | Projection:
+def view_of(dataset: Dataset) -> Grid | Projection:
+    """Return where pictures show ``dataset``: on a grid or, for D > 2, in projection."""
     if dataset.dim > 2:
         return Projection(dataset)
     return Grid(dataset) if dataset.is_known else SampledGrid(dataset)
@@ -164,7 +165,7 @@ def compose_scene(
     points.
     """
     levels = (shown := levels_shown(dataset.dim, sigmas)).tolist()
-    view = _view_of(dataset)
+    view = view_of(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
     if dataset.dim == 1 and dataset.is_known and score is not None:

@@ -33,7 +33,9 @@ def declared(name, extras=()):
 def link(name, packages):
     """Make links in ``packages`` to what this environment has installed for ``name``."""
     for file in distribution(name).files:
-        place = Path(*file.parts[: 2 if file.parts[0] == "hydra_plugins" else 1])  # which is shared
+        place = Path(
+            *file.parts[: 2 if file.parts[0] == "hydra_plugins" else 1]
+        )  # which is shared
         if ".." not in file.parts and not (packages / place).exists():
             (packages / place).parent.mkdir(exist_ok=True)
             (packages / place).symlink_to(distribution(name).locate_file(place))

@@ -13,6 +13,7 @@ from ncsn_cli.commands import cli
 from ncsn_cli.commands.compare import compare
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.plots import canvas, comparison
+from ncsn_cli.runs.files import to_npz
 
 
 def write(
@@ -59,17 +60,34 @@ def sweep(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows(text):
-    return [line.split("  ") for line in text.splitlines()]
+def tables(text):
+    """The tables of an output: for each its title, and its lines from the header on."""
+    lines = text.splitlines()
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("-")]
+    found = []
+    for rule in rules:
+        end = next(i for i in range(rule, len(lines)) if not lines[i])
+        first = rule - 3  # a blank line is between the lines about the table and its header
+        while first > 0 and lines[first - 1]:
+            first -= 1
+        title = lines[first].partition(" run")[0].rpartition(", ")[0]
+        found.append((title, [lines[rule - 1], *lines[rule + 1 : end]]))
+    return found
+
+
+def the_table(text):
+    """The header, and the rows, of the only table of an output."""
+    ((_, lines),) = tables(text)
+    return lines
 
 
 def test_seeds_are_averaged_and_the_best_is_marked(sweep, capsys):
     compare(["sweep"])
-    out = capsys.readouterr().out.splitlines()
+    out = the_table(capsys.readouterr().out)
     assert out[0].split() == ["optimizer.lr", "runs", "excess_loss", "score_error"]
-    assert [line.split()[0] for line in out[2:5]] == ["0.01", "0.001", "0.1"]  # best first
-    assert out[2].split() == ["0.01", "3", "0.21", "±", "0.01", "*", "0.42", "±", "0.02", "*"]
-    assert "*" not in out[3] + out[4]
+    assert [line.split()[0] for line in out[1:]] == ["0.01", "0.001", "0.1"]  # best first
+    assert out[1].split() == ["0.01", "3", "0.21", "±", "0.01", "*", "0.42", "±", "0.02", "*"]
+    assert "*" not in out[2] + out[3]
 
 
 def test_the_report_has_the_table_with_links_to_the_runs(sweep):
@@ -165,7 +183,7 @@ def test_rows_differ_in_more_than_the_digits_shown(tmp_path, monkeypatch, capsys
     for i, lr in enumerate((0.123412, 0.123414)):
         write(tmp_path / "runs" / str(i), *training(lr, 0, 0.5 + i))
     compare(["runs"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
+    rows = [line.split() for line in the_table(capsys.readouterr().out)[1:]]
     assert [row[:3] for row in rows] == [["0.1234", "1", "0.5"], ["0.1234", "1", "1.5"]]
 
 
@@ -181,30 +199,30 @@ def test_samples_of_networks_that_differ_in_their_seed_are_averaged(tmp_path, mo
               overrides=["checkpoint=x"], cwd=tmp_path)  # fmt: skip
     four = [f"sampled/{i}" for i in range(4)]
     compare([*four, "--output", "out"])
-    out = capsys.readouterr().out.splitlines()
+    out = the_table(capsys.readouterr().out)
     assert out[0].split()[:2] == ["optimizer.lr", "runs"]
-    assert [line.split()[:2] for line in out[2:4]] == [["0.1", "2"], ["0.2", "2"]]
+    assert [line.split()[:2] for line in out[1:]] == [["0.1", "2"], ["0.2", "2"]]
     rows = read_csv(tmp_path / "out" / "compare.csv")
     assert [row["checkpoint.seed"] for row in rows] == ["0", "1", "0", "1"]
     # With the exact score nothing was trained: the rate tells no runs apart.
     write(tmp_path / "exact", *sampling("exact", 0.01), choices={"sampler": "langevin"},
           overrides=["score=exact"])  # fmt: skip
     compare(["sampled/0", "sampled/1", "exact"])
-    assert capsys.readouterr().out.split()[:2] == ["score", "runs"]
+    assert the_table(capsys.readouterr().out)[0].split()[:2] == ["score", "runs"]
     compare(["sampled/3", "sampled/4"])  # the same seed: other networks
-    assert capsys.readouterr().out.split()[:2] == ["checkpoint", "runs"]
+    assert the_table(capsys.readouterr().out)[0].split()[:2] == ["checkpoint", "runs"]
 
 
 def test_sort_metric_and_group_by(sweep, capsys):
     compare(["sweep", "--sort", "optimizer.lr", "--metric", "score_error"])
-    out = capsys.readouterr().out.splitlines()
+    out = the_table(capsys.readouterr().out)
     assert out[0].split() == ["optimizer.lr", "runs", "score_error"]
-    assert [line.split()[0] for line in out[2:5]] == ["0.001", "0.01", "0.1"]
+    assert [line.split()[0] for line in out[1:]] == ["0.001", "0.01", "0.1"]
     write(sweep / "more", *training(0.1, 0, 0.05, model="FourierMLP"))
     compare(["sweep", "more", "--group-by", "model._target_"])
-    out = capsys.readouterr().out.splitlines()
-    assert out[2].split()[:3] == ["FourierMLP", "1", "0.05"]
-    assert out[3].split()[:2] == ["MLP", "9"]
+    out = the_table(capsys.readouterr().out)
+    assert out[1].split()[:3] == ["FourierMLP", "1", "0.05"]
+    assert out[2].split()[:2] == ["MLP", "9"]
 
 
 def test_an_option_stands_for_its_values(sweep, capsys):
@@ -212,7 +230,7 @@ def test_an_option_stands_for_its_values(sweep, capsys):
     config["model"]["features"] = 16
     write(sweep / "other", config, metrics)
     compare(["sweep/0", "other"])
-    assert capsys.readouterr().out.split()[:2] == ["model", "runs"]
+    assert the_table(capsys.readouterr().out)[0].split()[:2] == ["model", "runs"]
 
 
 def sampling(score, value, sampler="Langevin", evaluations=10):
@@ -309,8 +327,11 @@ PRESETS = {
 }
 
 
-def write_preset(folder, dataset, *, seed=0, levels=10, lr=0.1, overrides=None, **keywords):
+def write_preset(
+    folder, dataset, *, seed=0, levels=10, lr=0.1, num=None, overrides=None, **keywords
+):
     target, values = PRESETS[dataset]
+    values = values | ({"num_samples": num} if num else {})
     config = {
         "dataset": {"_target_": f"ncsn_cli.datasets.{target}", **values},
         "schedule": {"_target_": "ncsn_cli.schedules.Geometric", "num_levels": levels},
@@ -339,10 +360,13 @@ def presets(tmp_path, monkeypatch):
 
 def test_rows_and_pictures_are_of_the_options_that_were_chosen(presets, capsys):
     compare(["sweep", "--output", "out"])
-    out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["dataset", "schedule.num_levels", "runs", "excess_loss"]
-    rows = {tuple(line.split()[:3]) for line in out[2:10]}
-    assert rows == {(dataset, levels, "1") for dataset in PRESETS for levels in ("10", "20")}
+    found = tables(capsys.readouterr().out)
+    assert [title for title, _ in found] == [
+        f"training of {dataset}" for dataset in sorted(PRESETS)
+    ]
+    for _, lines in found:
+        assert lines[0].split() == ["schedule.num_levels", "runs", "excess_loss"]
+        assert [line.split()[:2] for line in lines[1:]] == [["10", "1"], ["20", "1"]]
     (picture,) = (presets / "out" / "plots").iterdir()
     assert picture.name == "excess_loss_schedule.num_levels.png"  # not along dataset.num_samples
     header, row = (presets / "out" / "compare.csv").read_text().splitlines()[:2]
@@ -351,14 +375,18 @@ def test_rows_and_pictures_are_of_the_options_that_were_chosen(presets, capsys):
 
 
 def test_runs_are_grouped_by_an_option_or_by_a_value_that_it_sets(presets, capsys):
-    for key, groups in (
-        ("dataset", set(PRESETS)),
-        ("dataset._target_", set(PRESETS)),
-        ("dataset.num_samples", {"1000", "2000", "-"}),
-    ):
+    for key in ("dataset", "dataset._target_"):
         compare(["sweep", "--group-by", key])
-        out = capsys.readouterr().out.splitlines()
-        assert {line.split()[0] for line in out[2 : 2 + len(groups)]} == groups
+        found = tables(capsys.readouterr().out)
+        assert {title.split()[-1] for title, _ in found} == set(PRESETS)
+        assert [line.split()[0] for _, lines in found for line in lines[1:]] == ["2"] * 4
+    for levels in (10, 20):  # the same law, other points
+        write_preset(presets / "sweep" / f"more{levels}", "grid_2d", levels=levels, num=500)
+    compare(["sweep", "--group-by", "dataset.num_samples"])
+    found = dict(tables(capsys.readouterr().out))
+    assert [line.split()[:2] for line in found["training of grid_2d"][1:]] == [
+        ["-", "2"], ["500", "2"],
+    ]  # fmt: skip
     with pytest.raises(ConfigError, match="optimizer is the same in all runs"):
         compare(["sweep", "--group-by", "optimizer"])
 
@@ -369,11 +397,10 @@ def test_single_runs_are_told_apart_by_their_options(tmp_path, monkeypatch, caps
         for seed in (0, 1):
             write_preset(tmp_path / "runs" / f"{i}{seed}", dataset, seed=seed, overrides=[])
     compare(["runs"])
-    out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["dataset", "runs", "excess_loss"]
-    assert [line.split()[:2] for line in out[2:4]] == [
-        ["two_modes_2d", "2"],
-        ["three_modes_2d", "2"],
+    found = tables(capsys.readouterr().out)
+    assert [(title, lines[0].split(), lines[1].split()[0]) for title, lines in found] == [
+        (f"training of {dataset}", ["runs", "excess_loss"], "2")
+        for dataset in ("two_modes_2d", "three_modes_2d")
     ]
 
 
@@ -388,8 +415,10 @@ def test_an_experiment_stands_for_all_that_it_sets(tmp_path, monkeypatch, capsys
                 overrides=words, choices=choices,
             )  # fmt: skip
     compare(["runs", "--output", "out"])
-    header = capsys.readouterr().out.splitlines()[0]
-    assert header.split() == ["experiment", "optimizer.lr", "runs", "excess_loss"]
+    found = tables(capsys.readouterr().out)
+    assert {lines[0] for _, lines in found} == {"optimizer.lr  runs  excess_loss"}
+    summary = read_csv(tmp_path / "out" / "summary.csv")
+    assert [*summary[0]][:3] == ["experiment", "optimizer.lr", "runs"]
     assert [p.name for p in (tmp_path / "out/plots").iterdir()] == ["excess_loss_optimizer.lr.png"]
 
 
@@ -401,7 +430,7 @@ def test_what_the_data_decided_keeps_no_seeds_apart(tmp_path, monkeypatch, capsy
         config = {"schedule": fitted, "seed": seed}
         write(tmp_path / "runs" / str(seed), config, {"excess_loss": 1.0 + seed}, asked=asked)
     compare(["runs", "--output", "out"])
-    assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["2", "1.5", "±"]
+    assert the_table(capsys.readouterr().out)[1].split()[:3] == ["2", "1.5", "±"]
     assert not (tmp_path / "out" / "plots").exists()
 
 
@@ -426,12 +455,12 @@ def test_what_a_checkpoint_supplied_has_the_name_of_its_run(named, tmp_path, mon
     monkeypatch.chdir(tmp_path / "sampled")  # not where they were run
     compare([".", "--metric", "perturbed.w.ratio", "--output", "out"])
     assert not (tmp_path / "sampled" / "out" / "plots").exists()
-    out = capsys.readouterr().out.splitlines()
+    titles = [title for title, _ in tables(capsys.readouterr().out)]
     if named == "gone":  # then values tell, which nobody swept
-        assert out[0].split() == ["dataset.num_samples", "runs", "perturbed.w.ratio"]
+        law = "samples of GaussianMixture, dataset.weights="
+        assert titles == [f"{law}[0.95, 0.05]", f"{law}[0.4, 0.4, 0.2]"]
     else:
-        assert out[0].split() == ["dataset", "runs", "perturbed.w.ratio"]
-        assert [line.split()[0] for line in out[2:4]] == ["two_modes_2d", "three_modes_2d"]
+        assert titles == ["samples of two_modes_2d", "samples of three_modes_2d"]
 
 
 def test_what_was_swept_in_training_has_a_picture_of_samples(tmp_path, monkeypatch):
@@ -453,8 +482,9 @@ def test_a_damaged_record_of_options_costs_their_names_alone(presets, capsys):
         path.write_text("hydra: {runtime: {choices: [1, 2], cwd: {a: 1}}}")
     (presets / "sweep/grid_2d10/.hydra/hydra.yaml").write_text("a: &x [1]\nb: *x")
     compare(["sweep", "--group-by", "dataset"])
-    out = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in out[2:5]} == {"GaussianMixture", "grid", "ring"}
+    titles = [title.split(", ")[0] for title, _ in tables(capsys.readouterr().out)]
+    names = ("GaussianMixture", "GaussianMixture", "grid", "ring")
+    assert sorted(titles) == [f"training of {name}" for name in names]
 
 
 def drawn_by(monkeypatch):
@@ -535,3 +565,161 @@ def test_pictures_of_runs_are_drawn_as_the_program_says(sweep):
         compare(["sweep", "--output", "own"])
     for path in (sweep / "plain" / "plots").iterdir():
         assert path.read_bytes() == (sweep / "own" / "plots" / path.name).read_bytes()
+
+
+def write_samples(
+    folder, law="ring_2d", sigma_min=0.1, *, seed=0, points=0, state="done", **settings
+):
+    """A run of ncsn-sample, whose numbers are all 1 and whose samples are exact draws of p."""
+    target, values, draw = {
+        "ring_2d": ("ring", {"num_modes": 8, "radius": 4.0, "std": 0.3}, ring_draws),
+        "one_1d": ("GaussianMixture", {"weights": [1], "means": [[0.0]], "stds": 1.0}, line_draws),
+    }[law]
+    config = {
+        "dataset": {"_target_": f"ncsn_cli.datasets.{target}", **values, "seed": points},
+        "schedule": {"_target_": "ncsn_cli.schedules.Geometric", "sigma_min": sigma_min},
+        "sampler": {"_target_": "ncsn_cli.samplers.AnnealedLangevin", **settings},
+        "score": "exact", "num_samples": 500, "seed": seed,
+    }  # fmt: skip
+    entry = {"value": 0.1, "floor": 0.1, "floor_quantiles": [0.05, 0.16], "ratio": 1.0}
+    metrics = {"num_samples": 500, "score_evaluations": 7, "clean": {"w": entry},
+               "perturbed": {"w": entry | {"ratio": 2 + seed}}}  # fmt: skip
+    words = [f"dataset={law}", f"schedule.sigma_min={sigma_min}", f"seed={seed}",
+             *(f"sampler.{key}={value}" for key, value in settings.items())]  # fmt: skip
+    choices = {"dataset": law, "schedule": "geometric", "sampler": "annealed_langevin"}
+    write(folder, config, metrics if state == "done" else None, state=state, overrides=words,
+          choices=choices, asked=config)  # fmt: skip
+    if state == "done":
+        points = draw(np.random.default_rng(seed)).astype(np.float32)
+        (folder / "samples.npz").write_bytes(to_npz({"samples": points}))
+
+
+def ring_draws(random):
+    angles = random.integers(8, size=500) * np.pi / 4
+    centres = 4 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return centres + 0.3 * random.normal(size=(500, 2))
+
+
+def line_draws(random):
+    return random.normal(size=(500, 1))
+
+
+def test_where_targets_move_the_ranking_is_against_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for sigma in (0.05, 1, 0.3):
+        for seed in (0, 1):
+            write_samples(tmp_path / "runs" / f"{sigma}_{seed}", sigma_min=sigma, seed=seed)
+    figures = drawn_by(monkeypatch)
+    compare(["runs", "--output", "out"])
+    out = capsys.readouterr().out
+    assert "ranked against p itself (clean), because perturbed targets move with sigma_min" in out
+    assert the_table(out)[0].split() == ["schedule.sigma_min", "runs", "clean.w.ratio"]
+    assert "score_evaluations=7" in out.splitlines()[0]
+    assert not {"*", "~"} & {*"".join(the_table(out)[1:])}  # all rows are the same
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "because perturbed targets move" in page and "clean.w.ratio" in page
+    # Samples of each run, with what differs above, on the same axes.
+    panels = figures[-1].axes
+    assert [axes.get_title() for axes in panels] == [
+        f"sigma_min={sigma}, seed={seed}" for sigma in ("0.05", "0.3", "1") for seed in (0, 1)
+    ]
+    assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in panels}) == 1
+    compare(["runs", "--metric", "perturbed.w.ratio"])
+    out = capsys.readouterr().out
+    assert "no mark on perturbed.w.ratio: what they measure changes with sigma_min" in out
+    assert not {"*", "~"} & {*"".join(the_table(out)[1:])}
+
+
+def test_where_targets_stay_the_ranking_is_against_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for step in (0.1, 0.2):
+        write_samples(tmp_path / "runs" / str(step), step_size=step)
+    compare(["runs"])
+    out = capsys.readouterr().out
+    assert the_table(out)[0].split() == ["sampler.step_size", "runs", "perturbed.w.ratio"]
+    assert "ranked against" not in out
+
+
+def test_each_law_and_each_kind_of_run_has_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for law in ("ring_2d", "one_1d"):
+        for step in (0.1, 0.2):
+            write_samples(tmp_path / "runs" / f"{law}{step}", law, step_size=step)
+    write_preset(tmp_path / "runs" / "train", "grid_2d")
+    write_samples(tmp_path / "runs" / "other", points=1, step_size=0.1)  # the same law
+    compare(["runs", "--output", "out"])
+    found = dict(tables(capsys.readouterr().out))
+    assert {*found} == {"training of grid_2d", "samples of ring_2d", "samples of one_1d"}
+    assert found["training of grid_2d"][0].split() == ["runs", "excess_loss"]
+    ring = found["samples of ring_2d"]
+    assert ring[0].split() == ["dataset.seed", "sampler.step_size", "runs", "clean.w.ratio"]
+    assert len(ring[1:]) == 3
+    names = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert {"samples_ring_2d.png", "samples_one_1d.png"} <= names
+    rows = read_csv(tmp_path / "out" / "summary.csv")
+    assert [row["dataset"] for row in rows].count("ring_2d") == 3
+
+
+def test_the_table_keeps_the_width_of_the_terminal(sweep, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for width in (40, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        compare(["sweep", "--metric", "excess_loss", "--metric", "score_error"])
+        text = capsys.readouterr().out.partition("runs have no result")[0]
+        assert max(map(len, text.splitlines())) <= width
+        assert "0.21 ± 0.01 *" in text and "0.42 ± 0.02 *" in text
+
+
+def test_a_word_among_numbers_has_its_place_and_samples_their_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in (0.01, 0.1, "auto"):
+        for steps in (1, 5):
+            state = "diverged" if step == 0.1 and steps == 5 else "done"
+            write_samples(tmp_path / "runs" / f"{step}_{steps}", "one_1d", step_size=step,
+                          steps_per_level=steps, state=state)  # fmt: skip
+    figures = drawn_by(monkeypatch)
+    compare(["runs"])
+    along = next(f for f in figures if f.axes[0].get_xlabel() == "sampler.step_size")
+    numbers, words = along.axes
+    assert [text.get_text() for text in words.get_xticklabels()] == ["auto"]
+    drawn = [*words.lines[0].get_xdata(), *words.lines[0].get_ydata()]
+    assert drawn == [0, 2.0] and numbers.get_ylim() == words.get_ylim()
+    heat = next(f for f in figures if f.axes[0].images)
+    assert [text.get_text() for text in heat.axes[0].get_xticklabels()] == ["0.01", "0.1", "auto"]
+    cells = np.reshape(figures[-1].axes, (2, 3))
+    assert [axes.get_title() for axes in cells[0]] == ["0.01", "0.1", "auto"]
+    assert [axes.get_ylabel() for axes in cells[:, 0]] == ["1", "5"]
+    assert [text.get_text() for text in cells[1, 1].texts] == ["diverged"]
+    x, density = cells[0, 0].lines[0].get_data()  # N(0, 1)
+    np.testing.assert_allclose(density, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), rtol=1e-6)
+    heights, edges, _ = cells[0, 0].patches[0].get_data()
+    inside = np.abs(np.random.default_rng(0).normal(size=(500, 1)).astype("f4")) < edges[-1]
+    assert (heights * np.diff(edges)).sum() == pytest.approx(inside.mean())
+
+
+@pytest.mark.slow
+def test_too_many_samples_are_one_of_each_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in range(1, 8):
+        for seed in (0, 1):
+            write_samples(
+                tmp_path / "runs" / f"{step}_{seed}", "one_1d", seed=seed, step_size=step
+            )
+    figures = drawn_by(monkeypatch)
+    compare(["runs"])
+    titles = [axes.get_title() for axes in figures[-1].axes]
+    assert titles == [f"step_size={step}, seed=0" for step in range(1, 8)]
+    assert "one run of each setting" in figures[-1].get_suptitle()
+
+
+@pytest.mark.slow
+def test_samples_of_an_unknown_law_are_shown_without_a_truth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in (1, 2):
+        write_samples(tmp_path / "runs" / str(step), "one_1d", step_size=step)
+        path = tmp_path / "runs" / str(step) / "config.yaml"
+        path.write_text(path.read_text().replace("ncsn_cli.datasets.", "os.system."))
+    figures = drawn_by(monkeypatch)
+    compare(["runs"])
+    assert [len(axes.lines) for axes in figures[-1].axes] == [0, 0]
+    assert all(axes.patches for axes in figures[-1].axes)
