@@ -71,9 +71,7 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
     """
     lines = explain(name, error, True)[0]
     shown = "\n".join([f"ncsn-{name}: {lines[0]}", *lines[1:3]])  # as in the terminal
-    record = logging.LogRecord(
-        __name__, logging.ERROR, __file__, 0, shown, None, sys.exc_info()
-    )
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, shown, None, sys.exc_info())
     for handler in _log_files():
         handler.handle(record)
     from ncsn_cli.core.errors import BusyFolderError

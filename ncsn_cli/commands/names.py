@@ -38,7 +38,11 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
     A job is recognised by the overrides recorded in its folder, whatever the folder's name. If
     several folders match, one with a finished job comes first. A new name says what was swept.
     """
-    folder, identity, shown = Path(sweep), _identity(overrides), swept_among(overrides) or overrides
+    folder, identity, shown = (
+        Path(sweep),
+        _identity(overrides),
+        swept_among(overrides) or overrides,
+    )
     name = _name([_with_short_path(each) for each in shown], overrides)
     if (folder / name).exists():  # the search below is slower
         return name

@@ -91,8 +91,8 @@ class Watch(threading.Thread):
         with tqdm(total=self.total, desc="sweep", bar_format=BAR, disable=None) as progress:
             while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
                 self._show(progress)
-            numbers = self._show(progress)
-        if progress.disable:
+            numbers, is_hidden = self._show(progress), progress.disable
+        if is_hidden:
             print(f"sweep: {progress.n} of {self.total or '?'} jobs done{numbers}", flush=True)
 
     def interrupt(self, number: int, frame: object) -> None:
@@ -151,7 +151,7 @@ class Watch(threading.Thread):
         return jobs
 
     def _show(self, progress: tqdm[Any]) -> str:
-        """Print a line for each job that has ended, update the bar, and return its last numbers."""
+        """Print a line for each job that has ended, and update the bar; return its numbers."""
         jobs = self._jobs()
         for job in jobs:
             if job.state in _WORDS and self._shown.get(job.entry) != job.state:
@@ -169,7 +169,7 @@ class Watch(threading.Thread):
         return shown
 
     def _line(self, job: Job) -> str:
-        """Return the line of a ``job`` that has ended, as wide as the terminal at most."""
+        """Return the line of a ``job`` that has ended."""
         words = " ".join(read_json(job.entry).get("overrides") or ())
         parts = [f"job {int(job.entry.stem) + 1} of {self.total or '?'}", _WORDS[job.state], words]
         record = read_json(job.folder / "run.json")
@@ -181,10 +181,7 @@ class Watch(threading.Thread):
         elif isinstance(seconds := record.get("seconds"), int | float):
             value = "" if job.value is None else f"{self._objective} {job.value:.3g}"
             parts += [value, f"{seconds:.3g} s"]
-        line = one_line("  ".join(part for part in parts if part), 2000)
-        width = shutil.get_terminal_size().columns
-        is_cut = sys.stdout is not None and sys.stdout.isatty() and len(line) > width
-        return f"{line[: width - 4]} ..." if is_cut else line
+        return "  ".join(one_line(part) for part in parts if part)
 
 
 def conclude() -> list[Job]:
@@ -198,8 +195,8 @@ def conclude() -> list[Job]:
     if watch is None:
         return []
     del os.environ[ROSTER]
-    print(flush=True)
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
+    print(flush=True)
     if not jobs:  # refused before the first one
         shutil.rmtree(watch.roster, ignore_errors=True)
         for place in (watch.rosters, watch.rosters.parent, watch.folder):

@@ -19,12 +19,12 @@ class AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
     ``hydra.verbose=true`` shows these lines, too.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+    def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
         """Return whether ``record`` is shown."""
         is_launchers = "launcher" in record.name and record.levelno <= logging.INFO
         if is_launchers and logging.getLogger().level > logging.DEBUG:
             return False
-        return super().filter(record)
+        return bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write ``record``."""

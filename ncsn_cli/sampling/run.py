@@ -147,8 +147,12 @@ class Sampling:
         last_save, lines = time.monotonic(), Lines(recording.last)
         with (
             tqdm(
-                total=recording.last, initial=self._step(running, resume_points),
-                desc="sampling", bar_format=BAR, disable=HIDDEN, leave=None,
+                total=recording.last,
+                initial=self._step(running, resume_points),
+                desc="sampling",
+                bar_format=BAR,
+                disable=HIDDEN,
+                leave=None,
             ) as bar,
             closing(run_in_processes(tiles, self._workers)) as all_news,
         ):
@@ -288,7 +292,8 @@ class Sampling:
         step = self._step(running, resume_points)
         if running:
             number = min(running)
-            shown = self._numbers(number, running[number])
+            has_ended = step == self._recording.last
+            shown = self._numbers(None if has_ended else number, running[number])
             bar.set_postfix_str(shown, refresh=False)
             if bar.disable and lines.are_due(step):
                 log.info("sampling: step %d/%d, %s", step, self._recording.last, shown)
@@ -302,13 +307,13 @@ class Sampling:
         places |= {number: tile.step for number, tile in running.items()}
         return (steps + sum(places.values())) // recording.num_tiles
 
-    def _numbers(self, number: int, tile: Running) -> str:
-        """Return what the progress bar shows of the ``tile`` of this ``number``.
+    def _numbers(self, number: int | None, tile: Running) -> str:
+        """Return what the progress bar shows of ``tile``; None for ``number`` leaves that out.
 
         It has to fit 80 columns, so an acceptance takes the place of sigma.
         """
         plan, num_tiles = self._setup.plan, self._recording.num_tiles
-        place = "" if num_tiles == 1 else f"tile {number + 1}/{num_tiles}, "
+        place = "" if number is None or num_tiles == 1 else f"tile {number + 1}/{num_tiles}, "
         last = f"sigma {plan[tile.level].sigma:.3g}"
         if tile.acceptance is not None:
             last = f"accepted {tile.acceptance:.2f}"
