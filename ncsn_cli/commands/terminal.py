@@ -19,7 +19,7 @@ class AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
     ``hydra.verbose=true`` shows these lines, too.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
+    def filter(self, record: logging.LogRecord) -> bool:
         """Return whether ``record`` is shown."""
         is_launchers = "launcher" in record.name and record.levelno <= logging.INFO
         if is_launchers and logging.getLogger().level > logging.DEBUG:
