@@ -28,10 +28,11 @@ def requests() -> Iterator[tuple[str, SampleMetric, Law, float, int]]:
     """Yield a preset, a default metric, the preset's law, a level and the default number."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         defaults = compose("sample")
-        metrics = [instantiate(values) for values in defaults.metric.values()]
+        metrics = [instantiate(values, _convert_="all") for values in defaults.metric.values()]
         for file in sorted((config_dir() / "dataset").glob("*.yaml")):
             if file.stem != "mixture":
-                dataset = instantiate(compose("sample", [f"dataset={file.stem}"]).dataset)
+                values = compose("sample", [f"dataset={file.stem}"]).dataset
+                dataset = instantiate(values, _convert_="all")
                 for metric in metrics:
                     if isinstance(metric, SampleMetric):
                         for sigma in SIGMAS:

@@ -33,7 +33,7 @@ class SampleMetric(ABC):
         return f"{type(self).__qualname__}({values})"
 
     is_cheap: ClassVar[bool] = False
-    """Whether computing a thousand distances of 10 000 samples takes only seconds."""
+    """Whether a thousand distances of ``floor_draws`` points take only seconds."""
 
     floor_draws: ClassVar[int] = 100_000
     """The largest number of points that are compared when the noise floor is estimated.

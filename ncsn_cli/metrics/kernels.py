@@ -30,7 +30,8 @@ class _Kernel(SampleMetric):
     max_points: Count = 2000
 
     # The mean square for exact draws is 2 (E k(x, x) - E k(x, x'))/n for every n, exactly.
-    floor_draws: ClassVar[int] = 250
+    floor_draws: ClassVar[int] = 150
+    is_cheap: ClassVar[bool] = True
 
     @abstractmethod
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

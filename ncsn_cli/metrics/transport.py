@@ -132,7 +132,8 @@ class SlicedWasserstein(SampleMetric):
 
     num_directions: Count = 50
 
-    floor_draws: ClassVar[int] = 2000
+    floor_draws: ClassVar[int] = 1000
+    is_cheap: ClassVar[bool] = True
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes the sliced distance for ``num`` samples."""
