@@ -22,7 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ncsn_cli.commands.before import FolderBefore
-from ncsn_cli.commands.names import AUTO, RESUME, ROSTER, SWEPT, old_study_name, study_name
+from ncsn_cli.commands.names import (
+    AUTO,
+    RESUME,
+    ROSTER,
+    SWEPT,
+    old_study_name,
+    study_name,
+    swept_among,
+)
 from ncsn_cli.commands.sweep import STOPPED, Watch
 from ncsn_cli.core.errors import ConfigError, RefusedStart
 from ncsn_cli.runs.files import refuse_links, to_json, write_atomic
@@ -88,7 +96,7 @@ class Callbacks(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Record the configuration and the overrides, and add the job to the sweep's roster.
 
-        Silence a process that shares the terminal with other jobs.
+        Its lines go to its log alone, since the sweep shows one line for each job.
         """
         roster = os.environ.get(ROSTER)
         if roster is not None and Path(roster, STOPPED).exists():
@@ -98,13 +106,15 @@ class Callbacks(Callback):
             _record_request(config)
         if roster is None:
             return
+        task = cast("list[str]", OmegaConf.to_container(config.hydra.overrides.task))
         entry = {
             "folder": os.path.relpath(config.hydra.runtime.output_dir, roster),
             "pid": os.getpid(),
+            "overrides": swept_among(task),
         }
         write_atomic(Path(roster, f"{config.hydra.job.num}.json"), to_json(entry))
         shares_terminal = "submitit" not in config.hydra.launcher["_target_"]
-        if Watch.current is None and shares_terminal:
+        if shares_terminal and not config.hydra.verbose:
             _be_quiet()
 
     @_refuse
@@ -208,7 +218,7 @@ def num_jobs(config: DictConfig, overrides: dict[str, Override]) -> int | None:
 
 
 def _be_quiet() -> None:
-    """Log to files only, and drop standard error.
+    """Log to files only; in a process of its own, also drop standard error.
 
     Progress bars of several processes would garble the terminal.
     """
@@ -217,4 +227,5 @@ def _be_quiet() -> None:
         if not isinstance(handler, logging.FileHandler):
             root.removeHandler(handler)
     logging.captureWarnings(True)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    if Watch.current is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends

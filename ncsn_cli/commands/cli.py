@@ -26,6 +26,7 @@ from ncsn_cli.commands.old_names import MovedOptions
 from ncsn_cli.commands.startup import (
     import_without_collecting,
     keep_freed_memory,
+    let_jobs_fail_quietly,
     share_hydras_store,
     spare_the_compiler,
 )
@@ -93,6 +94,7 @@ def _run(name: str) -> None:
 
     ignore_failed_writes()
     share_hydras_store()
+    let_jobs_fail_quietly()
     if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
         return
@@ -106,7 +108,7 @@ def _run(name: str) -> None:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _interrupt)
-        _keep_home_out_of_logs()
+        logging.raiseExceptions = False  # otherwise a full disk is reported at every line
         return recording_failures(name, _task(name), cfg)
 
     # Run one job, or all jobs of a sweep.
@@ -144,8 +146,10 @@ def recording_failures(name: str, task: Task, cfg: DictConfig) -> float | None:
 @contextmanager
 def log_into(path: Path) -> Iterator[None]:
     """Write log lines into the file ``path``, as the commands do."""
+    from ncsn_cli.commands.terminal import FromHere
+
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_HomelessFormatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+    handler.setFormatter(FromHere("[%(asctime)s] %(message)s", "%H:%M:%S"))
     root, shown = logging.getLogger(), logging.StreamHandler()
     shown.setLevel(logging.WARNING)
     handlers: list[logging.Handler] = [handler]
@@ -219,21 +223,6 @@ def _interrupt(number: int, frame: object) -> None:
     from ncsn_cli.core.errors import InterruptedRun
 
     raise InterruptedRun("stopped by a signal", number)
-
-
-class _HomelessFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        from ncsn_cli.runs.records import without_home
-
-        return without_home(super().format(record))
-
-
-def _keep_home_out_of_logs() -> None:
-    logging.raiseExceptions = False  # otherwise a full disk is reported at every line
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and handler.formatter is not None:
-            style = handler.formatter
-            handler.setFormatter(_HomelessFormatter(style._fmt, style.datefmt))
 
 
 class _Progress:

@@ -44,11 +44,12 @@ def exit_with(
     if show_traceback:
         traceback.print_exception(error)
     from ncsn_cli.core.errors import one_line
+    from ncsn_cli.runs.records import from_here
 
     lines, code = explain(name, error, job_started)
     lines = _with_overrides(lines) if code == 2 and with_overrides else lines
     for line in [f"ncsn-{name}: {lines[0]}", *lines[1:3]]:
-        print(one_line(line, 2000), file=sys.stderr)
+        print(one_line(from_here(line), 2000), file=sys.stderr)
     sys.exit(code)
 
 
@@ -63,14 +64,14 @@ def status_file() -> Path:
 
 
 def record_failure(name: str, error: BaseException, before: int | None) -> None:
-    """Write the traceback into the job's log file, and the reason into ``status.json``.
+    """Write the reason and the traceback into the job's log, and the reason into ``status.json``.
 
     Once a run has started, it writes its own ``status.json``. ``before`` is when that file was
     last written before the job, in ns.
     """
-    record = logging.LogRecord(
-        __name__, logging.ERROR, __file__, 0, "the job failed", None, sys.exc_info()
-    )
+    lines = explain(name, error, True)[0]
+    shown = "\n".join([f"ncsn-{name}: {lines[0]}", *lines[1:3]])  # as in the terminal
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, shown, None, sys.exc_info())
     for handler in _log_files():
         handler.handle(record)
     from ncsn_cli.core.errors import BusyFolderError
@@ -86,7 +87,7 @@ def record_failure(name: str, error: BaseException, before: int | None) -> None:
         may_record = state == "running" or (untouched and isinstance(error, Exception))
         if state == "done" or not may_record:
             return
-        reason = without_home(" ".join(explain(name, error, True)[0]))
+        reason = without_home(" ".join(lines))
         state = "failed" if isinstance(error, Exception) else "interrupted"
         status = {"state": state, "step": status.get("step", 0), "error": reason}
         write_atomic(status_file(), to_json(status))

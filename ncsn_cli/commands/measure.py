@@ -34,7 +34,7 @@ from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
-from ncsn_cli.evaluation.floors import MOST_DRAWS, noise_floor
+from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.samples import against_truth
 from ncsn_cli.evaluation.verdict import of_samples
@@ -44,6 +44,8 @@ from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.samples import Samples, read_samples, samples_file
 
 log = logging.getLogger(__name__)
+
+_MOST_SHOWN = 100_000  # samples in the pictures
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
 
 
 def scene_of(job: Job) -> SamplingScene:
-    """Return what the pictures show: at most 100 000 of the samples, chosen at random."""
+    """Return what the pictures show: at most ``_MOST_SHOWN`` of the samples, chosen at random."""
     sigma, law = job.run.sigma, job.denoised
-    samples = random_subset(job.samples, MOST_DRAWS)
+    samples = random_subset(job.samples, _MOST_SHOWN)
     stream = random_stream(job.run.seed, "exact draws shown")
     exact = (law or job.truth).sample(len(samples), sigma=sigma, generator=stream)
     return compose_scene(

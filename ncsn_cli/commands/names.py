@@ -38,8 +38,11 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
     A job is recognised by the overrides recorded in its folder, whatever the folder's name. If
     several folders match, one with a finished job comes first. A new name says what was swept.
     """
-    swept, folder, identity = _swept_keys(), Path(sweep), _identity(overrides)
-    shown = [each for each in overrides if each.partition("=")[0] in swept] or overrides
+    folder, identity, shown = (
+        Path(sweep),
+        _identity(overrides),
+        swept_among(overrides) or overrides,
+    )
     name = _name([_with_short_path(each) for each in shown], overrides)
     if (folder / name).exists():  # the search below is slower
         return name
@@ -47,6 +50,12 @@ def job_folder(sweep: str, overrides: list[str]) -> str:
     known = [file.parent.parent for file in files if _recorded(file) == identity]
     known.sort(key=lambda job: read_json(job / "status.json").get("state") != "done")
     return known[0].name if known else name
+
+
+def swept_among(overrides: list[str]) -> list[str]:
+    """Return those of a job's ``overrides`` for which its sweep has several values."""
+    swept = _swept_keys()
+    return [each for each in overrides if each.partition("=")[0] in swept]
 
 
 def study_name(overrides: list[str]) -> str:

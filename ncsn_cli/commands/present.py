@@ -97,13 +97,19 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
         return missing
     words = HydraConfig.get().overrides.task
     named = {re.split("[=@]", word.lstrip("+~"))[0] for word in words}
+    # Find out which pictures apply, then draw these: that takes most of the time.
+    drawn: dict[str, Any] = {}
+    for key, draw in pictures.by_key.items():
+        with drawing(key, missing), own_settings():
+            drawn[key] = draw(scene)
+    if num := sum(each is not None for each in drawn.values()):
+        log.info("drawing %d picture%s", num, "" if num == 1 else "s")
     for key, draw in pictures.by_key.items():
         group, _, name = key.partition(".")
-        drawn = data = None
+        data = None
         with drawing(key, missing), own_settings():
-            drawn = draw(scene)
-            if drawn is not None:
-                data = to_png(drawn) if group == "plot" else to_gif(drawn, name)
+            if (figure := drawn.pop(key, None)) is not None:
+                data = to_png(figure) if group == "plot" else to_gif(figure, name)
         if data is not None:
             folder.write(
                 f"plots/{name}.png" if group == "plot" else f"animations/{name}.gif", data

@@ -7,6 +7,7 @@ folder.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -25,13 +26,17 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ncsn_cli.commands.names import ROSTER, for_shell, override
-from ncsn_cli.core.errors import InterruptedRun
+from ncsn_cli.core.errors import InterruptedRun, one_line
+from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
 from ncsn_cli.runs.folder import release_all
-from ncsn_cli.runs.records import flatten, without_home
+from ncsn_cli.runs.records import flatten, from_here, without_home
 from ncsn_cli.runs.signals import stop_signals
 
 STOPPED = "stopped"  # a file in the roster, after which no further job starts
+
+_WORDS = {"done": "done", "failed": "failed", "diverged": "diverged", "interrupted": "stopped"}
+"""What the terminal says of a job that has ended, by its state."""
 
 _SECONDS_BETWEEN_LOOKS = 0.5  # between updates of the display
 
@@ -43,11 +48,13 @@ class Job:
     """The state of a job that has started.
 
     Args:
+        entry: The file with which it registered, named by its number.
         folder: Its folder.
         state: The state in ``status.json``.
         value: Its objective, if it is done and has one.
     """
 
+    entry: Path
     folder: Path
     state: str
     value: float | None
@@ -59,7 +66,7 @@ class Job:
 
 
 class Watch(threading.Thread):
-    """A thread that shows how many jobs are done, failed and running, and the best objective."""
+    """A thread that shows a line for each job that ends, and how many have ended, in a bar."""
 
     current: Watch | None = None
 
@@ -75,14 +82,18 @@ class Watch(threading.Thread):
         self._is_elsewhere = "submitit" in config.hydra.launcher["_target_"]
         self._objective: str | None = config.get("objective")
         self._finished: dict[Path, Job] = {}
+        self._shown: dict[Path, str] = {}  # the state in the last line of a job
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Update the display twice a second."""
-        with tqdm(total=self.total, desc="sweep", unit="job", disable=None) as progress:
+        """Update the display twice a second; without a bar, end with the numbers of jobs."""
+        print(f"sweep: {self.total or '?'} jobs in {os.path.relpath(self.folder)}", flush=True)
+        with tqdm(total=self.total, desc="sweep", bar_format=BAR, disable=None) as progress:
             while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
                 self._show(progress)
-            self._show(progress)
+            numbers, is_hidden = self._show(progress), progress.disable
+        if is_hidden:
+            print(f"sweep: {progress.n} of {self.total or '?'} jobs done{numbers}", flush=True)
 
     def interrupt(self, number: int, frame: object) -> None:
         """Handle a signal: let the jobs save, then raise InterruptedRun.
@@ -139,20 +150,38 @@ class Watch(threading.Thread):
             jobs.append(job)
         return jobs
 
-    def _show(self, progress: tqdm[Any]) -> None:
+    def _show(self, progress: tqdm[Any]) -> str:
+        """Print a line for each job that has ended, and update the bar; return its numbers."""
         jobs = self._jobs()
+        for job in jobs:
+            if job.state in _WORDS and self._shown.get(job.entry) != job.state:
+                self._shown[job.entry] = job.state
+                with tqdm.external_write_mode():  # clears the bars
+                    print(self._line(job), flush=True)
         done = [job for job in jobs if job.state == "done"]
         failed = sum(job.has_failed for job in jobs)
-        numbers: dict[str, Any] = {"running": len(jobs) - len(done) - failed, "failed": failed}
+        shown = f", {failed} failed" if failed else ""
         values = [job.value for job in done if job.value is not None]
         if values:
-            numbers[f"best {self._objective}"] = f"{min(values):.3g}"
-        has_changed = progress.n != len(done) + failed
+            shown += f", best {self._objective} {min(values):.3g}"
         progress.n = len(done) + failed
-        progress.set_postfix(numbers)
-        if progress.disable and has_changed:
-            words = ", ".join(f"{name} {value}" for name, value in numbers.items())
-            print(f"sweep: {len(done)} of {self.total or '?'} jobs done, {words}", flush=True)
+        progress.set_postfix_str(shown.removeprefix(", "))
+        return shown
+
+    def _line(self, job: Job) -> str:
+        """Return the line of a ``job`` that has ended."""
+        words = " ".join(read_json(job.entry).get("overrides") or ())
+        parts = [f"job {int(job.entry.stem) + 1} of {self.total or '?'}", _WORDS[job.state], words]
+        record = read_json(job.folder / "run.json")
+        if job.state != "done":
+            error = str(read_json(job.folder / "status.json").get("error"))
+            parts.append(from_here(os.path.expanduser(error)))
+        elif _mtime(job.folder / "metrics.json") < _mtime(job.entry):
+            parts[1] = "done before"
+        elif isinstance(seconds := record.get("seconds"), int | float):
+            value = "" if job.value is None else f"{self._objective} {job.value:.3g}"
+            parts += [value, f"{seconds:.3g} s"]
+        return "  ".join(one_line(part) for part in parts if part)
 
 
 def conclude() -> list[Job]:
@@ -166,8 +195,8 @@ def conclude() -> list[Job]:
     if watch is None:
         return []
     del os.environ[ROSTER]
-    print(flush=True)
     jobs, folder = watch.end(), os.path.relpath(watch.folder)
+    print(flush=True)
     if not jobs:  # refused before the first one
         shutil.rmtree(watch.roster, ignore_errors=True)
         for place in (watch.rosters, watch.rosters.parent, watch.folder):
@@ -197,9 +226,17 @@ def _folder_of(entry: Path) -> Path:
     return Path(os.path.normpath(entry.parent / str(read_json(entry).get("folder", "."))))
 
 
+def _mtime(path: Path) -> float:
+    """Return when ``path`` was last written, or infinity if there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def _read_job(path: Path, objective: str | None) -> Job:
     folder = _folder_of(path)
     state = str(read_json(folder / "status.json").get("state", "running"))
     numbers = flatten(read_json(folder / "metrics.json")) if state == "done" else {}
     value = numbers.get(objective or "")
-    return Job(folder, state, value if isinstance(value, int | float) else None)
+    return Job(path, folder, state, value if isinstance(value, int | float) else None)

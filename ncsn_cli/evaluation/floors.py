@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -22,8 +23,6 @@ SETS = 200
 """Number of sets of exact draws behind a noise floor, unless the distances are cheap."""
 
 _CHEAP_SETS, _MOST_CHEAP_DRAWS = 1000, 20_000  # together a few seconds
-MOST_DRAWS = 100_000
-"""The largest set of exact draws; 200 larger sets would take minutes."""
 
 _FIRST = 3  # sets whose distances identify a floor in the cache
 
@@ -31,6 +30,9 @@ Floor = dict[str, Any]
 """``floor``, the mean distance of exact draws, and ``floor_quantiles``, at .5 and 99.5 %; also
 ``floor_standard_error`` if the mean is estimated."""
 
+
+SHIPPED = Path(__file__).with_name("floors.json")
+"""The file of the floors that come with the package."""
 
 _kept: dict[str, Floor] = {}  # by digest; where there is no folder
 
@@ -45,27 +47,27 @@ def noise_floor(
     draws the same sets. The quantiles are Weibull's: on average, 99 % of other draws lie between
     them. (Quantiles that interpolate between the sets enclose only 98 %.)
 
-    For more than 100 000 draws, what no formula gives is that of 100 000 draws times
-    sqrt(100 000/num), and ``floor_scaled_from`` says so.
+    To save time, more points than the metric's ``floor_draws`` are not drawn. The distance of n
+    points falls as 1/sqrt(n), and the law of sqrt(n) times the distance hardly depends on n. So
+    for n points, what no formula gives is that of n0 = ``floor_draws`` points times sqrt(n0/n),
+    and ``floor_scaled_from`` = n0 says so.
 
     The floor is stored in the folder ``cache``, which runs share, or in memory if none is given.
     The file's name is a digest that includes the first distances: any change of the law or of the
-    metric, code included, changes these distances.
+    metric, code included, changes these distances. The floors of the presets, for their default
+    numbers, come with the package (``shipped``).
     """
-    found = _by_draws(metric, truth, sigma, min(num, MOST_DRAWS), cache)
-    compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, MOST_DRAWS))
+    drawn = min(num, metric.floor_draws)
+    found = _by_draws(metric, truth, sigma, drawn, cache)
+    compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, drawn))
     if compared <= of_draws:
         return found
     scale, exact = math.sqrt(of_draws / compared), metric.exact_floor(truth, sigma, num)
-    log.info(
-        "%s: what no formula gives of its noise floor is that of %d draws, times sqrt(%d/%d)",
-        type(metric).__name__, of_draws, of_draws, compared,
-    )  # fmt: skip
     scaled: Floor = {"floor": scale * found["floor"] if exact is None else exact}
     if exact is None:
         scaled["floor_standard_error"] = scale * found["floor_standard_error"]
     quantiles = [scale * quantile for quantile in found["floor_quantiles"]]
-    return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": MOST_DRAWS}
+    return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": of_draws}
 
 
 def _by_draws(
@@ -80,11 +82,14 @@ def _by_draws(
         return float(distance(truth.sample(num, sigma=sigma, generator=stream), stream))
 
     values = [repeat() for _ in range(_FIRST)]
-    inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", values))
+    first = [f"{value:.6g}" for value in values]  # processors differ in the last bits
+    inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", first))
     name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
     path = None if cache is None else cache / name
     if path is None and name in _kept:
         return _kept[name]
+    if name in shipped():
+        return shipped()[name]
     if path is not None and (kept := _read(path)) is not None:
         return kept
     repeats = range(sets - _FIRST)
@@ -103,6 +108,12 @@ def _by_draws(
         except OSError as error:
             log.warning("%s: cannot store this noise floor for other runs (%s)", path, error)
     return found
+
+
+@functools.cache
+def shipped() -> dict[str, Floor]:
+    """Return the floors that come with the package, by file name: ``benchmarks/floors.py``."""
+    return read_json(SHIPPED)
 
 
 def _read(path: Path) -> Floor | None:

@@ -33,7 +33,15 @@ class SampleMetric(ABC):
         return f"{type(self).__qualname__}({values})"
 
     is_cheap: ClassVar[bool] = False
-    """Whether computing a thousand distances of 10 000 samples takes only seconds."""
+    """Whether a thousand distances of ``floor_draws`` points take only seconds."""
+
+    floor_draws: ClassVar[int] = 100_000
+    """The largest number of points that are compared when the noise floor is estimated.
+
+    For more points, what no formula gives of the floor is that of ``floor_draws`` points, n0,
+    times sqrt(n0/n). Choose so many that, from there on, the law of sqrt(n) times the distance
+    changes by less than the error of its estimate.
+    """
 
     @abstractmethod
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat
@@ -28,6 +28,10 @@ class _Kernel(SampleMetric):
     """
 
     max_points: Count = 2000
+
+    # The mean square for exact draws is 2 (E k(x, x) - E k(x, x'))/n for every n, exactly.
+    floor_draws: ClassVar[int] = 150
+    is_cheap: ClassVar[bool] = True
 
     @abstractmethod
     def _kernel(self, exact: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

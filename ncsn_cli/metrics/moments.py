@@ -35,6 +35,7 @@ class ModeWeights(SampleMetric):
     """
 
     is_cheap: ClassVar[bool] = True
+    floor_draws: ClassVar[int] = 10_000
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes the total variation for ``num`` samples."""
@@ -93,6 +94,7 @@ class Moments(SampleMetric):
     """
 
     is_cheap: ClassVar[bool] = True
+    floor_draws: ClassVar[int] = 10_000
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes d for ``num`` samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Wasserstein(SampleMetric):
     """
 
     max_points: Count = 500
+
+    floor_draws: ClassVar[int] = 10_000
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes W1 for ``num`` samples."""
@@ -129,6 +131,9 @@ class SlicedWasserstein(SampleMetric):
     """
 
     num_directions: Count = 50
+
+    floor_draws: ClassVar[int] = 1000
+    is_cheap: ClassVar[bool] = True
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes the sliced distance for ``num`` samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ def without_home(text: str, name: str = "~") -> str:
     """Return ``text`` with ``name`` for the user's home folder, so that files do not reveal it."""
     home = os.path.expanduser("~").rstrip("/")
     return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", name, text) if home else text
+
+
+def from_here(text: str) -> str:
+    """Return ``text`` with the paths in it as seen from the current folder, if they are near it.
+
+    Paths that need more than two ``..`` stay as they are, with ~ for the user's home folder.
+    """
+    with suppress(OSError):  # the current folder was removed
+        folder = os.getcwd()
+        for here in (".", "..", "../.."):
+            if folder == os.path.dirname(folder):  # the root
+                break
+            path, inside = rf"(?<![\w.~/-]){re.escape(folder)}", "" if here == "." else f"{here}/"
+            text = re.sub(rf"{path}/(?=[^\s/])", inside, text)
+            text = re.sub(rf"{path}/?(?![\w/-]|\.\w)", here, text)
+            folder = os.path.dirname(folder)
+    return without_home(text)
 
 
 def read_yaml(path: Path, none: Any) -> Any:  # noqa: ANN401

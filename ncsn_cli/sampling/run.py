@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ncsn_cli.core.compiling import compile_or_stay_plain
 from ncsn_cli.core.errors import BadCheckpointError, InterruptedRun
-from ncsn_cli.core.progress import HIDDEN, tqdm
+from ncsn_cli.core.progress import BAR, HIDDEN, Lines, tqdm
 from ncsn_cli.metrics import count_commitment
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.sampling.chains import Chains
@@ -144,9 +144,16 @@ class Sampling:
         setup, recording = self._setup, self._recording
         tiles = [run_tile(setup, recording, n, resume_points.get(n)) for n in numbers]
         running: dict[int, Running] = {}
-        last_save, total = time.monotonic(), recording.num_tiles * recording.last
+        last_save, lines = time.monotonic(), Lines(recording.last)
         with (
-            tqdm(total=total, desc="sampling", unit="step", disable=HIDDEN) as bar,
+            tqdm(
+                total=recording.last,
+                initial=self._step(running, resume_points),
+                desc="sampling",
+                bar_format=BAR,
+                disable=HIDDEN,
+                leave=None,
+            ) as bar,
             closing(run_in_processes(tiles, self._workers)) as all_news,
         ):
             for news in all_news:
@@ -158,7 +165,7 @@ class Sampling:
                         running.pop(number, None)
                         resume_points.pop(number, None)
                         self._add(number, message)
-                self._show(bar, running)
+                self._show(bar, lines, running, resume_points)
                 if requests:
                     break
                 if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
@@ -271,24 +278,46 @@ class Sampling:
         num_tiles = self._recording.num_tiles
         return where if num_tiles == 1 else f"{where}, tile {number + 1} of {num_tiles}"
 
-    def _show(self, bar: tqdm[Any], running: dict[int, Running]) -> None:
-        """Update the progress bar."""
-        steps = int(self._recording.tensors["finished"].sum()) * self._recording.last
-        for tile in running.values():
-            steps += tile.step
-            bar.set_postfix(self._numbers(tile.level, tile.acceptance), refresh=False)
-        bar.update(steps - bar.n)
+    def _show(
+        self,
+        bar: tqdm[Any],
+        lines: Lines,
+        running: dict[int, Running],
+        resume_points: dict[int, ResumePoint],
+    ) -> None:
+        """Update the progress bar or, where it is hidden, now and then add a line to the log.
 
-    def _numbers(self, level: int, acceptance: float | None) -> dict[str, str]:
-        """Return what the progress bar shows beside the steps, by name."""
-        plan = self._setup.plan
-        sigma, tau, _ = plan[level]
-        numbers = {"level": f"{level + 1}/{len(plan)}", "sigma": f"{sigma:.3g}"}
-        if tau > 0 and sigma > 0:
-            numbers["eta"] = f"{tau / sigma**2:.3g}"
-        if acceptance is not None:
-            numbers["accepted"] = f"{acceptance:.2f}"
-        return numbers
+        The level is that of the first unfinished tile, as in ``_where``.
+        """
+        step = self._step(running, resume_points)
+        if running:
+            number = min(running)
+            has_ended = step == self._recording.last
+            shown = self._numbers(None if has_ended else number, running[number])
+            bar.set_postfix_str(shown, refresh=False)
+            if bar.disable and lines.are_due(step):
+                log.info("sampling: step %d/%d, %s", step, self._recording.last, shown)
+        bar.update(step - bar.n)
+
+    def _step(self, running: dict[int, Running], resume_points: dict[int, ResumePoint]) -> int:
+        """Return the number of steps made so far, as a mean over all tiles, rounded down."""
+        recording = self._recording
+        steps = int(recording.tensors["finished"].sum()) * recording.last
+        places = {number: at.step for number, at in resume_points.items()}
+        places |= {number: tile.step for number, tile in running.items()}
+        return (steps + sum(places.values())) // recording.num_tiles
+
+    def _numbers(self, number: int | None, tile: Running) -> str:
+        """Return what the progress bar shows of ``tile``; None for ``number`` leaves that out.
+
+        It has to fit 80 columns, so an acceptance takes the place of sigma.
+        """
+        plan, num_tiles = self._setup.plan, self._recording.num_tiles
+        place = "" if number is None or num_tiles == 1 else f"tile {number + 1}/{num_tiles}, "
+        last = f"sigma {plan[tile.level].sigma:.3g}"
+        if tile.acceptance is not None:
+            last = f"accepted {tile.acceptance:.2f}"
+        return f"{place}level {tile.level + 1}/{len(plan)}, {last}"
 
 
 def _other_chains() -> BadCheckpointError:

@@ -175,6 +175,7 @@ class Tile:
             if time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
                 yield Running(self._resume_point, step, state.level, state.acceptance)
                 last_news = time.monotonic()
+        yield Running(self._resume_point, step, state.level, state.acceptance)  # the last numbers
         yield self._finish(state.x)
 
     def _record(self, step: int, level: int, x: Tensor) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ncsn_cli.core.errors import NcsnError
 from ncsn_cli.runs.signals import STOPPING
 
 T = TypeVar("T")
@@ -113,5 +114,6 @@ def _work(tasks: Sequence[Iterator[T]], theirs: Connection, parent: int) -> None
                 theirs.send(made)
             theirs.send(None)
     except Exception as error:
-        error.add_note(traceback.format_exc())
+        if not isinstance(error, NcsnError):  # this one says all in its message
+            error.add_note(traceback.format_exc())
         theirs.send(error)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from ncsn_cli.core.errors import InterruptedRun
-from ncsn_cli.core.progress import HIDDEN, tqdm
+from ncsn_cli.core.progress import BAR, HIDDEN, Lines, tqdm
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
 from ncsn_cli.training.history import Row
 from ncsn_cli.training.snapshots import Snapshots
@@ -38,8 +38,12 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
         snapshots.take(training.step, training.score)
     with (
         collect_stop_signals() as requests,
-        tqdm(total=trainer.steps, initial=training.step, unit="step", disable=HIDDEN) as progress,
-    ):
+        tqdm(
+            total=trainer.steps, initial=training.step, desc="training", bar_format=BAR,
+            disable=HIDDEN, leave=None,
+        ) as progress,
+    ):  # fmt: skip
+        lines = Lines(trainer.steps, share=0.1)
         while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.
             if training.is_to_compile:
@@ -60,15 +64,16 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
             if is_out_of_time or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
                 history.append(training.row(loss, excess, seconds))
-                numbers = {"loss": f"{loss:.4f}"}
+                shown = f"loss {loss:.4f}"
                 if excess is not None:
-                    numbers["excess loss"] = f"{excess:.2e}"
-                progress.set_postfix(numbers)
-                if progress.disable:
-                    shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+                    shown += f", excess loss {excess:.2e}"
+                progress.set_postfix_str(shown)
+                if progress.disable and (lines.are_due(step) or step == trainer.steps):
                     log.info("step %d/%d: %s", step, trainer.steps, shown)
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
+                if progress.disable and step > 1 and lines.are_due(step):
+                    log.info("step %d/%d: loss %.4f", step, trainer.steps, loss)
             if step % trainer.checkpoint_every == 0:
                 save()
                 saved = step

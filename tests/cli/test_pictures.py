@@ -177,6 +177,7 @@ def test_pictures_of_the_default_list_that_do_not_apply_are_not(folder, forked):
         "left out: plot.nothing does not apply; plot.own does not apply"
     ]
     assert len(drawn(run)) == 5
+    assert "drawing 5 pictures\n" in (run / "train.log").read_text()
 
 
 @pytest.mark.slow

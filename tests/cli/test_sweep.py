@@ -83,7 +83,7 @@ def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(pytestconfig, 
     assert results(sweep) == whole
     assert tables(again) == tables(table)
     # Whatever ended once is not run again.
-    ended = re.findall(r"everything is in .*/(\S+)", printed + again)[:-1]
+    ended = re.findall(r"^job \d+ of \d+  done  (\S+)", printed + again, re.MULTILINE)
     assert len(set(ended)) == len(ended) <= num_jobs
 
 
@@ -137,6 +137,16 @@ def test_a_failing_job_is_named_and_the_others_finish(place, forked, tmp_path):
     missing = result.stdout.partition("1 of 4 runs have no result:\n")[2]
     folder, overrides = missing.splitlines()[:2]
     assert ": diverged: the loss is" in folder
+    # One line for each job, and what Hydra says besides is left out.
+    lines = result.stdout.partition("sweep: 4 of 4 jobs done, 1 failed")[0].splitlines()
+    assert lines[0] == f"sweep: 4 jobs in {sweep.relative_to(tmp_path)}"
+    for i, (line, rate) in enumerate(
+        zip(lines[1:], rates.partition("=")[2].split(","), strict=True)
+    ):
+        state = "diverged" if rate == "1e30" else "done"
+        told = "the loss is" if rate == "1e30" else "excess_loss"
+        assert line.startswith(f"job {i + 1} of 4  {state}  optimizer.lr={float(rate):g}  {told} ")
+    assert result.stderr.count("\n") == 1
     assert "optimizer.lr=1e+30" in overrides
     assert f"hydra.sweep.dir={sweep.relative_to(tmp_path)}" in missing
     assert "the loss is" in result.stderr
@@ -180,7 +190,7 @@ def test_a_damaged_checkpoint_of_a_stopped_job_gives_way_to_an_older_one(forked,
     newest.write_bytes(newest.read_bytes()[:-1])
     result = forked.call("train", command, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"{newest.name}: damaged" in result.stdout
+    assert f"{newest.name}: damaged" in (job / "train.log").read_text()
     assert older.name == "step_000000380.safetensors"
     assert results(tmp_path / "sweep") == whole
 

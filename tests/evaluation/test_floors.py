@@ -1,14 +1,17 @@
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
 
+from benchmarks.floors import requests
 from ncsn_cli.datasets import Denoised, GaussianMixture
+from ncsn_cli.evaluation import floors
 from ncsn_cli.evaluation.floors import noise_floor
-from ncsn_cli.metrics import MMD, ModeWeights, SlicedWasserstein, Wasserstein
+from ncsn_cli.metrics import MMD, EnergyDistance, ModeWeights, SlicedWasserstein, Wasserstein
 from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d
 from tests.helpers.slow import slow_but
@@ -149,6 +152,39 @@ def test_the_band_holds_99_percent_of_other_draws():
 
     bands = [ask(None, metric=Uniform(), num=1)["floor_quantiles"] for _ in range(100)]
     assert np.mean([high - low for low, high in bands]) == pytest.approx(0.99, abs=0.0035)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [EnergyDistance(max_points=500), pytest.param(MMD(max_points=500), marks=pytest.mark.slow)],
+)
+def test_a_floor_scaled_from_fewer_draws_is_that_of_all(metric):
+    # Both are quantiles and means of 1000 sets: five standard errors of a difference of two means,
+    # and of two upper quantiles (measured: .02 of themselves).
+    scaled = noise_floor(metric, correlated_2d(), 0.5, 500)
+    assert scaled["floor_scaled_from"] == metric.floor_draws == 150
+    type_ = type("Direct", (type(metric),), {"floor_draws": 500})
+    direct = noise_floor(type_(max_points=500), correlated_2d(), 0.5, 500)
+    assert "floor_scaled_from" not in direct
+    error = math.hypot(scaled["floor_standard_error"], direct["floor_standard_error"])
+    assert abs(scaled["floor"] - direct["floor"]) < 5 * error
+    ratio = scaled["floor_quantiles"][1] / direct["floor_quantiles"][1]
+    assert ratio == pytest.approx(1, abs=5 * math.sqrt(2) * 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["two_modes_1d", "two_modes_2d", "grid_2d"])
+def test_the_floors_that_come_with_the_package_are_those_computed_here(preset, monkeypatch):
+    shipped = floors.shipped()
+    monkeypatch.setattr(floors, "shipped", dict)
+    for name, metric, law, sigma, num in requests():
+        if name == preset and not isinstance(metric, Wasserstein):
+            monkeypatch.setattr(floors, "_kept", {})
+            found = noise_floor(metric, law, sigma, num)
+            (key,) = floors._kept
+            assert shipped[key].keys() == found.keys()
+            for each, value in found.items():
+                assert shipped[key][each] == pytest.approx(value, rel=1e-6)
 
 
 def test_a_floor_without_a_formula_says_its_error_and_an_exact_one_has_none():

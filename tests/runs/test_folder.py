@@ -9,7 +9,7 @@ import pytest
 
 from ncsn_cli.core.errors import DivergedError, InterruptedRun, OutputExistsError
 from ncsn_cli.runs.folder import RunFolder, hold, release_all
-from ncsn_cli.runs.records import without_home
+from ncsn_cli.runs.records import from_here, without_home
 from ncsn_cli.runs.signals import collect_stop_signals
 
 
@@ -158,3 +158,23 @@ def test_the_home_folder_is_not_told(text, told, monkeypatch):
     assert without_home(text) == told
     monkeypatch.setenv("HOME", "/")
     assert without_home(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("everything is in /d/e/f/runs/a", "everything is in runs/a"),
+        ("--config-dir=/d/e/f: no file", "--config-dir=.: no file"),
+        ("'/d/e/f/a b','/d/e/g'", "'a b','../g'"),
+        ("in /d/x and /d.", "in ../../x and ../..."),
+        ("/d/e/file.txt, /d/e/f.txt", "../file.txt, ../f.txt"),
+        ("/x/d/e/f/a or x/d/e/f/a", "/x/d/e/f/a or x/d/e/f/a"),
+        ("/home/al/run", "~/run"),
+    ],
+)
+def test_paths_are_told_as_seen_from_the_current_folder(text, told, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/al")
+    monkeypatch.setattr(os, "getcwd", lambda: "/d/e/f")
+    assert from_here(text) == told
+    monkeypatch.setattr(os, "getcwd", lambda: "/")
+    assert from_here(text) == without_home(text)

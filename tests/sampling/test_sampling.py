@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import math
 import multiprocessing
@@ -12,7 +13,8 @@ import torch
 
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.models import MLP
-from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow
+from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow, plan_of
+from ncsn_cli.sampling import run as run_module
 from ncsn_cli.sampling.tile import TILE, run_tile
 from ncsn_cli.schedules import Geometric
 from tests.helpers.problems import shaken, two_modes_1d
@@ -65,7 +67,39 @@ def test_nothing_is_kept_unless_asked_for():
 
 
 MALA = AnnealedMALA(step_size=0.01, steps_per_level=3, denoise=True)
+STRICT_MALA = AnnealedMALA(step_size=0.01, steps_per_level=3, denoise=False)
 MULTISTEP = ProbabilityFlow(solver="multistep", denoise=True)
+
+
+@pytest.mark.parametrize(("sampler", "last"), [(ANNEALED, "sigma 0.1"), (STRICT_MALA, "accepted")])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_bar_counts_a_users_steps_and_ends_at_the_last(sampler, last, workers, monkeypatch):
+    bars = []
+
+    class Bar(run_module.tqdm):
+        def __init__(self, **settings):
+            super().__init__(**settings | {"disable": False, "file": io.StringIO()})
+            self.seen = [self.n]
+            bars.append(self)
+
+        def update(self, n=1):
+            self.seen.append(self.n + n)
+            return super().update(n)
+
+    monkeypatch.setattr(run_module, "tqdm", Bar)
+    monkeypatch.setitem(TILE, "cpu", 64)
+    stopped, saved = sampling(sampler, num=200, workers=workers), []
+    monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_SAVES", 0.0)
+    stopped.run(saved.append)
+    total = sampler.ends(plan_of(sampler, Geometric(10.0, 0.1, 5).sigmas))[-1]
+    # A resumed run begins where it was: this one with some of its four tiles finished.
+    sampling(sampler, num=200, workers=workers).run(saved=saved[len(saved) // 2])
+    for bar in bars:
+        assert bar.total == bar.n == total
+        assert bar.seen == sorted(bar.seen)
+        assert "level 5/5" in bar.postfix
+        assert last in bar.postfix
+    assert bars[0].initial == 0 < bars[1].initial < total
 
 
 @pytest.mark.parametrize("sampler", [ANNEALED, MALA, MULTISTEP])
