@@ -76,7 +76,9 @@ def train(cfg: DictConfig) -> float | None:
     ):
         seconds, config = run_training(job, folder)
         metrics = measure(job, seconds, folder)
-        verdict, scene = of_network(metrics), partial(scene_of, job, metrics)
+        losses = [row["excess_loss"] for row in job.history if row["excess_loss"] is not None]
+        verdict = of_network(metrics, losses, job.training.step)
+        scene = partial(scene_of, job, metrics)
         present(folder, job.parts.pictures, scene, config, metrics, verdict)
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)

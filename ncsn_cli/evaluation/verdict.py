@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ _WORDS = (GOOD, VISIBLE, WRONG)
 _MOST_LINES = 4  # on metrics; with causes, the flow, the report and the next command: 8
 
 _MOST_MODES = 3  # whose shares fit on a line
+
+_FEWEST_EVALUATIONS = 6  # of the excess loss, to see whether it still falls
+
+_STILL_FALLING = 0.8  # of the excess loss at half of the steps; evaluations scatter by .1
 
 _NARROW = 100  # columns of a terminal, below which the band of exact draws is left out
 
@@ -144,8 +148,11 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
     return Verdict([line.cells for line in shown], sentences)
 
 
-def of_network(metrics: Mapping[str, Any]) -> Verdict:
-    """Return what the ``metrics.json`` of a training run says about the network."""
+def of_network(metrics: Mapping[str, Any], excess_losses: Sequence[float], steps: int) -> Verdict:
+    """Return what the ``metrics.json`` of a training run says about the network.
+
+    ``excess_losses`` are those of the history, in order; ``steps`` is how many steps were made.
+    """
     sentences = []
     error, levels = metrics["score_error"], metrics["score_error_per_level"]
     if error is not None:
@@ -165,7 +172,22 @@ def of_network(metrics: Mapping[str, Any]) -> Verdict:
             f"samples of the reverse diffusion: at most {metrics['kl_bound']:.2g} nats (KL) worse"
             " for it"
         )
+    if len(excess_losses) >= _FEWEST_EVALUATIONS and excess_losses[-1] > 0:
+        sentences.append(f"change first: {_first_change(excess_losses, steps)}")
     return Verdict([], sentences)
+
+
+def _first_change(excess_losses: Sequence[float], steps: int) -> str:
+    """Return what to change first, from how far the excess loss fell over the second half.
+
+    Two evaluations in the middle are compared with the last two: each alone is a little noisy.
+    """
+    middle = len(excess_losses) // 2
+    before, after = sum(excess_losses[middle - 1 : middle + 1]), sum(excess_losses[-2:])
+    fall = f"over the last half of the steps, the excess loss fell by {1 - after / before:.0%}"
+    if after < _STILL_FALLING * before:
+        return f"trainer.steps={2 * steps} ({fall})"
+    return "model or loss; more steps change little"
 
 
 def _root(square: float) -> str:

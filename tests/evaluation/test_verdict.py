@@ -89,7 +89,13 @@ def test_a_network_in_words():
         "score_error": 0.04, "score_error_per_level": [0.01, 0.09], "sigmas": [10.0, 0.1],
         "kl_bound": 0.18,
     }  # fmt: skip
-    assert of_network(numbers).as_text(120).splitlines()[:3] == [
+    falling, flat = [9.0, 4, 2, 1, 0.5, 0.5], [9.0, 1, 1, 1.1, 0.9, 1]
+    assert of_network(numbers, falling, 100).sentences[-1] == (
+        "change first: trainer.steps=200 (over the last half of the steps, the excess loss fell"
+        " by 67%)"
+    )
+    assert of_network(numbers, flat, 100).sentences[-1].endswith("more steps change little")
+    assert of_network(numbers, [1.0, 0.1], 100).as_text(120).splitlines() == [
         "score: 20 % off the true one (root mean square), at most 30 %, at sigma = 0.1",
         "loss: 2.00e-02 above its floor, 0.5000 (± 0.0001)",
         "samples of the reverse diffusion: at most 0.18 nats (KL) worse for it",
