@@ -146,6 +146,9 @@ def _check(config: DictConfig, folder: Path) -> None:
             "hydra.job.chdir: paths are relative to the folder in which the command is started;"
             " leave this out (hydra.run.dir=FOLDER says where a run writes)"
         )
+    for mode in ("run", "sweep"):
+        if not str(config.hydra[mode].dir):
+            raise ConfigError(f"hydra.{mode}.dir: it is empty; give a folder, or leave this out")
     if "${" in os.path.abspath(folder):
         raise ConfigError(
             f"{folder}: Hydra reads ${{ in this path as a reference; choose another path"

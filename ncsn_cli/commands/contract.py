@@ -209,10 +209,18 @@ def try_metrics(
         try_own(f"metric.{name}", metric, "distance", measure, None)
 
 
-def try_own(key: str, made: object, call: str, run: Callable[[], object], shape: object) -> None:
+def try_own(
+    key: str,
+    made: object,
+    call: str,
+    run: Callable[[], object],
+    shape: object,
+    may_be_none: bool = False,
+) -> None:
     """Check what ``run`` returns, a call of the method ``call`` of a class of the user's own.
 
-    ``shape`` is that of the tensor that it should return; None for a number.
+    ``shape`` is that of the tensor that it should return; None for a number. ``may_be_none`` says
+    that it may return None instead.
 
     Raises:
         ConfigError: If the call fails, or returns something else.
@@ -231,6 +239,8 @@ def try_own(key: str, made: object, call: str, run: Callable[[], object], shape:
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(str(error))}"
         raise ConfigError(f"{key}: {name} failed: {reason}") from error
+    if found is None and may_be_none:
+        return
     if shape is None:
         is_right = isinstance(found, int | float) or getattr(found, "shape", None) == ()
     else:
