@@ -204,7 +204,7 @@ def _try_once(
 
     Raise also if the loss needs the true score and only draws of the dataset are known.
     """
-    x, level = torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device)
+    x, level = torch.zeros(2, dataset.dim, device=device), torch.tensor(sigma, device=device)
     if dataset.is_known:
         dataset.score(x.cpu(), sigma)
     model(x, level)
