@@ -285,9 +285,11 @@ def _shorten(message: str) -> list[str]:
     """Return Hydra's explanation, which has many lines, in at most three."""
     if match := re.search(r"Ambiguous value for argument '(.*)'", message):
         said = f"{match[1]}: a comma separates values, which -m sweeps over"
+        key, _, values = match[1].partition("=")
+        if all(os.path.exists(path) for path in values.split(",")):
+            return [said]
         if quoting := _how_to_quote(match[1]):
             return [said, *quoting]
-        key, _, values = match[1].partition("=")
         return [f"{said}; for one run with a list, type {for_shell([f'{key}=[{values}]'])}"]
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no message"]
     return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

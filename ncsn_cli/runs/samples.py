@@ -93,7 +93,8 @@ def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
         raise
     except pickle.UnpicklingError as error:  # torch's text advises to run code from the file
         raise BadSamplesError(
-            f"{path}: it holds more than tensors; torch.save the samples alone, as a tensor"
+            f"{path}: cannot be read as samples (it is damaged, or holds more than tensors;"
+            " torch.save the samples alone)"
         ) from error
     except Exception as error:  # numpy, zipfile and torch raise many kinds
         reason = one_line(str(error), 200) or type(error).__name__
