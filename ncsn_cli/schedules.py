@@ -61,7 +61,12 @@ def checked_levels(schedule: Schedule) -> Schedule:
     Raises:
         ConfigError: If they are not finite numbers > 0 (or a single 0), strictly descending.
     """
-    given, name = schedule.sigmas, type(schedule).__name__
+    name = type(schedule).__name__
+    try:
+        given = schedule.sigmas
+    except Exception as error:  # of a property of the user's own
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ConfigError(f"schedule: {name}.sigmas failed: {reason}") from error
     try:
         # Numpy first: torch takes no array that was reversed by [::-1].
         numbers = given if isinstance(given, Tensor) else np.array(given, dtype=np.float64)

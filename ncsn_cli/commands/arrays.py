@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ncsn_cli.commands.config import reason_of
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
 
@@ -34,14 +34,12 @@ def on_arrays(
         dtype: What ``function`` computes in; None is what ``x`` has.
 
     Raises:
-        ConfigError: If the last axis of ``x`` is not D.
+        ConfigError: If ``x`` or ``sigma`` are no such numbers.
     """
     # Torch takes no array with negative strides; numpy makes a contiguous array of at least 1D.
-    given = (
-        x
-        if isinstance(x, Tensor)
-        else torch.from_numpy(np.ascontiguousarray(x)).reshape(np.shape(x))
-    )
+    given = x if isinstance(x, Tensor) else torch.from_numpy(_reals("x", x).copy())
+    if given.is_complex():
+        raise ConfigError("x: its numbers are complex, not real")
     if not given.is_floating_point():
         given = given.double()
     points = given[..., None] if dim == 1 and given.ndim < 2 else given
@@ -50,8 +48,9 @@ def on_arrays(
             f"x: its last axis should be D = {dim}, but its shape is {tuple(given.shape)}"
         )
     batch, flat = points.shape[:-1], points.reshape(-1, dim).to(dtype)
+    sigma = sigma if isinstance(sigma, Tensor) else _reals("sigma", sigma)
     level = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
-    if bool((level < 0).any()):
+    if not bool((level >= 0).all()):
         raise ConfigError("sigma: it should be >= 0")
     if level.ndim:
         try:
@@ -65,6 +64,17 @@ def on_arrays(
         found = function(flat, level).to(given)
     shape = given.shape if found.ndim == 2 else batch
     return found.reshape(shape) if isinstance(x, Tensor) else found.reshape(shape).numpy()
+
+
+def _reals(name: str, values: ArrayLike | None) -> NDArray[Any]:
+    """Return ``values`` as an array of real numbers; raise ConfigError, with ``name``, if not."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ConfigError(f"{name}: it is no array ({one_line(str(error))})") from error
+    if array.dtype.kind not in "fiub":
+        raise ConfigError(f"{name}: it should hold real numbers, but its type is {array.dtype}")
+    return array
 
 
 class Mixture:
@@ -90,7 +100,11 @@ class Mixture:
         covariances: ArrayLike | None = None,
     ) -> None:
         given = {"weights": weights, "means": means, "stds": stds, "covariances": covariances}
-        lists = {name: np.asarray(v, float) for name, v in given.items() if v is not None}
+        lists = {
+            name: _reals(name, v).astype(float)
+            for name, v in given.items()
+            if v is not None or name in ("weights", "means")
+        }
         if lists["means"].ndim == 1:
             lists["means"] = lists["means"][:, None]
         self.settings: dict[str, Any] = {name: array.tolist() for name, array in lists.items()}
@@ -119,5 +133,9 @@ class Mixture:
 
     def sample(self, num: int, seed: int = 0, sigma: float = 0.0) -> NDArray[np.float32]:
         """Return ``num`` independent draws from p_sigma, (num, D)."""
+        if not isinstance(num, int | np.integer) or num < 1:
+            raise ConfigError(f"num: it should be a whole number above 0, got {num!r}")
+        if not sigma >= 0:
+            raise ConfigError(f"sigma: it should be >= 0, got {sigma!r}")
         stream = random_stream(seed, "Mixture.sample")
-        return self._law.sample(num, sigma=sigma, generator=stream).numpy()
+        return self._law.sample(int(num), sigma=float(sigma), generator=stream).numpy()

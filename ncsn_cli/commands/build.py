@@ -51,8 +51,10 @@ def instantiate(config: Config, key: str, **runtime: Any) -> Any:  # noqa: ANN40
             inspect.signature(made.func).bind(*[None] * num_arguments(key), **made.keywords)
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, MemoryError | RuntimeError) and key != "optimizer":
-            raise cause from None  # torch's own, such as too little memory for a wide network
+        is_ours = str(settings["_target_"]).startswith("ncsn_cli.")
+        is_torchs_own = isinstance(cause, RuntimeError) and (is_ours or "memory" in str(cause))
+        if key != "optimizer" and (is_torchs_own or isinstance(cause, MemoryError)):
+            raise cause from None  # such as too little memory for a wide network
         is_torchs = key == "optimizer" and not re.search("keyword|no arguments", str(cause))
         if is_torchs:
             raise ConfigError(what_torch_refuses(settings, cause)) from error

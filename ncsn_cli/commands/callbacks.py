@@ -52,6 +52,15 @@ def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+class _FailedJob(JobReturn):
+    """What a job of a sweep returned that failed: asked for it, Hydra's own prints as well."""
+
+    @property  # type: ignore[misc]  # it is never set again
+    def return_value(self) -> object:
+        """Raise the job's error."""
+        raise self._return_value
+
+
 class Callbacks(Callback):
     """Hydra's callbacks, in the process that starts a sweep and in those that run its jobs."""
 
@@ -119,7 +128,12 @@ class Callbacks(Callback):
 
     @_refuse
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
-        """Record the configuration and the overrides of a run that ``auto`` has resumed."""
+        """Record the configuration and the overrides of a run that ``auto`` has resumed.
+
+        Let Hydra raise the error of a job that failed without all of its overrides in front.
+        """
+        if job_return.status == JobStatus.FAILED:
+            job_return.__class__ = _FailedJob
         if _continues_itself(config) and job_return.status == JobStatus.COMPLETED:
             _record_request(config)
 
@@ -156,6 +170,9 @@ def _check(config: DictConfig, folder: Path) -> None:
             "hydra.job.chdir: paths are relative to the folder in which the command is started;"
             " leave this out (hydra.run.dir=FOLDER says where a run writes)"
         )
+    for mode in ("run", "sweep"):
+        if not str(config.hydra[mode].dir):
+            raise ConfigError(f"hydra.{mode}.dir: it is empty; give a folder, or leave this out")
     if "${" in os.path.abspath(folder):
         raise ConfigError(
             f"{folder}: Hydra reads ${{ in this path as a reference; choose another path"

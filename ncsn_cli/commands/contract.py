@@ -21,7 +21,7 @@ from ncsn_cli.datasets import Sampled, gives_draws_only
 from ncsn_cli.inits import Init
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, ScoreMetric
-from ncsn_cli.samplers import Sampler
+from ncsn_cli.samplers import Level, Sampler, Step
 from ncsn_cli.schedules import FromData, Schedule, checked_levels
 from ncsn_cli.training.trainer import Trainer
 
@@ -76,6 +76,8 @@ def why_not_made(
     for name in runtime:
         if re.search(rf"unexpected keyword argument '{name}'|takes no arguments", str(cause)):
             return f"{key}: {target} should take an argument {name!r}, which ncsn_cli gives it"
+    if not isinstance(cause, TypeError | ValueError):
+        return f"{key}: {target} failed: {type(cause).__name__}: {one_line(str(cause))}"
     is_key = "unexpected keyword argument" in str(cause)
     if group in _CALLED and not isinstance(called, type) and not is_key:
         what = f"{num_arguments(key)} argument" + ("s" if num_arguments(key) > 1 else "")
@@ -209,10 +211,52 @@ def try_metrics(
         try_own(f"metric.{name}", metric, "distance", measure, None)
 
 
-def try_own(key: str, made: object, call: str, run: Callable[[], object], shape: object) -> None:
+def try_sampler(sampler: Sampler, plan: list[Level], dim: int) -> None:
+    """Check what the first steps of a sampler of the user's own return, for a Gaussian in D = dim.
+
+    Raises:
+        ConfigError: If they return something else than points.
+    """
+    stream, sigmas = random_stream(0, "trial of a sampler"), torch.tensor([s for s, *_ in plan])
+    x = torch.randn(dim, 3, generator=stream).mT
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        return -x / (1 + sigma**2)
+
+    def log_prob(x: Tensor, sigma: Tensor) -> Tensor:
+        return -(x**2).sum(-1) / 2 / (1 + sigma**2)
+
+    def at(index: int) -> Step:
+        _, tau, steps = plan[index]
+        return Step(score, sigmas, index, tau, steps, stream, log_prob)
+
+    def langevin() -> Tensor:
+        first = next(index for index, level in enumerate(plan) if level.steps)
+        moved, _ = next(iter(sampler.langevin(at(first), x)), (x, None))
+        return moved
+
+    def step_down() -> Tensor:
+        moved, _ = sampler.step_down(at(0), x, ())
+        return moved
+
+    if any(level.steps for level in plan):
+        try_own("sampler", sampler, "langevin", langevin, (3, dim))
+    if sampler.descends and len(plan) > 1:
+        try_own("sampler", sampler, "step_down", step_down, (3, dim))
+
+
+def try_own(
+    key: str,
+    made: object,
+    call: str,
+    run: Callable[[], object],
+    shape: object,
+    may_be_none: bool = False,
+) -> None:
     """Check what ``run`` returns, a call of the method ``call`` of a class of the user's own.
 
-    ``shape`` is that of the tensor that it should return; None for a number.
+    ``shape`` is that of the tensor that it should return; None for a number. ``may_be_none`` says
+    that it may return None instead.
 
     Raises:
         ConfigError: If the call fails, or returns something else.
@@ -231,6 +275,8 @@ def try_own(key: str, made: object, call: str, run: Callable[[], object], shape:
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(str(error))}"
         raise ConfigError(f"{key}: {name} failed: {reason}") from error
+    if found is None and may_be_none:
+        return
     if shape is None:
         is_right = isinstance(found, int | float) or getattr(found, "shape", None) == ()
     else:

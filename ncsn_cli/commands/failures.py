@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ncsn_cli.commands.before import last_written
 from ncsn_cli.commands.mistyped import with_plus
+from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.suggestions import did_you_mean, known_keys, nearest_key
 
 BUG = 1
@@ -130,6 +131,8 @@ def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[st
             return [f"{place}: {error.strerror}; all files saved before this are whole"], 74
         return [f"{place}: {error.strerror}; choose another place ({_place_option(name)})"], 73
     what = " ".join(str(error).split()) or "no message"
+    if no_name := _no_name(error):
+        return [no_name], 2
     if not job_started:
         return _with_overrides([what]), 2
     place = "HYDRA_FULL_ERROR=1 shows the traceback."
@@ -183,6 +186,18 @@ def _clash(error: BaseException) -> list[str]:
     return [f"{key}: in {match[1]} this is a list; {remedy}"]
 
 
+def _no_name(error: BaseException) -> str | None:
+    """Return a line on an override that gives a group something else than an option's name.
+
+    Hydra's message does not name the key, but the frame that raised knows the override.
+    """
+    if not str(error).startswith("Config group override must be a string"):
+        return None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    word = frame.f_locals["override"].input_line
+    return f"{word}: a group takes the name of an option; --help lists them"
+
+
 def _with_overrides(lines: list[str]) -> list[str]:
     """Return ``lines``.
 
@@ -192,6 +207,8 @@ def _with_overrides(lines: list[str]) -> list[str]:
     if any(word.lstrip("+~").partition("=")[0] in " ".join(lines) for word in given):
         return lines
     shown = " ".join(word if len(word) <= 60 else f"{word[:57]}..." for word in given)
+    if not shown:
+        return lines
     return [f"{lines[0]}; given: {shown[:200]}", *lines[1:]]
 
 
@@ -228,10 +245,10 @@ def _unknown_key(name: str, key: str, cause: BaseException | None) -> str:
     """Return a line on ``key``, which the configuration that was composed lacks."""
     known, here = known_keys(name), getattr(cause, "parent_node", None)
     missing = getattr(cause, "full_key", None) or key
-    if missing in known:  # the whole group is to come from a checkpoint
+    group = here._get_full_key(None) if isinstance(here, DictConfig) else ""
+    if not group and missing in known:  # the whole group is to come from a checkpoint
         missing = key
     elif isinstance(here, DictConfig):  # it may hold the user's own keys, and it has no others
-        group = here._get_full_key(None)
         there = [f"{group}.{each!s}".lstrip(".") for each in here]
         known = there + [each for each in known if not group or not each.startswith(f"{group}.")]
     near = None if key in known else nearest_key(key, known) or nearest_key(missing, known)
@@ -267,8 +284,13 @@ def _without_tokens(message: str) -> str:
 
 def _shorten(message: str) -> list[str]:
     """Return Hydra's explanation, which has many lines, in at most three."""
-    match = re.search(r"Ambiguous value for argument '(.*)'", message)
-    if match and (quoting := _how_to_quote(match[1])):
-        return [f"{match[1]}: a comma separates values, which -m sweeps over", *quoting]
+    if match := re.search(r"Ambiguous value for argument '(.*)'", message):
+        said = f"{match[1]}: a comma separates values, which -m sweeps over"
+        key, _, values = match[1].partition("=")
+        if all(os.path.exists(path) for path in values.split(",")):
+            return [said]
+        if quoting := _how_to_quote(match[1]):
+            return [said, *quoting]
+        return [f"{said}; for one run with a list, type {for_shell([f'{key}=[{values}]'])}"]
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no message"]
     return [line for line in lines if not line.startswith(("See https", "object_type"))][:3]

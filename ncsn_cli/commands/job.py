@@ -106,7 +106,12 @@ def open_folder(config: Config, facts: dict[str, Any], resume: str | None) -> Ru
 
 def log_unknown(names: Iterable[str]) -> None:
     """Log why the numbers ``names`` are null in ``metrics.json``."""
-    log.info("null, because only draws of the dataset are known: %s", ", ".join(names))
+    log.info("%s", why_unknown(names))
+
+
+def why_unknown(names: Iterable[str]) -> str:
+    """Return why the numbers ``names`` are null."""
+    return f"null, because only draws of the dataset are known: {', '.join(names)}"
 
 
 def write_config(folder: RunFolder, config: Config) -> None:

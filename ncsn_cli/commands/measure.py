@@ -143,6 +143,7 @@ def scene_of(job: Job) -> SamplingScene:
         torch.tensor([sigma], dtype=torch.float64),
         torch.device("cpu"),
         samples=samples.numpy(),
+        drawn_from=len(job.samples) if len(job.samples) > len(samples) else None,
         exact=exact.numpy(),
         denoised=law,
         level_sigmas=np.empty(0),

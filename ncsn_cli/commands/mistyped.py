@@ -121,7 +121,8 @@ def _belongs(name: str, chunk: list[str], word: str, has_files: bool) -> bool:
     """Return whether ``word``, which does not start an override, goes on with ``chunk``."""
     text = " ".join(chunk)
     if len(chunk) == 1 and "=" not in text:
-        is_value = not has_files and _is_key(name, text) and not _is_key(name, word)
+        is_file = has_files and os.path.exists(word)
+        is_value = _is_key(name, text) and not _is_key(name, word) and not is_file
         return word.startswith("=") or is_value
     is_unfinished = text.endswith(("=", ",")) or word.startswith(",") or _is_open(text)
     return is_unfinished or os.path.exists(f"{text.partition('=')[2]} {word}")

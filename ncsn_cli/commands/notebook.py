@@ -33,8 +33,9 @@ from ncsn_cli.commands.build import build_from_checkpoint
 from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording_failures
 from ncsn_cli.commands.config import MeasureSettings, own_modules, read_config, settings
 from ncsn_cli.commands.failures import code_of, explain
-from ncsn_cli.commands.job import output_folder
+from ncsn_cli.commands.job import output_folder, why_unknown
 from ncsn_cli.commands.measure import build
+from ncsn_cli.commands.mistyped import refuse_mistyped
 from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
@@ -55,6 +56,8 @@ from ncsn_cli.runs.folder import SAMPLES, release
 from ncsn_cli.runs.records import read_yaml
 from ncsn_cli.runs.samples import Samples, as_points, read_samples, samples_file
 from ncsn_cli.training.history import COLUMNS, read_history
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -223,12 +226,18 @@ def measure(
         NcsnError: See ``train``.
     """
     words = [*overrides, *_words({"dataset": truth}), *_words({"sigma": sigma, **options})]
-    with _borrowed_process("measure"), _refusals("measure"), torch.no_grad():
-        config = read_config(hydra.compose("measure", _with_folder_of_options(words, config_dir)))
+    refuse_mistyped("measure", words)
+    words = _with_folder_of_options(words, config_dir)
+    with _borrowed_process("measure"), torch.no_grad():
+        with _refusals("measure"):
+            config = read_config(hydra.compose("measure", words))
         run: MeasureSettings = settings(MeasureSettings, config)
         job = build(run, config, partial(_points_of, samples, run.key))
         law = job.denoised or job.truth
-        return evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
+        found = evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
+        if unknown := [name for name, entry in found.items() if entry is None]:
+            log.warning("%s", why_unknown(unknown))
+        return found
 
 
 def _points_of(source: Any, key: str | None, dim: int) -> Samples:  # noqa: ANN401
@@ -254,6 +263,7 @@ def _run(
         raise ConfigError(f"{flags[0]}: flags are for the command line")
     if sweep := [word for word in words if word.startswith(("hparams_search=", "hydra.mode="))]:
         raise ConfigError(f"{sweep[0]}: one call is one run; call ncsn-{name} for a sweep")
+    refuse_mistyped(name, words)
     words = _with_folder_of_options(expand(name, words), config_dir)
     if words[:1] == ["-m"]:
         raise ConfigError(f"{words[1]}: one call is one run; call ncsn-{name} for a sweep")
@@ -325,7 +335,7 @@ def _refusals(name: str) -> Iterator[None]:
     except RefusedStart as refused:
         assert refused.__cause__ is not None
         raise refused.__cause__ from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError("\n".join(explain(name, error, True)[0])) from error
 
 
@@ -357,4 +367,6 @@ def _with_folder_of_options(words: list[str], folder: str | os.PathLike[str] | N
     if folder is None:
         return words
     place = os.path.abspath(os.path.expanduser(folder))
+    if not os.path.isdir(place):
+        raise MissingInputError(f"config_dir: there is no folder {place}")
     return [*words, _word("hydra.searchpath", [f"file://{place}", "moved://"])]

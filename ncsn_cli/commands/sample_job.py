@@ -20,7 +20,7 @@ from ncsn_cli.commands.build import (
     reference_data,
 )
 from ncsn_cli.commands.config import Config, SampleSettings, without_paths
-from ncsn_cli.commands.contract import MOST_TRIED, try_metrics, try_own
+from ncsn_cli.commands.contract import MOST_TRIED, try_metrics, try_own, try_sampler
 from ncsn_cli.commands.job import choose_device, is_published, output_folder
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
@@ -47,6 +47,7 @@ from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_cli.runs.files import to_json
 from ncsn_cli.runs.folder import STOPPED_CHAINS
 from ncsn_cli.samplers import Level, LogProb, Sampler, plan_of
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
@@ -227,14 +228,23 @@ def _build_parts(request: Request) -> Parts:
 
 
 def _try_own(parts: Parts, num: int) -> None:
-    """Raise if an init or a metric of the user's own fails on at most ``num`` points."""
+    """Raise if an init, sampler or metric of the user's own fails on at most ``num`` points."""
     truth, stream, num = parts.dataset.truth, random_stream(0, "trial"), min(num, MOST_TRIED)
     sigma_max, sigma_min = float(parts.schedule.sigmas[0]), parts.plan[-1].sigma
     shape = (num, truth.dim)
     try_own(
         "init", parts.init, "__call__", lambda: parts.init(num, truth, sigma_max, stream), shape
     )
+    try_sampler(parts.sampler, parts.plan, truth.dim)
     try_metrics(parts.of_samples, truth, sigma_min, num)
+    for name, metric in parts.of_score.items():
+
+        def value(metric: ScoreMetric = metric) -> object:
+            found = metric(truth.score, truth, parts.sigmas[-2:], stream)
+            to_json(found)  # raises for what cannot be written
+            return found["value"]
+
+        try_own(f"metric.{name}", metric, "__call__", value, None)
 
 
 def _choose_score(

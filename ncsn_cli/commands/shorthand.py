@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 
 from ncsn_cli.commands.mistyped import START
 from ncsn_cli.commands.names import for_hydra
-from ncsn_cli.commands.suggestions import known_names
+from ncsn_cli.commands.suggestions import known_names, known_options
 from ncsn_cli.core.errors import ConfigError, MissingInputError
 from ncsn_cli.runs.files import read_json
 from ncsn_cli.runs.folder import CHECKPOINTS, SAMPLES, STOPPED_CHAINS, is_held
@@ -87,7 +87,10 @@ def _with_files(words: list[str], overrides: list[str], is_shown: bool) -> list[
     files = [each for each in overrides if not is_override(each)]
     for each in files:
         if not exists(each):
-            raise MissingInputError(f"{each}: there is no such file, and an override is key=value")
+            meant = f"; type dataset={each}" if each in known_options("dataset") else ""
+            raise MissingInputError(
+                f"{each}: there is no such file, and an override is key=value{meant}"
+            )
     if not files:
         return words
     place, others = words.index(files[0]), [each for each in words if each not in files]

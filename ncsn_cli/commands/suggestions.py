@@ -16,7 +16,12 @@ import yaml
 SEVERAL = ("metric", "plot", "animation")
 """Groups from which several options may be chosen; their keys are ``group.option.key``."""
 
-_UNUSED_IN_SAMPLING = {"loss", "model", "optimizer", "trainer"}
+_IN_TRAINING = {"loss", "model", "optimizer", "trainer"}
+_UNUSED = {
+    "sample": _IN_TRAINING,
+    "measure": _IN_TRAINING | {"animation", "init", "sampler", "schedule"},
+}
+"""Groups, by command, that it has for the sake of experiments."""
 
 
 def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str | None:
@@ -84,8 +89,8 @@ def known_keys(command: str) -> list[str]:
     groups = sorted(
         names, key=lambda name: name != ("trainer" if command == "train" else "sampler")
     )
-    if command == "sample":
-        groups = [group for group in groups if group not in _UNUSED_IN_SAMPLING]
+    unused = _UNUSED.get(command, set())
+    groups = [group for group in groups if group not in unused]
     keys = [*names, "hydra.run.dir", "hydra.sweep.dir"]
     for group in groups:
         for path in sorted(config_dir().glob(f"{group}/*.yaml")):

@@ -135,7 +135,7 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     """Hold the network against the truth; write and return ``metrics.json``."""
     training = job.training
     metrics = evaluate_training(
-        training.score,
+        training.score.eval(),  # without dropout, as it is used afterwards
         job.parts.dataset,
         job.parts.sigmas,
         job.parts.loss,

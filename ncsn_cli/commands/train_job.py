@@ -206,7 +206,7 @@ def _try_once(
 
     Raise also if the loss needs the true score and only draws of the dataset are known.
     """
-    x, level = torch.zeros(1, dataset.dim, device=device), torch.tensor(sigma, device=device)
+    x, level = torch.zeros(2, dataset.dim, device=device), torch.tensor(sigma, device=device)
     if dataset.is_known:
         dataset.score(x.cpu(), sigma)
     model(x, level)
@@ -239,9 +239,16 @@ def _try_own(
     def terms() -> Tensor:
         loss.check(sigmas)
         drawn = loss.draw(x, levels, stream)
-        return loss.terms(drawn, model, x, levels, dataset.score)
+        found = loss.terms(drawn, model, x, levels, dataset.score)
+        if isinstance(found, Tensor) and not found.requires_grad:
+            raise ConfigError("loss: its term has no gradient by the score; was it detached?")
+        return found
 
     try_own("loss", loss, "term", terms, (loss.points(3, len(levels)),))
+    lowest = float(levels[-1])
+    floor, weight = partial(loss.floor, lowest, dataset.dim, 1.0), partial(loss.weight, lowest)
+    try_own("loss", loss, "floor", floor, None, may_be_none=True)
+    try_own("loss", loss, "weight", weight, None, may_be_none=True)
 
 
 def _try_optimizer(config: Config, model: nn.Module) -> None:

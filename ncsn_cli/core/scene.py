@@ -102,6 +102,7 @@ class SamplingScene(Scene):
         log_density: Log of the density that the score implies at the smallest level (G,); None
             unless asked for.
         paths: Chains over time; None if no path was kept.
+        drawn_from: From how many samples ``samples`` were drawn; None if they are all.
     """
 
     samples: NDArray[np.float32]
@@ -114,3 +115,4 @@ class SamplingScene(Scene):
     distances: dict[str, Any] | None = None
     log_density: NDArray[np.float64] | None = None
     paths: Paths | None = None
+    drawn_from: int | None = None

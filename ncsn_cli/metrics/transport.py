@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from ncsn_cli.metrics.base import Distance, SampleMetric, random_subset
 from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
 
 _MOST_PROJECTIONS = 20_000_000  # projected points at a time: arrays of 160 MB
+_MOST_QUANTILES = 100_000  # computed for all sets of samples at once, by 64 bisections
+_MOST_AT_A_TIME = 1_000_000  # points at which F is computed; limits memory
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -79,17 +82,30 @@ class Wasserstein(SampleMetric):
 def _wasserstein_1d(truth: Law, sigma: float, num: int) -> Distance:
     # Between neighbouring sorted samples, F_n is a constant c = i/num, and F - c changes sign at
     # F^-1(c).
-    levels = torch.arange(num + 1, dtype=torch.float64) / num  # (num + 1,)
-    quantiles = _quantiles(truth, sigma, levels[1:-1])
+    levels = torch.arange(1, num, dtype=torch.float64) / num  # (num - 1,)
+    quantiles = _quantiles(truth, sigma, levels) if num <= _MOST_QUANTILES else None
+
+    def at(function: Callable[[Tensor, float], Tensor], x: Tensor) -> Tensor:
+        return torch.cat([function(part, sigma) for part in x.split(_MOST_AT_A_TIME)])
+
+    def crossings(x: Tensor) -> Tensor:
+        """Return where F - c changes sign between neighbours, or the nearer one, (num - 1,)."""
+        if quantiles is not None:
+            return quantiles.clamp(x[:-1], x[1:])
+        found, rises = x[:-1].clone(), at(truth.cdf, x)
+        found[rises[1:] <= levels] = x[1:][rises[1:] <= levels]
+        inside = (rises[:-1] < levels) & (levels < rises[1:])  # about sqrt(num) of num
+        found[inside] = _quantiles(truth, sigma, levels[inside])
+        return found.clamp(x[:-1], x[1:])
 
     def distance(samples: Tensor, generator: torch.Generator) -> float:
-        x = samples[:, 0].double().cpu().sort().values  # (num,)
-        area = truth.integrated_cdf(x, sigma)  # integral of F up to x
+        x = torch.from_numpy(np.sort(samples[:, 0].double().cpu().numpy()))  # (num,)
+        area = at(truth.integrated_cdf, x)  # integral of F up to x
         tails = area[0] + area[-1] - x[-1] + truth.mean[0]  # integrals: F below x, 1 - F above x
-        crossing = quantiles.clamp(x[:-1], x[1:])
-        area_crossing = truth.integrated_cdf(crossing, sigma)
-        below = levels[1:-1] * (crossing - x[:-1]) - (area_crossing - area[:-1])
-        above = (area[1:] - area_crossing) - levels[1:-1] * (x[1:] - crossing)
+        crossing = crossings(x)
+        area_crossing = at(truth.integrated_cdf, crossing)
+        below = levels * (crossing - x[:-1]) - (area_crossing - area[:-1])
+        above = (area[1:] - area_crossing) - levels * (x[1:] - crossing)
         return float(tails + (below + above).sum())
 
     return distance

@@ -25,7 +25,8 @@ def samples(scene: Scene) -> Figure | None:
     if not isinstance(scene, SamplingScene):
         return None
     sigma = scene.sigmas[-1]
-    num = f"{len(scene.samples):,} samples"
+    of_all = "" if scene.drawn_from is None else f" of {scene.drawn_from:,}"
+    num = f"{len(scene.samples):,}{of_all} samples"
     if scene.dim == 1:
         return _histogram(scene, num)
     figure, panels = new_figure(1, 2, width=5.5)

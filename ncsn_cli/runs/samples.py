@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +22,9 @@ from ncsn_cli.runs.folder import SAMPLES
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _TORCH = (".pt", ".pth")
 _KINDS = ".npy, .npz, .csv, .txt or .pt"
+
+_TOO_LARGE = 1e100
+"""Size of a number, in data units, from which on distances could overflow."""
 
 
 class Samples(NamedTuple):
@@ -86,8 +91,17 @@ def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
                 return Samples(x, centre, around)
     except (BadSamplesError, MissingInputError, MemoryError):
         raise
+    except pickle.UnpicklingError as error:  # torch's text advises to run code from the file
+        raise BadSamplesError(
+            f"{path}: cannot be read as samples (it is damaged, or holds more than tensors;"
+            " torch.save the samples alone)"
+        ) from error
     except Exception as error:  # numpy, zipfile and torch raise many kinds
         reason = one_line(str(error), 200) or type(error).__name__
+        # Numpy counts rows from 0 here, columns from 1.
+        reason = re.sub(
+            r"at row (\d+), column", lambda m: f"at row {int(m[1]) + 1}, column", reason
+        )
         raise BadSamplesError(f"{path}: cannot be read as samples ({reason})") from error
     return Samples(x)
 
@@ -115,12 +129,16 @@ def as_points(name: str, values: NDArray[Any], dim: int) -> Tensor:
             f"{name}: its rows have {values.shape[1]} numbers (it is {shape}), but the dataset has"
             f" D = {dim}; choose another dataset"
         )
-    is_bad = ~np.isfinite(values).all(axis=1)
-    if num := int(is_bad.sum()):
-        raise BadSamplesError(
-            f"{name}: {num} of {len(values)} rows are not finite, the first is row"
-            f" {int(is_bad.argmax()) + 1}; remove them"
-        )
+    limits = {np.inf: "are not finite"}
+    if values.dtype.itemsize > 4:  # smaller types hold no such number
+        limits[_TOO_LARGE] = f"have numbers of {_TOO_LARGE:g} or more"
+    for limit, what in limits.items():
+        is_bad = ~(abs(values) < limit).all(axis=1)  # nan is not below either
+        if num := int(is_bad.sum()):
+            raise BadSamplesError(
+                f"{name}: {num} of {len(values)} rows {what}, the first is row"
+                f" {int(is_bad.argmax()) + 1}; remove them"
+            )
     kept = np.float32 if values.dtype == np.float32 else np.float64
     return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))
 
@@ -149,11 +167,18 @@ def _read(path: Path, data: bytes | None) -> dict[str, NDArray[Any]]:
         if suffix in _TEXT:
             return {"": _read_text(file)}
         if suffix in _TORCH:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of files of other programs
+                found = torch.load(file, map_location="cpu", weights_only=True)
             named = found if isinstance(found, dict) else {"": found}
             tensors = {str(k): v.detach() for k, v in named.items() if isinstance(v, Tensor)}
-            return {k: v.resolve_conj().to_dense().numpy() for k, v in tensors.items()}
+            return {k: _as_array(v) for k, v in tensors.items()}
     raise ValueError(f"it should be {_KINDS}")
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    dense = tensor.resolve_conj().resolve_neg().to_dense()
+    return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
 
 
 def _read_text(file: BinaryIO) -> NDArray[np.float64]:
@@ -172,12 +197,12 @@ def _read_text(file: BinaryIO) -> NDArray[np.float64]:
         lines.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of a text without rows
-            return np.loadtxt(lines, delimiter=mark, ndmin=2, skiprows=skipped)
+            return np.loadtxt(lines, delimiter=mark, ndmin=2, skiprows=skipped, quotechar='"')
 
 
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        float(word.strip(' "'))
     except ValueError:
         return False
     return True
@@ -189,6 +214,8 @@ def _chosen(path: Path, arrays: dict[str, NDArray[Any]], key: str | None) -> NDA
         return next(iter(arrays.values()))
     name = "samples" if key is None else key
     if name not in arrays:
-        known = ", ".join(k for k in arrays if k) or "no named array"
-        raise BadSamplesError(f"{path}: it has no array {name!r}; choose key=NAME from: {known}")
+        known = ", ".join(k for k in arrays if k)
+        remedy = f"choose key=NAME from: {known}" if known else "its array has no name"
+        remedy = remedy if arrays else "it has none at all"
+        raise BadSamplesError(f"{path}: it has no array {name!r}; {remedy}")
     return arrays[name]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.core.errors import ConfigError, one_line
+from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
 from ncsn_cli.core.score import Score, score_at
 from ncsn_cli.core.settings import STRICT
 
@@ -225,7 +225,14 @@ def plan_of(sampler: Sampler, sigmas: Tensor) -> list[Level]:
     Raises:
         ConfigError: If the sampler cannot work at these levels, or its ``levels`` are no plan.
     """
-    found = sampler.levels(sigmas)
+    try:
+        found: Any = sampler.levels(sigmas)
+        found = [*found] if isinstance(found, Iterable) else found
+    except (NcsnError, MemoryError):
+        raise
+    except Exception as error:  # of a class of the user's own
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ConfigError(f"sampler: {type(sampler).__name__}.levels failed: {reason}") from error
     try:
         plan = [Level(float(sigma), float(tau), int(steps)) for sigma, tau, steps in found]
     except (TypeError, ValueError):

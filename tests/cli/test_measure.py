@@ -121,6 +121,16 @@ def test_several_files_make_a_table(draws, tmp_path, forked):
     assert (sweep / "report.html").is_file()
 
 
+def test_a_file_of_several_that_is_refused_gets_one_line(draws, tmp_path, forked):
+    np.save(tmp_path / "wide.npy", np.ones((3, 3)))
+    done = forked.call(
+        "measure", ["wide.npy", "draws.npy", "dataset=two_modes_2d", *QUICK], tmp_path
+    )
+    assert done.returncode == 65
+    assert done.stderr.startswith("ncsn-measure: wide.npy: its rows have 3 numbers")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_standard_input(draws, tmp_path):
     with draws.open("rb") as file:
@@ -135,6 +145,11 @@ def test_standard_input(draws, tmp_path):
     ("words", "code", "says"),
     [
         (["missing.npy", "dataset=two_modes_2d"], 66, "missing.npy: there is no such file"),
+        (
+            ["draws.npy", "ring_2d"],
+            66,
+            "ring_2d: there is no such file, and an override is key=value; type dataset=ring_2d",
+        ),
         (["dataset=two_modes_2d"], 2, "ncsn-measure FILE"),
         (["draws.npy"], 2, "dataset: choose an option"),
         (["draws.npy", "dataset=two_modes_1d"], 65, "D = 1; choose another dataset"),

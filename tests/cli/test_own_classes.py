@@ -180,6 +180,24 @@ class Narrow(nn.Module):
     def forward(self, x, sigma): return x[:, 0]
 class Plan:
     def levels(self, sigmas): return [3]
+class Fails:
+    def __init__(self): raise RuntimeError("no file")
+    def levels(self, sigmas): ...
+class Blind:
+    def term(self, score, perturbed): return score(perturbed.x, perturbed.sigma).detach().sum(-1)
+class Word:
+    def term(self, score, perturbed): return score(perturbed.x, perturbed.sigma).sum(-1)
+    def floor(self, sigma, dim, fisher_information): return "low"
+class Division:
+    def levels(self, sigmas): return [1 / 0]
+class Steps:
+    def levels(self, sigmas): return [(sigma, 0.1, 5) for sigma in sigmas]
+class OneRow(Steps):
+    def langevin(self, step, x): yield from [(x[:1], None)] * step.num
+class Down(Steps):
+    def step_down(self, step, x, memory): return x.numpy(), memory
+class Bits:
+    def __call__(self, score, truth, sigmas, generator): return {"value": torch.ones(())}
 class Far:
     def __call__(self, num, truth, sigma_max, generator): return torch.zeros(num)
 class Many:
@@ -249,6 +267,13 @@ REFUSED = [
     ("train", "optimizer", "Nothing", "optimizer: plain.Nothing should take an argument 'params'"),
     ("sample", "metric.own", "Many", "metric.own: plain.Many.distance should return a number"),
     ("sample", "init", "Far", "init: plain.Far should return a tensor (1000, 1), got"),
+    ("train", "loss", "Fails", "loss: plain.Fails failed: RuntimeError: no file"),
+    ("train", "loss", "Blind", "loss: its term has no gradient by the score"),
+    ("train", "loss", "Word", "loss: plain.Word.floor should return a number, got"),
+    ("sample", "sampler", "Division", "sampler: Division.levels failed: ZeroDivisionError"),
+    ("sample", "sampler", "OneRow", "sampler: plain.OneRow.langevin should return a tensor (3, 1"),
+    ("sample", "sampler", "Down", "sampler: plain.Down.step_down should return a tensor (3, 1)"),
+    ("sample", "metric.own", "Bits", "metric.own: plain.Bits failed: TypeError"),
     ("sample", "sampler", "Plan", "sampler: Plan.levels should return a list of Level"),
 ]
 

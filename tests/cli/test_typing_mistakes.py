@@ -107,6 +107,9 @@ def test_words_that_are_files_are_accepted_where_the_command_takes_files():
     refuse_mistyped("sample", ["a.npy", "seed", "sigma=.5"], has_files=True)
     with pytest.raises(ConfigError, match="type 'metric=\\[kl,mmd\\]'"):
         refuse_mistyped("sample", ["a.npy", "metric=[kl,", "mmd]"], has_files=True)
+    for words in (["--dataset", "ring_2d"], ["dataset", "ring_2d"]):
+        with pytest.raises(ConfigError, match="type dataset=ring_2d"):
+            refuse_mistyped("measure", ["a.npy", *words], has_files=True)
 
 
 NO_OPTION = "there is no such option; did you mean"
@@ -134,6 +137,11 @@ MISTAKES = [
     ("train", "experiments=mdsm_1d", f"experiments: {NO_KEY} experiment?"),
     ("train", "sampler.denoize=true", f"sampler.denoize: {NO_KEY} sampler.denoise?"),
     ("train", "~trainer.resum", f"trainer.resum: {NO_KEY} trainer.resume?"),
+    ("train", "dataset=mixture dataset.std=1", f"dataset.std: {NO_KEY} dataset.stds?"),
+    ("train", "model.hidden=64,64", "model.hidden=64,64: a comma separates values, which -m sweeps"
+     " over; for one run with a list, type 'model.hidden=[64,64]'"),
+    ("train", "dataset=3", "dataset=3: a group takes the name of an option; --help lists them"),
+    ("train", "hydra.run.dir=", "hydra.run.dir: it is empty; give a folder, or leave this out"),
     ("train", "hydra.run.dri=a", f"hydra.run.dri: {NO_KEY} hydra.run.dir?"),
     ("train", "dataset@model=ring_2d",
      "dataset@model: there is no such group here; did you mean dataset?"),
@@ -167,7 +175,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(
     ("command", "words", "line"),
-    slow_but(MISTAKES, 0, 2, 24, 31),
+    slow_but(MISTAKES, 0, 2, 28, 35),
     ids=lambda value: str(value)[:40],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(command, words, line, forked, tmp_path):

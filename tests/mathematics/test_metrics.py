@@ -53,6 +53,17 @@ def test_wasserstein_1d_agrees_with_scipy():
             assert ours == pytest.approx(wasserstein_distance(x[:, 0], quantiles), abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5, 3.0])
+def test_wasserstein_1d_of_many_samples_is_that_of_all_quantiles(scale, monkeypatch):
+    dataset = two_modes_1d()
+    samples = [scale * dataset.sample(num, generator=stream(num)) for num in (1, 2, 50, 3000)]
+    expected = [measure(W1, dataset, 0.3, x) for x in samples]
+    monkeypatch.setattr("ncsn_cli.metrics.transport._MOST_QUANTILES", 0)
+    monkeypatch.setattr("ncsn_cli.metrics.transport._MOST_AT_A_TIME", 7)
+    found = [measure(W1, dataset, 0.3, x) for x in samples]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_wasserstein_of_a_shift_is_the_shift():
     # Quantiles at (i + 1/2)/n, moved far to the right, are transported monotonically.
     dataset, num = two_modes_1d(), 5000
