@@ -25,19 +25,21 @@ class Lines:
     """When to write a progress line into the log, where no bar is shown.
 
     A line is due after 30 s, but not before a hundredth of ``total`` steps has passed: a long
-    run's log stays short. With ``share``, a line is also due after that share of the steps, and
-    the first one at once.
+    run's log stays short.
     """
 
-    def __init__(self, total: int, share: float | None = None) -> None:
-        self._total, self._share = total, share
-        self._last_step, self._last_time = -math.inf, time.monotonic()
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._last_step, self._last_time = -total, time.monotonic()
 
-    def are_due(self, step: int) -> bool:
-        """Return whether to write a line now, after ``step`` steps."""
+    def are_due(self, step: int, share: float = math.inf) -> bool:
+        """Return whether to write a line now, after ``step`` steps.
+
+        With ``share``, a line is also due after that share of the steps, and the first at once.
+        """
         passed = (step - self._last_step) / self._total
         is_late = time.monotonic() - self._last_time >= _SECONDS_BETWEEN_LINES and passed >= 0.01
-        if not is_late and (self._share is None or passed < self._share):
+        if not is_late and passed < share:
             return False
         self._last_step, self._last_time = step, time.monotonic()
         return True

@@ -43,7 +43,7 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
             disable=HIDDEN, leave=None,
         ) as progress,
     ):  # fmt: skip
-        lines = Lines(trainer.steps, share=0.1)
+        lines = Lines(trainer.steps)
         while training.step < trainer.steps and not (is_out_of_time or requests):
             # Compile the steps once the first one has been made.
             if training.is_to_compile:
@@ -68,11 +68,11 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
                 if excess is not None:
                     shown += f", excess loss {excess:.2e}"
                 progress.set_postfix_str(shown)
-                if progress.disable and (lines.are_due(step) or step == trainer.steps):
+                if progress.disable and (lines.are_due(step, share=0.1) or step == trainer.steps):
                     log.info("step %d/%d: %s", step, trainer.steps, shown)
             elif step == 1 or step % trainer.log_every == 0:
                 history.append(training.row(loss, None, seconds))
-                if progress.disable and step > 1 and lines.are_due(step):
+                if progress.disable and lines.are_due(step):
                     log.info("step %d/%d: loss %.4f", step, trainer.steps, loss)
             if step % trainer.checkpoint_every == 0:
                 save()
