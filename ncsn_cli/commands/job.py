@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,17 @@ def in_search() -> bool:
     return in_sweep() and not HydraConfig.get().sweeper["_target_"].endswith(".BasicSweeper")
 
 
-def is_published() -> bool:
-    """Return whether dataset, schedule and sampler are those of an experiment, unchanged."""
+def is_published(trained: Mapping[str, Any] | None = None) -> bool:
+    """Return whether dataset, schedule and sampler are those of an experiment, unchanged.
+
+    ``trained`` is the ``run.json`` of the run that a checkpoint is from.
+    """
     hydra_config = HydraConfig.get()
     named = (re.split(r"[./=@]", word.lstrip("+~"))[0] for word in hydra_config.overrides.task)
-    changed = {"dataset", "schedule", "sampler"}.intersection(named)
-    return bool(hydra_config.runtime.choices.get("experiment")) and not changed
+    if {"dataset", "schedule", "sampler"}.intersection(named):
+        return False
+    was_published = ((trained or {}).get("schedule") or {}).get("is_published") is True
+    return was_published or bool(hydra_config.runtime.choices.get("experiment"))
 
 
 def choose_device(name: str) -> torch.device:

@@ -47,7 +47,7 @@ from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
-from ncsn_cli.runs.files import to_json
+from ncsn_cli.runs.files import read_json, to_json
 from ncsn_cli.runs.folder import STOPPED_CHAINS
 from ncsn_cli.samplers import Level, LogProb, Sampler, plan_of
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
@@ -186,7 +186,7 @@ def build(request: Request) -> Job:
         compile=compiles,
     )
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
-    facts["schedule"] = _advise(run, parts, truth.origin)
+    facts["schedule"] = _advise(request, parts, truth.origin)
     target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
     return Job(
@@ -307,15 +307,17 @@ def _initial_points(
     return points.to(device, torch.float32)
 
 
-def _advise(run: SampleSettings, parts: Parts, origin: Tensor) -> dict[str, Any]:
+def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:
     """Log the literature's advice on schedule and sampler, and lengths lost to rounding.
 
     Returns the numbers for ``run.json``.
     """
+    run, source = request.run, request.source
     sigmas, tau, width = parts.schedule.sigmas, parts.plan[-1].tau, parts.dataset.smallest_std
     data = reference_data(parts.dataset, run.seed)
     seen = data if run.score == "checkpoint" else data - origin  # networks take data units
-    advice = examine(sigmas, parts.sampler, seen, width, is_published())
+    trained = {} if source is None else read_json(source.parent.parent / "run.json")
+    advice = examine(sigmas, parts.sampler, seen, width, is_published(trained))
     lost = unresolved(data, sigmas, tau, width)
     if lost and not unresolved(seen, sigmas, tau, width):
         log.warning("samples.npz: %s; metrics are computed from the chains before rounding", lost)

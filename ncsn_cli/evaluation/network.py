@@ -151,8 +151,8 @@ def evaluate_training(
     divergences = [divergence_of(each) for each in products]
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)
     means["score_error"] = float(np.mean(errors))
-    means["kl_bound"] = _kl_bound({s: divergence_of(each.products) for s, each in found.items()})
     means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
+    means["kl_bound"] = _kl_bound({s: divergence_of(each.products) for s, each in found.items()})
     _refuse_non_finite(means)
     return {
         **means,

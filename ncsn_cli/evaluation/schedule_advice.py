@@ -74,7 +74,7 @@ def examine(
         log.info("schedule: as published, which is known to be weak: %s%s", complaints[0], others)
     else:
         log.warning("schedule: %s%s", complaints[0], others)
-    return {**report, "notes": notes, "warnings": complaints}
+    return {**report, "notes": notes, "warnings": complaints, "is_published": is_published}
 
 
 def _examine_levels(

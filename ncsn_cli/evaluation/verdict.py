@@ -198,14 +198,14 @@ def _root(square: float) -> str:
 def _summary(entries: Mapping[str, Entry | None]) -> str:
     """Return the verdicts on several metrics in a few words."""
     words = {name.replace("_", " "): entry["verdict"] for name, entry in entries.items() if entry}
-    errors = [
-        f"{', '.join(name for name, each in words.items() if each == word)} {word}"
+    errors = "; ".join(
+        f"{word}: {', '.join(name for name, each in words.items() if each == word)}"
         for word in (VISIBLE, WRONG)
         if word in words.values()
-    ]
+    )
     if GOOD not in words.values():
-        return ", ".join(errors)
-    return GOOD + (f", but {', '.join(errors)}" if errors else "")
+        return errors
+    return GOOD + (f", but {errors}" if errors else "")
 
 
 def _of_modes(entry: Entry) -> tuple[str, str, str]:

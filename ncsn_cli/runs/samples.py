@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
 import sys
 import warnings
@@ -91,13 +90,10 @@ def read_samples(file: Path | None, key: str | None, dim: int) -> Samples:
                 return Samples(x, centre, around)
     except (BadSamplesError, MissingInputError, MemoryError):
         raise
-    except pickle.UnpicklingError as error:  # torch's text advises to run code from the file
-        raise BadSamplesError(
-            f"{path}: cannot be read as samples (it is damaged, or holds more than tensors;"
-            " torch.save the samples alone)"
-        ) from error
     except Exception as error:  # numpy, zipfile and torch raise many kinds
         reason = one_line(str(error), 200) or type(error).__name__
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run code from the file
+            reason = "it is damaged, or holds more than tensors; torch.save the samples alone"
         # Numpy counts rows from 0 here, columns from 1.
         reason = re.sub(
             r"at row (\d+), column", lambda m: f"at row {int(m[1]) + 1}, column", reason

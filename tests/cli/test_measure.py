@@ -34,7 +34,7 @@ def test_measures_a_file_as_ncsn_sample_does_its_samples(draws, tmp_path, really
     assert command == "ncsn-measure file=draws.npy dataset=two_modes_2d"
     metrics = read(out / "metrics.json")
     assert metrics["num_samples"] == 300
-    assert list(metrics["clean"]) == ["wasserstein", "mode_weights", "moments"]
+    assert list(metrics["clean"]) == ["mode_weights", "width", "wasserstein", "moments"]
     assert metrics["perturbed"] == metrics["clean"]
     for entry in metrics["clean"].values():
         low, high = entry["floor_quantiles"]

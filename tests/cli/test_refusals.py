@@ -69,7 +69,7 @@ BAD_INPUTS = [
     ("sample", ["checkpoint=TRAINED", "schedule=single", "sampler=langevin"], 2, "schedule"),
     ("train", ["model=energy_mlp", "model.activation=relu"], 2, "model.activation"),
     ("train", ["dataset=[a"], 2, "dataset=[a"),
-    ("train", ["dataset=null"], 2, "override"),
+    ("train", ["dataset=null"], 2, "dataset=null"),
     ("train", ["dataset.stds=${nosuch}"], 2, "dataset.stds"),
     ("train", ["seed=1,2"], 2, "seed=1,2"),
     ("sample", ["metric=[nosuch]"], 2, "metric=nosuch"),
