@@ -92,9 +92,12 @@ class Line:
 
     @property
     def is_worse_against_data(self) -> bool:
-        """Whether the verdict against p itself is worse."""
-        word = None if self.clean is None else self.clean["verdict"]
-        return word is not None and _WORDS.index(word) > _WORDS.index(self.word)
+        """Whether the verdict against p itself is worse, and not by chance alone."""
+        if self.clean is None or self.clean["verdict"] is None:
+            return False
+        excess = self.clean["value"] - self.entry["value"]
+        is_more = excess > self.clean["floor_quantiles"][1] / 2
+        return is_more and _WORDS.index(self.clean["verdict"]) > _WORDS.index(self.word)
 
     @property
     def cells(self) -> list[str]:
@@ -110,7 +113,7 @@ class Line:
             found, band = f"{entry['value']:.3g}", f"up to {upper:.3g}"
         verdict = self.word
         if verdict == WRONG and entry["ratio"] is not None:
-            verdict += f": {entry['ratio']:.2g} times the noise"
+            verdict += f": {_rounded(entry['ratio'])} times the noise"
         elif entry["value"] < entry["floor_quantiles"][0]:
             verdict += ", even nearer: not independent"
         if self.clean is not None and self.clean["verdict"] not in (None, self.word):
@@ -191,8 +194,7 @@ def _first_change(excess_losses: Sequence[float], steps: int) -> str:
 
 
 def _root(square: float) -> str:
-    per_cent = 100 * math.sqrt(square)
-    return f"{per_cent:.0f} %" if per_cent >= 10 else f"{per_cent:.2g} %"
+    return f"{_rounded(100 * math.sqrt(square))} %"
 
 
 def _summary(entries: Mapping[str, Entry | None]) -> str:
@@ -232,6 +234,10 @@ def _of_modes(entry: Entry) -> tuple[str, str, str]:
 def _percent(share: float) -> str:
     value = 100 * share
     return f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _short(value: float) -> str:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from ncsn_cli.evaluation.verdict import GOOD, VISIBLE, WRONG, of_network, of_samples, word_for
+from ncsn_cli.evaluation.verdict import (
+    GOOD,
+    VISIBLE,
+    WRONG,
+    of_network,
+    of_samples,
+    verdict_lines,
+    word_for,
+)
 
 
 def entry(value, upper=1.0, floor=0.5, **details):
@@ -68,6 +76,14 @@ def test_the_data_are_named_where_they_give_another_word():
     assert of_samples(numbers).as_text(120).endswith(f"{GOOD} (against the data itself: wrong)")
     denoised = {"denoised": {"moments": entry(5.0)}, "clean": {"moments": entry(5.0)}}
     assert of_samples(denoised).as_text(120).endswith("wrong: 10 times the noise")
+
+
+def test_sigma_min_is_not_blamed_for_chance():
+    for clean, is_worse in ((2.1, False), (2.6, True)):
+        numbers = {"perturbed": {"moments": entry(1.9)}, "clean": {"moments": entry(clean)}}
+        (line,) = verdict_lines(numbers)
+        assert (line.word, line.clean["verdict"]) == (VISIBLE, WRONG)
+        assert line.is_worse_against_data == is_worse
 
 
 def test_lines_fit_eighty_columns():
