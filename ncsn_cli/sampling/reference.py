@@ -85,7 +85,7 @@ class Reference:
         )
         try:
             chains = Sampling(
-                beside, min(num, _MOST_FLOWING), num_paths=0, keep_by_level=False
+                beside, min(num, _MOST_FLOWING), num_paths=0, keep_by_level=False, name="flow"
             ).run()
         except DivergedError:
             return None
@@ -152,7 +152,9 @@ class Reference:
     def _repeat(self, name: str, setup: Setup, num: int) -> dict[str, Any] | None:
         """Return the entry of the metric ``name`` for ``num`` chains; None if they diverge."""
         try:
-            chains = Sampling(setup, num, num_paths=0, keep_by_level=False).run()
+            chains = Sampling(
+                setup, num, num_paths=0, keep_by_level=False, name="exact score"
+            ).run()
         except DivergedError:
             return None
         return self._entry(name, chains.samples)

@@ -52,6 +52,7 @@ class Sampling:
         keep_by_level: Whether to keep all chains at the end of some levels.
         workers: Max number of tiles that run at a time, each in its own process; 1 on a GPU.
         compile: Whether Langevin steps are compiled (``CompiledLangevin``).
+        name: What the progress bar calls these chains.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Sampling:
         keep_by_level: bool,
         workers: int = 1,
         compile: bool = False,
+        name: str = "sampling",
     ) -> None:
         self.is_to_compile = compile
         """Whether ``run`` still has to compile the Langevin steps."""
         self.compiling_failed = False
         """Whether steps are plain because compiling failed, in this process or before resuming."""
-        self._setup, self._workers = setup, workers
+        self._setup, self._workers, self._name = setup, workers, name
         self._recording = Recording(
             setup.sampler,
             setup.plan,
@@ -149,7 +151,7 @@ class Sampling:
             tqdm(
                 total=recording.last,
                 initial=self._step(running, resume_points),
-                desc="sampling",
+                desc=self._name,
                 bar_format=BAR,
                 disable=HIDDEN,
                 leave=None,
@@ -296,7 +298,7 @@ class Sampling:
             shown = self._numbers(None if has_ended else number, running[number])
             bar.set_postfix_str(shown, refresh=False)
             if bar.disable and lines.are_due(step):
-                log.info("sampling: step %d/%d, %s", step, self._recording.last, shown)
+                log.info("%s: step %d/%d, %s", self._name, step, self._recording.last, shown)
         bar.update(step - bar.n)
 
     def _step(self, running: dict[int, Running], resume_points: dict[int, ResumePoint]) -> int:
