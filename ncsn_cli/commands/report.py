@@ -174,28 +174,33 @@ def link(text: str, to: Path, folder: Path) -> Markup:
 
 def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
     """Return tables of ``metrics``: single numbers, numbers with a noise floor, and by level."""
-    elsewhere = ("clean", "perturbed", "denoised", "trajectory", "mode_commitment")
+    flow = metrics.get("probability_flow") or {}
+    elsewhere = (
+        "clean", "perturbed", "denoised", "trajectory", "mode_commitment", "probability_flow",
+    )  # fmt: skip
     single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
     numbers = [
         [name, _with_error(name, single)]
         for name, v in single.items()
         if isinstance(v, int | float) and not name.endswith("standard_error")
     ]
-    title = "Numbers (± the standard error if estimated from draws; others are exact)"
-    tables = {title: [["number", "value"], *numbers]}
-    for target, against in (
-        ("clean", "p"),
-        ("perturbed", "p at the smallest level"),
-        ("denoised", "denoised draws of p at the smallest level"),
+    numbers_title = "Numbers (± the standard error if estimated from draws; others are exact)"
+    tables = {numbers_title: [["number", "value"], *numbers]}
+    samples = "Samples against"
+    for title, entries in (
+        (f"{samples} p", metrics.get("clean")),
+        (f"{samples} p at the smallest level", metrics.get("perturbed")),
+        (f"{samples} denoised draws of p at the smallest level", metrics.get("denoised")),
+        ("Samples of the probability flow instead", flow.get("metrics")),
     ):
         rows = [
             [name, _show(entry["value"]), _with_error("floor", entry), _show(entry["ratio"])]
-            for name, entry in (metrics.get(target) or {}).items()
+            for name, entry in (entries or {}).items()
             if entry is not None
         ]
         if rows:
             header = ["metric", "value", "noise floor", "ratio (1 is perfect)"]
-            tables[f"Samples against {against}"] = [header, *rows]
+            tables[title] = [header, *rows]
     columns = {
         name.removesuffix("_per_level").replace("_", " "): values
         for name, values in metrics.items()
