@@ -53,7 +53,10 @@ def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
 
 
 class _FailedJob(JobReturn):
-    """What a job of a sweep returned that failed: asked for it, Hydra's own prints as well."""
+    """The return of a job that failed, which raises the job's error and prints nothing.
+
+    Hydra's own prints the job's overrides, but a sweep has a line for each job already.
+    """
 
     @property  # type: ignore[misc]  # it is never set again
     def return_value(self) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -42,7 +43,8 @@ def draw_pictures(
             from ncsn_cli.plots.canvas import own_settings, to_png
 
             with own_settings():
-                png = to_png(draw())
+                if (figure := draw()) is not None:
+                    png = to_png(figure)
         if png is not None:
             file = re.sub(r"[^\w.+=,-]", "_", name)[:150]  # a name may be from a run's files
             write_atomic(path_inside(folder, f"plots/{file}.png"), png)
@@ -105,6 +107,8 @@ def _map(runs: list[Run], swept: list[str], by: list[str], metric: str) -> Any: 
     xs, ys = (_places(runs, key) for key in swept)
     cells = _cells(runs, swept)
     table = [[mean(cells.get((x, y), []), metric) for x in xs] for y in ys]
+    if not any(math.isfinite(value) for row in table for value in row):
+        return None
     averaged = [title_of(key) for key in by if key not in swept]
     return heat_map_of(swept, metric, xs, ys, table, averaged)
 

@@ -86,7 +86,7 @@ def measure(cfg: DictConfig) -> float | None:
     file = samples_file(run.file)
     digest = digest_of(config, file)
     if finished := done_before(digest, None):
-        log_next(output_folder(), compare_command())
+        log_next(output_folder(), compare_command(), of_samples(finished))
         return objective_of(finished, run.objective)
     prepare_process()
     job = build(run, config, partial(read_samples, file, run.key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,11 +14,12 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands.build import instantiate_list
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.report import drawing, html_report, schedule_table, tables_of
-from ncsn_cli.commands.resume import log
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
+
+log = logging.getLogger(__name__)
 
 
 class Pictures:

@@ -189,7 +189,9 @@ def incomparable(metric: str, runs: list[Run]) -> list[str]:
     if parts[0] in ("clean", "perturbed", "denoised"):
         name = ".".join(parts[1:-1])
         words = [word for word in moving(runs) if parts[0] != "clean" or word == "the dataset"]
-        keys = {key for run in runs for key in run.settings if key.startswith(f"metric.{name}")}
+        keys = {
+            key for run in runs for key in run.settings if f"{key}.".startswith(f"metric.{name}.")
+        }
         words += ["num_samples"] if len({r.metrics.get("num_samples") for r in runs}) > 1 else []
         return words + [key for key in sorted(keys) if differ(runs, key)]
     groups = ("schedule", "loss") if metric == "loss" else ("schedule",)

@@ -233,5 +233,6 @@ def error_split(runs: list[Run]) -> list[list[list[str]]]:
             floor = exact[f"{name}.floor"]
             numbers = (total - middle, middle - ideal, ideal - floor, floor, total)
             rows.append([name.removeprefix("perturbed."), *(f"{n:.3g}" for n in numbers)])
-        tables.append(rows)
+        if names:
+            tables.append(rows)
     return tables

@@ -58,7 +58,7 @@ def sample(cfg: DictConfig) -> float | None:
     request = read_request(cfg)
     resume = request.run.resume
     if finished := done_before(request.digest, resume):
-        log_next(output_folder(), compare_command())
+        log_next(output_folder(), compare_command(), of_samples(finished))
         return objective_of(finished, request.run.objective)
     prepare_process()
     job = build(request)
@@ -142,10 +142,11 @@ def measure(
         job.target if job.parts.sampler.denoise else None,
     )  # fmt: skip
     folder.write("metrics.json", to_json(report))  # before what takes longer
-    beside = _reference(job, floors)
-    if flow := beside.flow(run.num_samples, chains.score_evaluations):
-        report["probability_flow"] = flow
-    report["causes"] = beside.causes(chains.samples, report)
+    if truth.is_known or not job.parts.sampler.denoise:  # else nothing to hold samples against
+        beside = _reference(job, floors)
+        if flow := beside.flow(run.num_samples, chains.score_evaluations):
+            report["probability_flow"] = flow
+        report["causes"] = beside.causes(chains.samples, report)
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     of_score, log_density = _measure_score(job, folder)

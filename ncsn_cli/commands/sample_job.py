@@ -317,7 +317,10 @@ def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:
     data = reference_data(parts.dataset, run.seed)
     seen = data if run.score == "checkpoint" else data - origin  # networks take data units
     trained = {} if source is None else read_json(source.parent.parent / "run.json")
-    advice = examine(sigmas, parts.sampler, seen, width, is_published(trained))
+    advice = examine(
+        sigmas, parts.sampler, seen, width,
+        is_published=is_published(trained), is_fixed=run.score == "checkpoint",
+    )  # fmt: skip
     lost = unresolved(data, sigmas, tau, width)
     if lost and not unresolved(seen, sigmas, tau, width):
         log.warning("samples.npz: %s; metrics are computed from the chains before rounding", lost)

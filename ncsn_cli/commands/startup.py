@@ -12,10 +12,8 @@ import importlib
 import inspect
 from contextlib import suppress
 from types import ModuleType
-from typing import cast
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -26,20 +24,6 @@ def share_hydras_store() -> None:
     Hydra copies the store 127 times for ``--help``, which takes 1.5 s.
     """
     ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
-
-
-def let_jobs_fail_quietly() -> None:
-    """Let Hydra raise the error of a sweep's job without a line of its own on standard error.
-
-    That line would list the overrides of the job, which has a line in the terminal already.
-    """
-
-    def value(job: JobReturn) -> object:
-        if job.status is JobStatus.FAILED:
-            raise cast("Exception", job._return_value)
-        return job._return_value
-
-    JobReturn.return_value = property(value, JobReturn.return_value.fset)  # type: ignore
 
 
 def import_without_collecting(name: str) -> ModuleType:

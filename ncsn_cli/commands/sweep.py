@@ -93,7 +93,8 @@ class Watch(threading.Thread):
                 self._show(progress)
             numbers, is_hidden = self._show(progress), progress.disable
         if is_hidden:
-            print(f"sweep: {progress.n} of {self.total or '?'} jobs done{numbers}", flush=True)
+            num = sum(job.state == "done" for job in self._jobs())
+            print(f"sweep: {num} of {self.total or '?'} jobs done{numbers}", flush=True)
 
     def interrupt(self, number: int, frame: object) -> None:
         """Handle a signal: let the jobs save, then raise InterruptedRun.

@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> float | None:
         seconds, config = run_training(job, folder)
         metrics = measure(job, seconds, folder)
         losses = [row["excess_loss"] for row in job.history if row["excess_loss"] is not None]
-        verdict = of_network(metrics, losses, job.training.step)
+        verdict = of_network(metrics, losses, _more_work(job.training))
         scene = partial(scene_of, job, metrics)
         present(folder, job.parts.pictures, scene, config, metrics, verdict)
         if job.board is not None:
@@ -102,6 +102,14 @@ def next_command(config: Config) -> str:
     own = own_modules(config)
     words = [override("checkpoint", os.path.relpath(output_folder()))]
     return " ".join(["ncsn-sample", *words, *([override("plugins", own)] if own else [])])
+
+
+def _more_work(training: Training) -> str:
+    """Return the override that doubles the length of the training."""
+    trainer = training.trainer
+    if training.step < trainer.steps and trainer.max_seconds is not None:
+        return override("trainer.max_seconds", 2 * trainer.max_seconds)
+    return override("trainer.steps", 2 * training.step)
 
 
 def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:

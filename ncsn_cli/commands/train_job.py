@@ -152,7 +152,7 @@ def build(request: Request) -> Job:
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = examine(
-        sigmas, parts.sampler, parts.data, dataset.smallest_std, is_published()
+        sigmas, parts.sampler, parts.data, dataset.smallest_std, is_published=is_published()
     )
     return Job(run, config, facts, device, parts, training, history, snapshots, board)
 

@@ -66,8 +66,9 @@ def evaluate_samples(
         bar.set_postfix_str(name)
         try:
             entry = _against_floor(name, metric, samples, truth, sigma, floor_of, seed)
+            entry["verdict"] = word_for(entry)
             details = metric.details(samples, truth, sigma)
-            found[name] = {**entry, "verdict": word_for(entry), **details}
+            found[name] = entry | {k: v for k, v in details.items() if k not in entry}
         except UnknownTruthError:
             found[name] = None
     return found

@@ -34,13 +34,16 @@ def examine(
     sampler: Sampler,
     data: Tensor,
     smallest_std: float | None,
+    *,
     is_published: bool = False,
+    is_fixed: bool = False,
 ) -> dict[str, Any]:
     """Compare schedule and sampler with the choices of the techniques, and log one line.
 
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
     data's narrowest component, or None if it is not known. ``is_published`` says that schedule
-    and sampler are those of a published experiment, whose weakness is part of it.
+    and sampler are those of a published experiment, whose weakness is part of it; ``is_fixed``
+    that the levels are those of a trained network, so that others need a training.
 
     Returns:
         The numbers for ``run.json``: with ``notes``, a sentence on each technique, and
@@ -52,7 +55,8 @@ def examine(
             "Technique 0, and how wide chains end: left out, because the width of the data's"
             " narrowest component is not known; steps are judged as on a point"
         )
-    report, complaints = _examine_levels(sigmas, data, smallest_std, notes)
+    remedy = "Train with" if is_fixed else "Try"
+    report, complaints = _examine_levels(sigmas, data, smallest_std, notes, remedy)
     tau = 0.0
     try:
         levels = plan_of(sampler, sigmas)
@@ -78,9 +82,12 @@ def examine(
 
 
 def _examine_levels(
-    sigmas: Tensor, data: Tensor, smallest_std: float | None, notes: list[str]
+    sigmas: Tensor, data: Tensor, smallest_std: float | None, notes: list[str], remedy: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the numbers of Techniques 0, 1 and 2 and a list of complaints; add to ``notes``."""
+    """Return the numbers of Techniques 0, 1 and 2 and a list of complaints; add to ``notes``.
+
+    ``remedy`` begins the sentence on other levels.
+    """
     report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
     sigma_max, sigma_min, dim = float(sigmas[0]), float(sigmas[-1]), data.shape[-1]
@@ -93,8 +100,8 @@ def _examine_levels(
         )
         if widening > _TOO_WIDE:
             complaints.append(
-                f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}. Try"
-                f" schedule.sigma_min={smallest_std / 2:.2g}"
+                f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}. {remedy}"
+                f" schedule.sigma{'_min' if len(sigmas) > 1 else ''}={smallest_std / 2:.2g}"
             )
     if len(sigmas) < 2:
         return report, complaints
@@ -107,15 +114,15 @@ def _examine_levels(
     if sigma_max < distance / 2:  # two equal Gaussians more than 2 sigma apart form two modes
         complaints.append(
             f"sigma_max = {sigma_max:g} is small for this data (largest distance {distance:.3g}):"
-            " chains may not cross between far modes. Try schedule.sigma_max="
+            f" chains may not cross between far modes. {remedy} schedule.sigma_max="
             f"{math.ceil(distance) if distance > 1 else f'{distance:.2g}'}"
         )
-    report["technique_2"], more = _examine_ratios(sigmas, dim, notes)
+    report["technique_2"], more = _examine_ratios(sigmas, dim, notes, remedy)
     return report, complaints + more
 
 
 def _examine_ratios(
-    sigmas: Tensor, dim: int, notes: list[str]
+    sigmas: Tensor, dim: int, notes: list[str], remedy: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the numbers of Technique 2 and a list of complaints; add to ``notes``."""
     ratio, best = float((sigmas[:-1] / sigmas[1:]).max()), level_ratio(dim)
@@ -136,9 +143,12 @@ def _examine_ratios(
     )
     if ratio <= best * 1.001:
         return advice, []
+    # The number is that of a geometric schedule; others need more for the same largest ratio.
+    is_geometric = ratio <= 1.001 * float((sigmas[:-1] / sigmas[1:]).min())
+    choice = "" if is_geometric and len(sigmas) > 2 else "schedule=geometric "
     return advice, [
-        f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}. Try more levels,"
-        f" schedule.num_levels={advice['num_levels_advised']}"
+        f"neighbouring levels are in the ratio {ratio:.3g}, above {best:.3g}. {remedy} more"
+        f" levels, {choice}schedule.num_levels={advice['num_levels_advised']}"
     ]
 
 
@@ -162,11 +172,12 @@ def _examine_steps(
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
     if max(stability) >= 2:
-        longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}"
+        has_size = hasattr(sampler, "step_size")
+        longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}" if has_size else ""
         return report, [
             f"tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest component (s ="
             f" {narrowest:.3g}), but Langevin steps are only stable below 2. Try smaller steps"
-            f"{'' if sampler.descends else longest}"
+            f"{longest}"
         ]
     if sampler.descends:
         return report, []
@@ -174,12 +185,13 @@ def _examine_steps(
         report["technique_4"] = _examine_step_size(levels, notes)
     if smallest_std is None:
         return report, []
-    widths, complaints = _examine_widths(levels, smallest_std, notes)
+    has_size = hasattr(sampler, "step_size")
+    widths, complaints = _examine_widths(levels, smallest_std, notes, has_size)
     return report | widths, complaints
 
 
 def _examine_widths(
-    levels: list[Level], std: float, notes: list[str]
+    levels: list[Level], std: float, notes: list[str], has_size: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the expected and the true widths, and a list of complaints; add to ``notes``."""
     stds = predicted_stds(levels, std)
@@ -193,8 +205,8 @@ def _examine_widths(
         return report, []
     remedy, best = _best_step_size(levels, std)
     advice = f"sampler.step_size={remedy:.2g} for {best:.2f}"
-    if best > _TOO_WIDE:
-        advice = "more steps per level"
+    if best > _TOO_WIDE or not has_size:
+        advice = "other steps" if best <= _TOO_WIDE else "more steps per level"
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min. Try {advice}"]
 
 

@@ -20,8 +20,6 @@ _FEWEST_EVALUATIONS = 6  # of the excess loss, to see whether it still falls
 
 _STILL_FALLING = 0.8  # of the excess loss at half of the steps; evaluations scatter by .1
 
-_NARROW = 100  # columns of a terminal, below which the band of exact draws is left out
-
 Entry = Mapping[str, Any]
 """What ``evaluate_samples`` returns for one metric."""
 
@@ -44,8 +42,8 @@ class Verdict:
     """What a run's numbers mean.
 
     Args:
-        rows: Rows of cells. The last but one, which is the longest, is left out in a narrow
-            terminal.
+        rows: Rows of cells. The last but one, which is the longest, is left out where the rows do
+            not fit the terminal.
         sentences: Further lines.
     """
 
@@ -54,14 +52,9 @@ class Verdict:
 
     def as_text(self, columns: int) -> str:
         """Return the lines, with aligned cells, for a terminal of this many columns."""
-        rows = self.rows
-        if columns < _NARROW:
-            rows = [[*row[:-2], row[-1]] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip()
-            for row in rows
-        ]
+        lines = _aligned(self.rows)
+        if max(map(len, lines), default=0) > columns:
+            lines = _aligned([[*row[:-2], row[-1]] for row in self.rows])
         return "\n".join([*lines, *self.sentences])
 
 
@@ -82,7 +75,7 @@ class Line:
     @property
     def word(self) -> str:
         """The verdict."""
-        return str(self.entry["verdict"])
+        return str(word_for(self.entry))
 
     @property
     def excess(self) -> float:
@@ -93,20 +86,21 @@ class Line:
     @property
     def is_worse_against_data(self) -> bool:
         """Whether the verdict against p itself is worse, and not by chance alone."""
-        if self.clean is None or self.clean["verdict"] is None:
+        word = None if self.clean is None else word_for(self.clean)
+        if self.clean is None or word is None:
             return False
         excess = self.clean["value"] - self.entry["value"]
         is_more = excess > self.clean["floor_quantiles"][1] / 2
-        return is_more and _WORDS.index(self.clean["verdict"]) > _WORDS.index(self.word)
+        return is_more and _WORDS.index(word) > _WORDS.index(self.word)
 
     @property
     def cells(self) -> list[str]:
         """Name, what was found, the true value, the band of exact draws, and the verdict."""
         entry, upper = self.entry, self.entry["floor_quantiles"][1]
         true = ""
-        if "interval" in entry:
+        if entry.keys() >= {"weights", "expected", "interval"}:
             found, true, band = _of_modes(entry)
-        elif "width" in entry:
+        elif self.name == "width" and "width" in entry:
             found = f"{_short(entry['width'])} of the truth"
             band = f"{_short(1 - upper)} to {_short(1 + upper)}"
         else:
@@ -116,18 +110,19 @@ class Line:
             verdict += f": {_rounded(entry['ratio'])} times the noise"
         elif entry["value"] < entry["floor_quantiles"][0]:
             verdict += ", even nearer: not independent"
-        if self.clean is not None and self.clean["verdict"] not in (None, self.word):
-            verdict += f" (against the data itself: {self.clean['verdict']})"
+        word = None if self.clean is None else word_for(self.clean)
+        if word not in (None, self.word):
+            verdict += f" (against the data itself: {word})"
         return [self.name.replace("_", " "), found, true, f"(exact draws: {band})", verdict]
 
 
 def verdict_lines(report: Mapping[str, Any]) -> list[Line]:
     """Return a line for each metric of the samples in a ``metrics.json`` that has a verdict."""
-    asked = report["denoised"] if "denoised" in report else report["perturbed"]
+    asked = report.get("denoised") if "denoised" in report else report.get("perturbed")
     return [
-        Line(name, entry, report["clean"].get(name))
+        Line(name, entry, (report.get("clean") or {}).get(name))
         for name, entry in (asked or {}).items()
-        if entry is not None and entry["verdict"] is not None
+        if entry is not None and word_for(entry) is not None
     ]
 
 
@@ -143,18 +138,21 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
         sentences.append(f"others: {_summary({each.name: each.entry for each in rest})}")
     if causes := report.get("causes"):
         sentences.append(f"cause: {'; '.join(causes)}")
-    if flow := report.get("probability_flow"):
+    flow = report.get("probability_flow") or {"metrics": {}}
+    if summary := _summary(flow["metrics"]):
         sentences.append(
-            f"probability flow instead, {flow['score_evaluations']} evaluations:"
-            f" {_summary(flow['metrics'])}"
+            f"probability flow instead, {flow['score_evaluations']} evaluations: {summary}"
         )
     return Verdict([line.cells for line in shown], sentences)
 
 
-def of_network(metrics: Mapping[str, Any], excess_losses: Sequence[float], steps: int) -> Verdict:
+def of_network(
+    metrics: Mapping[str, Any], excess_losses: Sequence[float], more_work: str
+) -> Verdict:
     """Return what the ``metrics.json`` of a training run says about the network.
 
-    ``excess_losses`` are those of the history, in order; ``steps`` is how many steps were made.
+    ``excess_losses`` are those of the history, in order. ``more_work`` is the override that makes
+    the training longer.
     """
     sentences = []
     error, levels = metrics["score_error"], metrics["score_error_per_level"]
@@ -172,15 +170,15 @@ def of_network(metrics: Mapping[str, Any], excess_losses: Sequence[float], steps
         sentences.append(f"loss: {metrics['loss']:.4f}; its floor is not known")
     if metrics.get("kl_bound") is not None:
         sentences.append(
-            f"samples of the reverse diffusion: at most {metrics['kl_bound']:.2g} nats (KL) worse"
-            " for it"
+            "samples of the exact reverse diffusion: this error costs at most"
+            f" {metrics['kl_bound']:.2g} nats (KL)"
         )
-    if len(excess_losses) >= _FEWEST_EVALUATIONS and excess_losses[-1] > 0:
-        sentences.append(f"change first: {_first_change(excess_losses, steps)}")
+    if len(excess_losses) >= _FEWEST_EVALUATIONS and min(excess_losses) > 0:
+        sentences.append(f"change first: {_first_change(excess_losses, more_work)}")
     return Verdict([], sentences)
 
 
-def _first_change(excess_losses: Sequence[float], steps: int) -> str:
+def _first_change(excess_losses: Sequence[float], more_work: str) -> str:
     """Return what to change first, from how far the excess loss fell over the second half.
 
     Two evaluations in the middle are compared with the last two: each alone is a little noisy.
@@ -189,8 +187,16 @@ def _first_change(excess_losses: Sequence[float], steps: int) -> str:
     before, after = sum(excess_losses[middle - 1 : middle + 1]), sum(excess_losses[-2:])
     fall = f"over the last half of the steps, the excess loss fell by {1 - after / before:.0%}"
     if after < _STILL_FALLING * before:
-        return f"trainer.steps={2 * steps} ({fall})"
+        return f"{more_work} ({fall})"
     return "model or loss; more steps change little"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip()
+        for row in rows
+    ]
 
 
 def _root(square: float) -> str:

@@ -168,6 +168,7 @@ class Width(SampleMetric):
     """
 
     is_cheap: ClassVar[bool] = True
+    floor_draws: ClassVar[int] = 10_000
 
     def distance(self, truth: Law, sigma: float, num: int) -> Distance:
         """Return the function that computes |w - 1| for ``num`` samples."""

@@ -88,7 +88,7 @@ def grid(
             if j == 0:
                 axes.set_ylabel(values[0][i], fontsize=10, rotation=0, ha="right", va="center")
             if i == 0:
-                axes.set_title(values[1][j], fontsize=min(10, 150 / len(values[1][j])))
+                axes.set_title(values[1][j], fontsize=min(10, 150 / max(1, len(values[1][j]))))
     figure.supylabel(keys[0], fontsize=11, x=0.08 / width)
     middle = (left + _SMALL_SIDE * columns / 2) / width
     figure.supxlabel(keys[1], fontsize=11, x=middle, y=0.08 / whole)

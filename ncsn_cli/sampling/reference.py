@@ -145,8 +145,8 @@ class Reference:
     def _smallest_level(self) -> str:
         """Return how much wider than the data's modes those of p_sigma_min are."""
         sigma = self.setup.plan[-1].sigma
-        width = relative_width(self.setup.truth, sigma)
-        text = f"sigma_min = {sigma:g}"
+        truth, text = self.setup.truth, f"sigma_min = {sigma:g}"
+        width = relative_width(truth, sigma) if truth.is_known else None
         return text if width is None else f"{text} (it makes the modes {width:.2f} times as wide)"
 
     def _repeat(self, name: str, setup: Setup, num: int) -> dict[str, Any] | None:

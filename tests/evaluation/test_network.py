@@ -113,6 +113,9 @@ def test_the_bound_in_nats_of_a_score_that_is_too_long(levels):
     # Each level's mean of n squares of a Gaussian has the relative error sqrt(2/n).
     error = 5 * math.sqrt(2 / 500_000) + (2 * math.log(100) / 99) ** 2 / 12
     assert found["kl_bound"] == pytest.approx(0.045 * math.log(100), rel=error)
+    # The same relative error at each level, of independent draws: sqrt(2/n) of a mean of n levels.
+    spread = found["kl_bound_standard_error"] / found["kl_bound"]
+    assert math.sqrt(2 / 500_000) / 2 < spread < 2 * math.sqrt(2 / 500_000)
     one = evaluate_training(score, dataset, sigmas[:1], Denoising(), 0, CPU)
     assert one["kl_bound"] is None
 

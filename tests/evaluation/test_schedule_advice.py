@@ -15,7 +15,7 @@ from ncsn_cli.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from ncsn_cli.schedules import Geometric, Single
+from ncsn_cli.schedules import Geometric, Linear, Single
 from tests.helpers.commands import only_run, read
 from tests.helpers.problems import stream, two_modes_1d, two_modes_2d
 from tests.helpers.statistics import assert_variance
@@ -64,6 +64,8 @@ def test_both_ratios_of_technique_2_are_told():
         (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens the data by 1.17"),
         (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is small for this data"),
         (Geometric(20.0, 0.1, 5), ANNEALED, "Try more levels, schedule.num_levels=9"),
+        (Linear(20.0, 0.1, 20), ANNEALED, "levels, schedule=geometric schedule.num_levels=9"),
+        (Single(1.0), ANNEALED, "Try schedule.sigma=0.5"),
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),

@@ -93,6 +93,20 @@ def test_lines_fit_eighty_columns():
     assert max(map(len, verdict.as_text(80).splitlines())) <= 80
 
 
+def test_own_metrics_may_call_their_details_as_they_like():
+    one = entry(0.5, interval=[1, 2], width=7)
+    assert of_samples(report(mine=one)).rows == [
+        ["mine", "0.5", "", "(exact draws: up to 1)", GOOD]
+    ]
+
+
+def test_a_flow_without_a_verdict_and_an_older_run_say_less():
+    flow = {"score_evaluations": 19, "metrics": {"moments": None, "mode_weights": entry(0, 0)}}
+    numbers = report(moments=entry(0.5)) | {"probability_flow": flow}
+    del numbers["perturbed"]["moments"]["verdict"]
+    assert of_samples(numbers).as_text(120).endswith(GOOD)
+
+
 def test_nothing_known_is_nothing_said():
     unknown = {"perturbed": {"moments": None}, "clean": {"moments": None}}
     assert of_samples(unknown).as_text(80) == ""
@@ -106,13 +120,17 @@ def test_a_network_in_words():
         "kl_bound": 0.18,
     }  # fmt: skip
     falling, flat = [9.0, 4, 2, 1, 0.5, 0.5], [9.0, 1, 1, 1.1, 0.9, 1]
-    assert of_network(numbers, falling, 100).sentences[-1] == (
+    assert of_network(numbers, falling, "trainer.steps=200").sentences[-1] == (
         "change first: trainer.steps=200 (over the last half of the steps, the excess loss fell"
         " by 67%)"
     )
-    assert of_network(numbers, flat, 100).sentences[-1].endswith("more steps change little")
-    assert of_network(numbers, [1.0, 0.1], 100).as_text(120).splitlines() == [
+    assert (
+        of_network(numbers, flat, "trainer.steps=200")
+        .sentences[-1]
+        .endswith("more steps change little")
+    )
+    assert of_network(numbers, [1.0, 0.1], "").as_text(120).splitlines() == [
         "score: 20 % off the true one (root mean square), at most 30 %, at sigma = 0.1",
         "loss: 2.00e-02 above its floor, 0.5000 (± 0.0001)",
-        "samples of the reverse diffusion: at most 0.18 nats (KL) worse for it",
+        "samples of the exact reverse diffusion: this error costs at most 0.18 nats (KL)",
     ]
