@@ -7,16 +7,17 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from ncsn_cli.core.settings import STRICT
+from ncsn_cli.datasets import Sampled
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import against_truth
 from ncsn_cli.inits import Normal, Prior
-from ncsn_cli.metrics import ModeWeights, Width
+from ncsn_cli.metrics import ModeWeights, Moments, Width
 from ncsn_cli.samplers import Langevin, ProbabilityFlow, plan_of
 from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Sampling
 from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import Karras, Single
-from tests.helpers.problems import two_modes_1d
+from tests.helpers.problems import stream, two_modes_1d
 
 TRUTH = two_modes_1d()
 METRICS = {"mode_weights": ModeWeights(), "width": Width()}
@@ -111,3 +112,21 @@ def test_the_flow_beside_langevin_dynamics():
         )
         is None
     )
+
+
+class Draws:
+    """A Gaussian of which nothing but draws is known."""
+
+    def sample(self, num, generator):
+        return 0.3 * torch.randn(num, 1, generator=generator)
+
+
+def test_the_smallest_level_of_a_law_known_by_draws():
+    # Exact draws of p_sigma, sigma as large as the data's std: as good, and wrong against p.
+    truth, sigmas = Sampled(Draws()), Karras(5.0, 0.3, 10).sigmas
+    samples = truth.sample(2000, sigma=0.3, generator=stream())
+    metrics = {"moments": Moments()}
+    report = against_truth(samples, truth, 0.3, metrics, noise_floor, 0)
+    planted = replace(setup(sigmas=sigmas), truth=truth)
+    reference = Reference(planted, sigmas, truth, metrics, noise_floor, "the network", None)
+    assert reference.causes(samples, report) == ["sigma_min = 0.3"]
