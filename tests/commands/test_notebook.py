@@ -337,7 +337,7 @@ def test_the_notebook_with_the_lines_of_the_page_runs(tmp_path):
     shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     streams = {name: "".join(o["text"] for o in shown if o.get("name") == name)
                for name in ("stdout", "stderr")}  # fmt: skip
-    assert "step/s" in streams["stderr"]  # a bar
+    assert "training |" in streams["stderr"]  # a bar
     assert "arning" not in streams["stderr"]
     assert float(streams["stdout"].split()[-1]) > 5  # 5000 samples, 1.1 times too wide
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]

@@ -72,6 +72,8 @@ def test_a_shift_changes_no_metric_or_floor_around_the_mean(law, dim, shift):
                 np.testing.assert_allclose(
                     b["expected_covariance"], a["expected_covariance"], rtol=1e-5, atol=1e-6
                 )
+        elif isinstance(value, str):
+            assert found[name] == value
         elif name.split(".")[1:] in (["mean"], ["expected_mean"]):
             np.testing.assert_allclose(found[name], value + offsets.numpy(), atol=1e-7)
         else:
@@ -218,7 +220,8 @@ def test_a_shift_changes_no_number_of_a_sampling_run(sampler, forked, tmp_path):
     # chain may come to another mode, or an acceptance turn to a refusal: one or two of 200.
     spacing = 2 * float(np.spacing(np.float32(1e4)))
     for name, value in here.items():
-        if name == "seconds" or name.endswith(("transitions", "ratio")):
+        # One chain may change a verdict, and the share of an error in a cause.
+        if name == "seconds" or name.endswith(("transitions", "ratio", "verdict", "causes")):
             continue
         near = 2 / 200 if "commitment" in name or "weights" in name else spacing
         np.testing.assert_allclose(
