@@ -25,7 +25,7 @@ def test_samples_from_a_checkpoint(trained, tmp_path, really_succeed):
     assert metrics["num_samples"] == 300
     assert metrics["score_evaluations"] == 400
     for target in ("clean", "perturbed"):
-        for name in ("wasserstein", "mode_weights", "moments"):
+        for name in ("mode_weights", "width", "wasserstein", "moments"):
             entry = metrics[target][name]
             assert entry["ratio"] == pytest.approx(entry["value"] / entry["floor"])
             assert entry["floor_quantiles"][0] <= entry["floor"] <= entry["floor_quantiles"][1]
@@ -65,8 +65,9 @@ def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path, succeed):
         "num_samples=200",
     ]  # fmt: skip
     first = succeed("ncsn-sample", *arguments, "seed=3", folder=tmp_path)
-    again = succeed("ncsn-sample", *arguments, "seed=3", "plot=[]", folder=tmp_path)
-    other = succeed("ncsn-sample", *arguments, "seed=4", "plot=[]", folder=tmp_path)
+    unmeasured = [*arguments, "plot=[]", "metric=[]"]
+    again = succeed("ncsn-sample", *unmeasured, "seed=3", folder=tmp_path)
+    other = succeed("ncsn-sample", *unmeasured, "seed=4", folder=tmp_path)
     draws = [np.load(out / "samples.npz")["samples"] for out in (first, again, other)]
     assert np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
