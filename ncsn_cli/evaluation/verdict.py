@@ -101,10 +101,11 @@ class Line:
         if entry.keys() >= {"weights", "expected", "interval"}:
             found, true, band = _of_modes(entry)
         elif self.name == "width" and "width" in entry:
-            found = f"{_short(entry['width'])} of the truth"
-            band = f"{_short(1 - upper)} to {_short(1 + upper)}"
+            digits = _digits(2 * upper, 2)
+            found = f"{entry['width']:.{digits}f} of the truth"
+            band = f"{1 - upper:.{digits}f} to {1 + upper:.{digits}f}"
         else:
-            found, band = f"{entry['value']:.3g}", f"up to {upper:.3g}"
+            found, true, band = f"{entry['value']:.3g}", "true 0", f"up to {upper:.3g}"
         verdict = self.word
         if verdict == WRONG and entry["ratio"] is not None:
             verdict += f": {_rounded(entry['ratio'])} times the noise"
@@ -228,23 +229,24 @@ def _of_modes(entry: Entry) -> tuple[str, str, str]:
         return float(abs(found[k] - true[k]) / (bands[k][1] - bands[k][0] or 1.0))
 
     k = 0 if len(found) == 2 else max(range(len(found)), key=error)
-    low, high = (_percent(bound) for bound in bands[k])
-    band = f"{low} to {high} %"
+    low, high = bands[k]
+    digits = _digits(100 * (high - low), 1)
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.{digits}f}"
+
+    band = f"{percent(low)} to {percent(high)} %"
     if len(found) > _MOST_MODES:
-        share = f"{_percent(found[k])} % in mode {k + 1} of {len(found)}"
-        return share, f"true {_percent(true[k])} %", band
-    shares, expected = (" / ".join(f"{_percent(share)} %" for share in s) for s in (found, true))
+        share = f"{percent(found[k])} % in mode {k + 1} of {len(found)}"
+        return share, f"true {percent(true[k])} %", band
+    shares, expected = (" / ".join(f"{percent(share)} %" for share in s) for s in (found, true))
     return shares, f"true {expected}", band + (f" in mode {k + 1}" if len(found) > 2 else "")
 
 
-def _percent(share: float) -> str:
-    value = 100 * share
-    return f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+def _digits(band: float, least: int) -> int:
+    """Return how many digits after the point show a ``band`` of values, at least ``least``."""
+    return max(least, -math.floor(math.log10(band))) if band > 0 else least
 
 
 def _rounded(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.3g}"

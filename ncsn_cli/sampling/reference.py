@@ -130,16 +130,16 @@ class Reference:
         known = own if self.score_name is None else self._repeat(name, ideal, num)
         if known is None:
             return "the sampler (with the exact score, its chains diverge)"
-        rest = f"of the error in {what}"
+        rest = f"of the error in {what} is left"
         if known["value"] <= _MAIN * own["value"]:
-            return f"{self.score_name} (the exact score leaves {_share(known, own)} {rest})"
+            return f"{self.score_name} (with the exact score, {_share(known, own)} {rest})"
         if known["verdict"] == GOOD:
             return _TELLS_NOTHING
         started = _start(setup, Data(), setup.plan[0].sigma)
         best = self._repeat(name, replace(ideal, init=started), num)
         if best is not None and best["value"] <= _MAIN * known["value"]:
-            return f"the start (exact draws of p_sigma_max leave {_share(best, known)} {rest})"
-        left = "" if best is None else f" (exact score and start leave {_share(best, own)} {rest})"
+            return f"the start (from exact draws of p_sigma_max, {_share(best, known)} {rest})"
+        left = "" if best is None else f" (with exact score and start, {_share(best, own)} {rest})"
         return f"the sampler{left}"
 
     def _smallest_level(self) -> str:

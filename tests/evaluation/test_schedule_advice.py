@@ -69,7 +69,7 @@ def test_both_ratios_of_technique_2_are_told():
         (
             Geometric(20.0, 0.1, 20),
             AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False),
-            "stable below 2. Try smaller steps",
+            "chains are stable below 2. Try smaller steps",
         ),
         (
             Geometric(20.0, 0.1, 20),
@@ -89,7 +89,7 @@ def test_both_ratios_of_technique_2_are_told():
         (
             Geometric(20.0, 0.1, 20),
             PredictorCorrector(snr=1.5, corrector_steps=1, denoise=False),
-            "stable below 2. Try smaller steps",
+            "chains are stable below 2. Try smaller steps",
         ),
         (Single(0.0), ANNEALED, "ncsn-sample will refuse this sampler"),
     ],

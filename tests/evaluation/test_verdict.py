@@ -54,6 +54,16 @@ def test_of_many_modes_the_worst_is_shown():
     assert "20.0 % in mode 3 of 4" in of_samples(report(mode_weights=one)).as_text(120)
 
 
+def test_a_narrow_band_has_the_digits_that_it_needs():
+    shares = {"weights": [0.9501, 0.0499], "expected": [0.95, 0.05]}
+    weights = entry(1e-4, 2e-4, **shares, interval=[[0.9498, 0.9502], [0.0498, 0.0502]])
+    rows = of_samples(report(mode_weights=weights, width=entry(3e-4, 4e-4, width=1.0003))).rows
+    assert rows[0][1:4] == [
+        "95.01 % / 4.99 %", "true 95.00 % / 5.00 %", "(exact draws: 94.98 to 95.02 %)"
+    ]  # fmt: skip
+    assert rows[1][1:4] == ["1.0003 of the truth", "", "(exact draws: 0.9996 to 1.0004)"]
+
+
 def test_errors_come_first_and_no_more_than_six_lines():
     entries = {f"metric_{i}": entry(0.5) for i in range(7)} | {"last_one": entry(9.0)}
     numbers = report(**entries) | {"causes": ["the start", "sigma_min = 1"]}
@@ -96,7 +106,7 @@ def test_lines_fit_eighty_columns():
 def test_own_metrics_may_call_their_details_as_they_like():
     one = entry(0.5, interval=[1, 2], width=7)
     assert of_samples(report(mine=one)).rows == [
-        ["mine", "0.5", "", "(exact draws: up to 1)", GOOD]
+        ["mine", "0.5", "true 0", "(exact draws: up to 1)", GOOD]
     ]
 
 

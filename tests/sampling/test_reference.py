@@ -63,14 +63,14 @@ def test_the_start():
     # Around 0 instead of around the data, whose mean is 2.4.
     sigmas = Karras(6.0, 0.1, 40).sigmas
     (cause,) = causes(setup(sigmas=sigmas, init=Normal(std=6.0)), sigmas)
-    assert cause.startswith("the start (exact draws of p_sigma_max leave ")
+    assert cause.startswith("the start (from exact draws of p_sigma_max, ")
 
 
 @pytest.mark.parametrize("name", [None, "the network"])
 def test_the_sampler(name):
     sigmas, sampler = Single(0.5).sigmas, TwiceTheNoise(step_size=0.1, steps=300)
     found = causes(setup(sampler, sigmas=sigmas), sigmas, name)
-    assert found[0].startswith("the sampler (exact score and start leave ")
+    assert found[0].startswith("the sampler (with exact score and start, ")
 
 
 def test_the_network():
@@ -80,7 +80,7 @@ def test_the_network():
         return 0.7 * TRUTH.score(x, sigma)
 
     (cause,) = causes(setup(sigmas=sigmas, score=shrunk), sigmas, "the network")
-    assert cause.startswith("the network (the exact score leaves ")
+    assert cause.startswith("the network (with the exact score, ")
 
 
 def test_the_smallest_level():
