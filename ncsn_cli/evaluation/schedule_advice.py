@@ -175,8 +175,9 @@ def _examine_steps(
         has_size = hasattr(sampler, "step_size")
         longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}" if has_size else ""
         return report, [
-            f"steps are too large: tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the narrowest"
-            f" component (s = {narrowest:.3g}), and chains are stable below 2. Try smaller steps"
+            f"steps are too large: tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the"
+            f" narrowest component (s = {narrowest:.3g}), and chains are stable below 2. Try"
+            " smaller steps"
             f"{longest}"
         ]
     if sampler.descends:
