@@ -92,7 +92,7 @@ class Reference:
         return {
             "levels": len(plan),
             "score_evaluations": chains.score_evaluations,
-            "metrics": self._measure(chains.samples, self.metrics),
+            "metrics": self._measure(chains.samples, plan[-1].sigma, self.metrics),
         }
 
     def causes(self, samples: Tensor, report: Mapping[str, Any]) -> list[str]:
@@ -160,16 +160,16 @@ class Reference:
         return self._entry(name, chains.samples)
 
     def _entry(self, name: str, samples: Tensor) -> dict[str, Any]:
-        entry = self._measure(samples, {name: self.metrics[name]})[name]
+        sigma = self.setup.plan[-1].sigma
+        entry = self._measure(samples, sigma, {name: self.metrics[name]})[name]
         assert entry is not None  # it was known for the run
         return entry
 
     def _measure(
-        self, samples: Tensor, metrics: Mapping[str, SampleMetric]
+        self, samples: Tensor, sigma: float, metrics: Mapping[str, SampleMetric]
     ) -> dict[str, dict[str, Any] | None]:
-        setup = self.setup
         return evaluate_samples(
-            samples, self.target, setup.plan[-1].sigma, metrics, self.floor_of, setup.seed
+            samples, self.target, sigma, metrics, self.floor_of, self.setup.seed
         )
 
 

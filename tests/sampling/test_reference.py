@@ -106,6 +106,10 @@ def test_the_flow_beside_langevin_dynamics():
     assert (found["levels"], found["score_evaluations"]) == (20, 19)
     assert found["metrics"]["mode_weights"]["ratio"] < 3
     assert reference.flow(1000, 20) is None
+    # The flow ends at sigma_min, wherever the run's own plan ends.
+    other = replace(annealed, plan=annealed.plan[::-1])
+    same = replace(reference, setup=other).flow(1000, 3000)
+    assert same["metrics"]["mode_weights"] == found["metrics"]["mode_weights"]
     assert (
         Reference(setup(sigmas=sigmas), sigmas, TRUTH, METRICS, noise_floor, None, None).flow(
             1000, 3000
