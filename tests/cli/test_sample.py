@@ -200,6 +200,7 @@ def test_every_sampler_by_one_override(sampler, evaluations, denoise, forked, tm
     assert all(0 < share <= 1 for share in shares)
 
 
+@pytest.mark.slow
 def test_every_metric_by_one_override(forked, tmp_path):
     names = [
         "wasserstein", "sliced_wasserstein", "energy_distance", "mmd", "mode_weights", "moments",

@@ -138,7 +138,7 @@ def test_a_failing_job_is_named_and_the_others_finish(place, forked, tmp_path):
     folder, overrides = missing.splitlines()[:2]
     assert ": diverged: the loss is" in folder
     # One line for each job, and what Hydra says besides is left out.
-    lines = result.stdout.partition("sweep: 4 of 4 jobs done, 1 failed")[0].splitlines()
+    lines = result.stdout.partition("sweep: 3 of 4 jobs done, 1 failed")[0].splitlines()
     assert lines[0] == f"sweep: 4 jobs in {sweep.relative_to(tmp_path)}"
     for i, (line, rate) in enumerate(
         zip(lines[1:], rates.partition("=")[2].split(","), strict=True)

@@ -154,10 +154,8 @@ def test_the_band_holds_99_percent_of_other_draws():
     assert np.mean([high - low for low, high in bands]) == pytest.approx(0.99, abs=0.0035)
 
 
-@pytest.mark.parametrize(
-    "metric",
-    [EnergyDistance(max_points=500), pytest.param(MMD(max_points=500), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", [EnergyDistance(max_points=500), MMD(max_points=500)])
 def test_a_floor_scaled_from_fewer_draws_is_that_of_all(metric):
     # Both are quantiles and means of 1000 sets: five standard errors of a difference of two means,
     # and of two upper quantiles (measured: .02 of themselves).

@@ -32,7 +32,6 @@ def metrics_of(forked, arguments, folder):
             ("levels_reversed", ANNEALED, "clean", "moments", 25),
             ("sigma_replaced", "dataset=song_ermon_2d", "perturbed", "moments", 3),
         ],
-        3,
     ),
 )
 def test_samples_show_the_bug(bug, correct, target, metric, factor, forked, tmp_path):
