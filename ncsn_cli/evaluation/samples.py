@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floor
 from ncsn_cli.evaluation.verdict import word_for
 from ncsn_cli.metrics import SampleMetric
+
+log = logging.getLogger(__name__)
 
 FloorOf = Callable[[SampleMetric, Law, float, int], Floor]
 """``floor_of(metric, truth, sigma, N)`` returns the law of the distance of N exact draws."""
@@ -42,6 +45,14 @@ def against_truth(
     if sigma > 0 and (denoised is None or truth.is_known):
         target = denoised or truth
         found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
+    scaled = {
+        metric: entry["floor_scaled_from"]
+        for metric, entry in clean.items()
+        if entry is not None and "floor_scaled_from" in entry
+    }
+    if scaled:
+        words = ", ".join(f"{metric} from {num}" for metric, num in scaled.items())
+        log.info("noise floors scaled from fewer exact draws, by 1/sqrt(n): %s", words)
     return found
 
 
