@@ -47,11 +47,9 @@ def is_published(trained: Mapping[str, Any] | None = None) -> bool:
     named = (re.split(r"[./=@]", word.lstrip("+~"))[0] for word in hydra_config.overrides.task)
     if {"dataset", "schedule", "sampler"}.intersection(named):
         return False
-    name, sources = (
-        hydra_config.runtime.choices.get("experiment"),
-        hydra_config.runtime.config_sources,
-    )
+    sources = hydra_config.runtime.config_sources
     ours = next(Path(source.path) for source in sources if source.provider == "main")
+    name = hydra_config.runtime.choices.get("experiment")
     if name and (ours / "experiment" / f"{name}.yaml").is_file() and not name.startswith("bug_"):
         return True
     return ((trained or {}).get("schedule") or {}).get("is_published") is True

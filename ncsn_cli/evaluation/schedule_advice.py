@@ -171,14 +171,13 @@ def _examine_steps(
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
+    has_size = hasattr(sampler, "step_size")  # a sampler of the user's own may have none
     if max(stability) >= 2:
-        has_size = hasattr(sampler, "step_size")
         longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}" if has_size else ""
         return report, [
             f"steps are too large: tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the"
             f" narrowest component (s = {narrowest:.3g}), and chains are stable below 2. Try"
-            " smaller steps"
-            f"{longest}"
+            f" smaller steps{longest}"
         ]
     if sampler.descends:
         return report, []
@@ -186,7 +185,6 @@ def _examine_steps(
         report["technique_4"] = _examine_step_size(levels, notes)
     if smallest_std is None:
         return report, []
-    has_size = hasattr(sampler, "step_size")
     widths, complaints = _examine_widths(levels, smallest_std, notes, has_size)
     return report | widths, complaints
 
@@ -197,10 +195,8 @@ def _examine_widths(
     """Return the expected and the true widths, and a list of complaints; add to ``notes``."""
     stds = predicted_stds(levels, std)
     targets = [math.hypot(std, level.sigma) for level in levels]
-    report, excess = (
-        {"std_per_level": stds, "target_std_per_level": targets},
-        stds[-1] / targets[-1],
-    )
+    report = {"std_per_level": stds, "target_std_per_level": targets}
+    excess = stds[-1] / targets[-1]
     notes.append(f"Steps: on one Gaussian, chains end {excess:.3f} times as wide as p_sigma_min")
     if excess <= _TOO_WIDE:
         return report, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 GOOD, VISIBLE, WRONG = "as good as exact draws", "visible", "wrong"
@@ -47,8 +47,8 @@ class Verdict:
         sentences: Further lines.
     """
 
-    rows: list[list[str]] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
+    rows: list[list[str]]
+    sentences: list[str]
 
     def as_text(self, columns: int) -> str:
         """Return the lines, with aligned cells, for a terminal of this many columns."""
