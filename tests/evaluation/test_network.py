@@ -159,6 +159,16 @@ def test_the_loss_of_continuous_levels_is_an_integral_over_log_sigma(sigmas, pow
     assert abs(found["loss"] - found["loss_floor"] - found["excess_loss"]) <= 5 * error
 
 
+def test_continuous_levels_without_a_range_are_the_one_level():
+    truth, sigmas = two_modes_1d(), torch.tensor([0.7], dtype=torch.float64)
+    each = (
+        Denoising(levels=levels, weight_power=1.7, noise="fresh")
+        for levels in ("all", "continuous")
+    )
+    one, same = (evaluate_training(truth.score, truth, sigmas, loss, 0, CPU) for loss in each)
+    assert same == pytest.approx(one, rel=1e-12)
+
+
 def test_standard_errors_are_those_of_repeated_evaluations():
     # Of 40 evaluations with other draws the standard deviation errs by a ninth: five of those.
     truth, sigmas = two_modes_1d(), torch.tensor([2.0, 0.5], dtype=torch.float64)
