@@ -64,6 +64,7 @@ class SampleSettings(TrainSettings):
         trajectories: Number of chains whose path is kept.
         trajectory_metrics: Whether to measure the distance to p_sigma at each level, too.
         log_density: Whether to write the log-density that the score implies, on a grid.
+        budget: Whether to split the samples' error into its parts; see ``sampling.budget``.
         compile: Whether Langevin steps are compiled, several per call. Compiling takes 10 seconds
             or more at the start; the steps are then faster. ``auto``: compile where
             ``sampling.compiled_langevin.resolve_compile`` finds that it pays. False is recorded if
@@ -81,6 +82,7 @@ class SampleSettings(TrainSettings):
     trajectories: Annotated[int, Field(ge=0, le=10**9)]
     trajectory_metrics: bool
     log_density: bool
+    budget: bool
     compile: bool | Literal["auto"]
     resume: str | None
     plugins: list[str]

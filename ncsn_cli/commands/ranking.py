@@ -28,8 +28,9 @@ _DEVIATIONS = 2.576  # standard deviations of a Gaussian that hold 99 %
 def choose_metrics(runs: list[Run], chosen: list[str], against: str) -> list[str]:
     """Return the metrics to show: ``chosen``, or the default ones that the runs have.
 
-    The default ones of samples are the ratios to the noise floors. ``against`` is a regular
-    expression of the targets, such as ``clean``.
+    The default ones of samples are the ratios to the noise floors, and the parts of the error
+    where runs have a budget. ``against`` is a regular expression of the targets, such as
+    ``clean``.
 
     Raises:
         ConfigError: If no run has a metric of ``chosen``.
@@ -44,7 +45,12 @@ def choose_metrics(runs: list[Run], chosen: list[str], against: str) -> list[str
     if not losses and "loss" in known:
         losses = ["loss"]
     ratios = [key for key in known if re.fullmatch(rf"({against})\..*\.ratio", key)]
-    return [*losses, *ratios, *([WORK] if WORK in known else [])]
+    parts = [key for key in known if re.fullmatch(r"budget\..*\.parts\.\w+\.value", key)]
+    # Nats, if they are known, or the first metric.
+    about = "budget.nats." if any("budget.nats." in key for key in parts) else "budget.metrics."
+    first = next((key.rpartition(".parts.")[0] for key in parts if key.startswith(about)), None)
+    split = [key for key in parts if key.rpartition(".parts.")[0] == first]
+    return [*losses, *ratios, *split, *([WORK] if WORK in known else [])]
 
 
 def values_of(runs: list[Run], metric: str) -> list[float]:

@@ -177,6 +177,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
     flow = metrics.get("probability_flow") or {}
     elsewhere = (
         "clean", "perturbed", "denoised", "trajectory", "mode_commitment", "probability_flow",
+        "budget",
     )  # fmt: skip
     single = flatten({name: v for name, v in metrics.items() if name not in elsewhere})
     numbers = [
@@ -201,6 +202,7 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         if rows:
             header = ["metric", "value", "noise floor", "ratio (1 is perfect)"]
             tables[title] = [header, *rows]
+    tables |= _budget_table(metrics.get("budget") or {"metrics": {}})
     columns = {
         name.removesuffix("_per_level").replace("_", " "): values
         for name, values in metrics.items()
@@ -210,6 +212,23 @@ def tables_of(metrics: dict[str, Any]) -> dict[str, list[list[str]]]:
         rows = [[_show(v) for v in row] for row in zip(*columns.values(), strict=True)]
         tables["By level"] = [list(columns), *rows]
     return tables
+
+
+def _budget_table(budget: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Return a table of the parts of the error in each metric; {} without a budget."""
+    rows = [
+        [
+            name,
+            _show(found["exact_draws"]),
+            *(_with_error("value", part) for part in found["parts"].values()),
+            _show(found["exact_draws"] + sum(p["value"] for p in found["parts"].values())),
+        ]
+        for name, found in budget["metrics"].items()
+    ]
+    if not rows:
+        return {}
+    header = ["metric", "exact draws", *budget["parts"].values(), "the samples"]
+    return {"Error budget: what each part adds to the distance from p": [header, *rows]}
 
 
 def schedule_table(advice: Mapping[str, Any] | None) -> dict[str, list[list[str]]]:

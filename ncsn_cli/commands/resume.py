@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 MAY_CHANGE = {
-    "metric", "plot", "animation", "objective", "log_density", "checkpoint", "device", "resume",
-    "plugins",
+    "metric", "plot", "animation", "objective", "log_density", "budget", "checkpoint", "device",
+    "resume", "plugins",
 }  # fmt: skip
 """What a resumed run of either command may change: keys, and groups with all of their keys."""
 
@@ -63,7 +63,7 @@ def _as_before(config: Config) -> Config:
     """Return ``config`` as earlier versions recorded this request.
 
     ``auto`` asks for the same run as null. The standard deviations of a mixture were 1.0 by
-    default, now they are null.
+    default, now they are null. There was no ``budget``.
     """
     changed = dict(config)
     dataset, trainer = config.get("dataset"), config.get("trainer")
@@ -76,6 +76,8 @@ def _as_before(config: Config) -> Config:
         changed["trainer"] = {**trainer, "resume": None}
     if config.get("resume") == AUTO:
         changed["resume"] = None
+    if config.get("budget") is False:
+        del changed["budget"]
     return changed
 
 

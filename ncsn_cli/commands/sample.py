@@ -31,8 +31,10 @@ from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
+from ncsn_cli.commands.score import empirical_score
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
+from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
@@ -40,9 +42,11 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
+from ncsn_cli.inits import Data, Normal, Prior
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
+from ncsn_cli.sampling.budget import Budget
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Saved
@@ -146,7 +150,11 @@ def measure(
         beside = _reference(job, floors)
         if flow := beside.flow(run.num_samples, chains.score_evaluations):
             report["probability_flow"] = flow
-        report["causes"] = beside.causes(chains.samples, report)
+        if not run.budget:
+            report["causes"] = beside.causes(chains.samples, report)
+    if run.budget:
+        budget = _budget(job)
+        report["budget"] = budget.split(chains.samples, job.parts.of_samples, report["clean"])
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     of_score, log_density = _measure_score(job, folder)
@@ -207,22 +215,55 @@ def scene_of(
         committed=np.array(chains.mode_commitment["committed"]),
         mode_shares=np.array(chains.mode_commitment.get("shares", [])),
         distances=report.get("trajectory"),
+        budget=report.get("budget"),
         log_density=log_density.get("log_density"),
     )
 
 
+def _score_name(job: Job) -> str | None:
+    """Return in words what the run's score is; None if it is the exact score."""
+    if job.run.score == "exact" and job.parts.dataset.truth is job.parts.dataset:
+        return None
+    return {"checkpoint": "network", "empirical": "finite data"}.get(job.run.score, "score")
+
+
 def _reference(job: Job, floors: FloorOf) -> Reference:
     """Return the run, with what other chains beside it need."""
-    names = {"checkpoint": "the network", "empirical": "the finite training set"}
-    is_exact = job.run.score == "exact" and job.parts.dataset.truth is job.parts.dataset
     return Reference(
         job.setup,
         job.parts.schedule.sigmas,
         job.target,
         job.parts.of_samples,
         floors,
-        None if is_exact else names.get(job.run.score, "the score"),
+        _score_name(job),
         (job.truth.score, job.truth.log_prob) if job.truth.is_known else None,
+    )
+
+
+def _budget(job: Job) -> Budget:
+    """Return the run, with what its hybrids need."""
+    parts, truth, first = job.parts, job.truth, job.parts.plan[0].sigma
+    sigma_max, init = float(parts.schedule.sigmas[0]), parts.init
+    law = None
+    if isinstance(init, Prior):
+        law = Gaussian(truth.mean, truth.perturbed_covariance(sigma_max))
+    elif isinstance(init, Normal):
+        variances = init.std**2 * torch.eye(truth.dim, dtype=torch.float64)
+        law = Gaussian(init.mean - truth.origin, variances)
+    empirical = None
+    data = parts.dataset.training_set() if job.run.score == "checkpoint" else None
+    if data is not None:
+        score, _ = empirical_score(parts.dataset, truth.origin)
+        empirical = score, (data - truth.origin).float()
+    starts_at = init.sigma if isinstance(init, Data) and init.sigma is not None else sigma_max
+    return Budget(
+        job.setup,
+        (truth.score, truth.log_prob),
+        start=law,
+        has_exact_start=isinstance(init, Data) and starts_at == first,
+        score_name=_score_name(job),
+        empirical=empirical,
+        workers=job.workers,
     )
 
 

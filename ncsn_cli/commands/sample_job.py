@@ -134,6 +134,7 @@ class Job:
             the true score is not known.
         setup: What the chains run with, such as the score that they follow.
         sampling: The chains, ready to run.
+        workers: Max number of tiles that run at a time.
         stopped: The chains to resume, or None.
     """
 
@@ -147,6 +148,7 @@ class Job:
     target: Law
     setup: Setup
     sampling: Sampling
+    workers: int
     stopped: Saved | None
 
 
@@ -177,12 +179,13 @@ def build(request: Request) -> Job:
     init = partial(_initial_points, parts, truth.origin, device)
     init(1, random_stream(run.seed, "first try", device))
     setup = Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device)
+    workers = _WORKERS if device.type == "cpu" else 1
     sampling = Sampling(
         setup,
         run.num_samples,
         num_paths=run.trajectories,
         keep_by_level=run.trajectory_metrics,
-        workers=_WORKERS if device.type == "cpu" else 1,
+        workers=workers,
         compile=compiles,
     )
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
@@ -190,8 +193,9 @@ def build(request: Request) -> Job:
     target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
     return Job(
-        run, config, facts, identity, device, parts, truth, target, setup, sampling, stopped
-    )
+        run, config, facts, identity, device, parts, truth, target, setup, sampling, workers,
+        stopped,
+    )  # fmt: skip
 
 
 def save_chains(folder: Path, state: Saved, identity: Config) -> None:
@@ -220,6 +224,10 @@ def _build_parts(request: Request) -> Parts:
     _try_own(parts, request.run.num_samples)
     for metric in of_score.values():
         metric.check(parts.sigmas)
+    if request.run.budget and not dataset.is_known:
+        raise ConfigError(
+            "budget: it needs the true score, and of this dataset only draws are known"
+        )
     if request.run.log_density:
         check_flow(parts.sigmas, "log_density")
         if dataset.dim > 2:

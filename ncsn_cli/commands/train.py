@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 # Every key of SampleSettings that must not be null needs a value here.
 _UNSET_SAMPLE_KEYS: Config = {
     "checkpoint": None, "score": "exact", "num_samples": 1, "trajectories": 0,
-    "trajectory_metrics": False, "log_density": False, "compile": "auto", "resume": None,
-    "plugins": [],
+    "trajectory_metrics": False, "log_density": False, "budget": False, "compile": "auto",
+    "resume": None, "plugins": [],
 }  # fmt: skip
 
 

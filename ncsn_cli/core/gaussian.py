@@ -26,6 +26,11 @@ class Gaussian:
         root = self._rotation * self._variances.clamp(min=0).sqrt()  # root root^T = covariance
         return self._mean.to(z) + z @ root.T.to(z)
 
+    def whiten(self, x: Tensor) -> Tensor:
+        """Return z ~ N(0, I) for draws ``x``, both (B, D): covariance^(-1/2) (x - mean)."""
+        root = self._rotation / self._variances.sqrt() @ self._rotation.T  # (D, D)
+        return (x - self._mean.to(x)) @ root.to(x)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density at ``x`` (B, D), (B,), in nats."""
         offset = (x - self._mean.to(x)) @ self._rotation.to(x)  # (B, D)

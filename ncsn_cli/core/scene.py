@@ -99,6 +99,7 @@ class SamplingScene(Scene):
         mode_shares: Share of chains in each mode after each of these levels (V, K); empty for
             many modes.
         distances: See ``evaluation.evaluate_trajectory``; None unless asked for.
+        budget: See ``sampling.budget.Budget.split``; None unless asked for.
         log_density: Log of the density that the score implies at the smallest level (G,); None
             unless asked for.
         paths: Chains over time; None if no path was kept.
@@ -113,6 +114,7 @@ class SamplingScene(Scene):
     is_denoised: bool = False
     denoised_density: NDArray[np.float64] | None = None
     distances: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     log_density: NDArray[np.float64] | None = None
     paths: Paths | None = None
     drawn_from: int | None = None

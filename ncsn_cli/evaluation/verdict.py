@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ncsn_cli.evaluation.parts import in_words
+
 GOOD, VISIBLE, WRONG = "as good as exact draws", "visible", "wrong"
 """The three words; see ``word_for``."""
 
@@ -137,7 +139,9 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
         first, rest = by_error[: _MOST_LINES - 1], by_error[_MOST_LINES - 1 :]
         shown = [line for line in lines if line in first]
         sentences.append(f"others: {_summary({each.name: each.entry for each in rest})}")
-    if causes := report.get("causes"):
+    if "budget" in report:
+        sentences.append(in_words(report["budget"], _worst_against_data(report)))
+    elif causes := report.get("causes"):
         sentences.append(f"cause: {'; '.join(causes)}")
     flow = report.get("probability_flow") or {"metrics": {}}
     if summary := _summary(flow["metrics"]):
@@ -145,6 +149,13 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
             f"probability flow instead, {flow['score_evaluations']} evaluations: {summary}"
         )
     return Verdict([line.cells for line in shown], sentences)
+
+
+def _worst_against_data(report: Mapping[str, Any]) -> str | None:
+    """Return the metric of the budget in which the data are missed most; None without metrics."""
+    clean = report["clean"]
+    excess = {name: Line(name, clean[name], None).excess for name in report["budget"]["metrics"]}
+    return max(excess, key=lambda name: excess[name], default=None)
 
 
 def of_network(

@@ -1,5 +1,6 @@
 """Metrics: how far samples, or a score, are from the truth."""
 
+from ncsn_cli.metrics.base import Distance as Distance
 from ncsn_cli.metrics.base import SampleMetric as SampleMetric
 from ncsn_cli.metrics.base import ScoreMetric as ScoreMetric
 from ncsn_cli.metrics.base import random_subset as random_subset

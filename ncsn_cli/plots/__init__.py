@@ -19,12 +19,14 @@ if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", 
 
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots import animations
+from ncsn_cli.plots.budget import budget
 from ncsn_cli.plots.data import density
 from ncsn_cli.plots.fields import log_density, recovered_density, score, score_error, score_norm
 from ncsn_cli.plots.learning import loss
 from ncsn_cli.plots.sampling import chains, commitment, distances, samples
 
 __all__ = [
+    "budget",
     "chains",
     "commitment",
     "density",
@@ -56,6 +58,7 @@ NEEDS: dict[Callable[[Scene], Any], str] = {
     samples: "ncsn-sample",
     chains: "ncsn-sample with trajectories above 0",
     commitment: "ncsn-sample with two levels and two modes or more",
+    budget: "ncsn-sample with budget=true",
     distances: "ncsn-sample with trajectory_metrics=true and two levels or more",
     animations.score: "ncsn-train in 1D or 2D",
     animations.recovered_density: "ncsn-train in 1D",

@@ -30,7 +30,7 @@ _MOST_TERMS = 2_000_000_000  # steps times chains times components: some seconds
 
 _MAIN = 0.5  # what takes away this share of an error is its cause
 
-_TELLS_NOTHING = "these numbers do not tell"
+_TELLS_NOTHING = "budget=true tells"  # where it runs: the exact score is known
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Reference:
         target: The law that the samples were asked for.
         metrics: The metrics of samples, by name.
         floor_of: See ``FloorOf``.
-        score_name: What the run's score is, such as "the network"; None if it is the exact score.
+        score_name: What the run's score is, such as "network"; None if it is the exact score.
         exact: The exact score and log-density, or None if these are not known.
     """
 
@@ -123,7 +123,9 @@ class Reference:
         setup, num, what = self.setup, min(len(samples), _MOST_REPEATED), name.replace("_", " ")
         work = setup.sampler.ends(setup.plan)[-1] * num * setup.truth.num_components
         own = self._entry(name, samples[:num])
-        if self.exact is None or work > _MOST_TERMS or own["verdict"] == GOOD:
+        if self.exact is None:
+            return "these numbers do not tell"
+        if work > _MOST_TERMS or own["verdict"] == GOOD:
             return _TELLS_NOTHING
         score, log_prob = self.exact
         ideal = replace(setup, score=score, log_prob=log_prob)
@@ -132,7 +134,7 @@ class Reference:
             return "the sampler (with the exact score, its chains diverge)"
         rest = f"of the error in {what} is left"
         if known["value"] <= _MAIN * own["value"]:
-            return f"{self.score_name} (with the exact score, {_share(known, own)} {rest})"
+            return f"the {self.score_name} (with the exact score, {_share(known, own)} {rest})"
         if known["verdict"] == GOOD:
             return _TELLS_NOTHING
         started = _start(setup, Data(), setup.plan[0].sigma)

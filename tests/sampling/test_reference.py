@@ -66,7 +66,7 @@ def test_the_start():
     assert cause.startswith("the start (from exact draws of p_sigma_max, ")
 
 
-@pytest.mark.parametrize("name", [None, "the network"])
+@pytest.mark.parametrize("name", [None, "network"])
 def test_the_sampler(name):
     sigmas, sampler = Single(0.5).sigmas, TwiceTheNoise(step_size=0.1, steps=300)
     found = causes(setup(sampler, sigmas=sigmas), sigmas, name)
@@ -79,7 +79,7 @@ def test_the_network():
     def shrunk(x, sigma):
         return 0.7 * TRUTH.score(x, sigma)
 
-    (cause,) = causes(setup(sigmas=sigmas, score=shrunk), sigmas, "the network")
+    (cause,) = causes(setup(sigmas=sigmas, score=shrunk), sigmas, "network")
     assert cause.startswith("the network (with the exact score, ")
 
 
@@ -94,7 +94,7 @@ def test_a_score_that_is_not_known_tells_nothing():
     planted = setup(sigmas=sigmas, score=lambda x, sigma: 0 * x)
     samples = Sampling(planted, 300, num_paths=0, keep_by_level=False).run().samples
     report = against_truth(samples, TRUTH, 0.1, METRICS, noise_floor, 0)
-    reference = Reference(planted, sigmas, TRUTH, METRICS, noise_floor, "the network", None)
+    reference = Reference(planted, sigmas, TRUTH, METRICS, noise_floor, "network", None)
     assert reference.causes(samples, report) == ["these numbers do not tell"]
 
 
@@ -132,5 +132,5 @@ def test_the_smallest_level_of_a_law_known_by_draws():
     metrics = {"moments": Moments()}
     report = against_truth(samples, truth, 0.3, metrics, noise_floor, 0)
     planted = replace(setup(sigmas=sigmas), truth=truth)
-    reference = Reference(planted, sigmas, truth, metrics, noise_floor, "the network", None)
+    reference = Reference(planted, sigmas, truth, metrics, noise_floor, "network", None)
     assert reference.causes(samples, report) == ["sigma_min = 0.3"]
