@@ -49,7 +49,11 @@ _FEWEST_POINTS = 2  # in such a part
 
 _MOST_LEVELS = 20  # at which the network is compared with the empirical score
 
-_MOST_PAIRS = 20_000_000  # points at a level times training points, in this comparison
+_MOST_POINTS = 20_000_000  # at a level, times training points, in this comparison
+
+_MOST_PAIRS = 600_000_000  # steps times chains times training points: some seconds
+
+_FEWEST_CHAINS = 100  # with the empirical score
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,9 @@ class Budget:
             hybrids = self._hybrids(samples[:num])
         except _HybridDivergedError as error:
             return found | {"diverged": str(error), "metrics": {}}
-        memory = self._with_empirical_score(num)
+        finite_data = self._with_finite_data(num)
         found["metrics"] = {
-            name: self._of_metric(name, metric, clean[name], hybrids, memory)
+            name: self._of_metric(name, metric, clean[name], hybrids, finite_data)
             for name, metric in metrics.items()
             if clean[name] is not None
         }
@@ -166,21 +170,26 @@ class Budget:
         except DivergedError as error:
             raise _HybridDivergedError(name) from error
 
-    def _with_empirical_score(self, num: int) -> Tensor | None:
-        """Return at most ``num`` samples with the empirical score in place of the exact one.
+    def _with_finite_data(self, num: int) -> list[Tensor]:
+        """Return at most ``num`` samples with the exact score, and with the empirical one instead.
 
-        None without a training set, if it takes too long, or if the chains diverge.
+        They share their random numbers. Return nothing if there is no training set, if a hundred
+        chains take too long, or if the chains diverge.
         """
         if self.empirical is None or self.setup.sampler.needs_log_prob:
-            return None
+            return []
         score, data = self.empirical
         num_steps = self.setup.sampler.ends(self.setup.plan)[-1]
-        if num_steps * len(data) * min(num, self.setup.tile_size) > _MOST_TERMS:
-            return None
-        num = self._num_chains(num, len(data))
+        num = min(num, self.setup.tile_size, _MOST_PAIRS // (num_steps * len(data)))
+        if num < _FEWEST_CHAINS:
+            return []
+        one_tile = replace(self.setup, log_prob=None, chains_in_tile=num)
         with suppress(_HybridDivergedError):
-            return self._run(replace(self.setup, score=score, log_prob=None), num, "finite data")
-        return None
+            return [
+                self._run(replace(one_tile, score=each), num, "finite data")
+                for each in (self.exact[0], score)
+            ]
+        return []
 
     def _distances_to_scores(self, empirical: Score, data: Tensor) -> tuple[float, float]:
         """Return the means of sigma^2 ||s - s'||^2 with the empirical and the true score for s'.
@@ -191,7 +200,7 @@ class Budget:
         levels = [level.sigma for level in setup.plan if level.sigma > 0]
         shown = torch.linspace(0, len(levels) - 1, min(len(levels), _MOST_LEVELS)).round().long()
         stream = random_stream(setup.seed, "budget: scores")
-        num = max(1, _MOST_PAIRS // len(data))
+        num = max(1, _MOST_POINTS // len(data))
         distances = []
         for sigma in (levels[i] for i in shown.tolist()):
             chosen = torch.randperm(len(data), generator=stream)[:num]
@@ -212,15 +221,15 @@ class Budget:
         metric: SampleMetric,
         entry: Entry,
         hybrids: Mapping[str, Tensor],
-        memory: Tensor | None,
+        finite_data: Sequence[Tensor],
     ) -> dict[str, Any]:
         """Return the parts of one metric's distance from p.
 
         ``entry`` is what was found for all samples. ``first`` is the largest part; None where the
         samples are as good as exact draws, or no part is beyond its noise. ``visible_above`` is
         the distance that 99.5 % of sets of exact draws do not exceed. ``finite_data``, not a
-        part, is what the empirical score adds in place of the network. ``shares`` are the parts of
-        the modes' shares, where the metric knows these.
+        part, is what the empirical score adds to a few chains in place of the network. ``shares``
+        are the parts of the modes' shares, where the metric knows these.
         """
         values, errors = self._increments(name, metric, list(hybrids.values()))
         names = list(hybrids)[1:]
@@ -236,9 +245,8 @@ class Budget:
             "parts": parts,
             "first": None if is_good or not adding else adding[0],
         }
-        if memory is not None:
-            pair = [hybrids["start"][: len(memory)], memory]
-            (_, value), (error,) = self._increments(name, metric, pair)
+        if finite_data:
+            (_, value), (error,) = self._increments(name, metric, finite_data)
             found["finite_data"] = {"value": value, "standard_error": error}
         details = [metric.details(x, self.setup.truth, 0.0) for x in hybrids.values()]
         if "weights" in details[0]:

@@ -42,6 +42,7 @@ class Setup:
         truth: The distribution whose modes are counted.
         seed: Seed of all chains.
         device: Where the chains run.
+        chains_in_tile: The number B of chains in a tile; None: as many as run fastest.
     """
 
     sampler: Sampler
@@ -52,11 +53,12 @@ class Setup:
     truth: Dataset
     seed: int
     device: torch.device
+    chains_in_tile: int | None = None
 
     @property
     def tile_size(self) -> int:
         """The number B of chains in a tile."""
-        return TILE[self.device.type]
+        return self.chains_in_tile or TILE[self.device.type]
 
 
 class ResumePoint(NamedTuple):
