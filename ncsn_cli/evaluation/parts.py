@@ -10,6 +10,8 @@ PARTS = ("smallest_level", "steps", "start", "network")
 
 _BEYOND_NOISE = 3.0  # standard errors; chance alone exceeds them once in 70 cases
 
+_SMALL = 0.02  # of the largest part: what is not written
+
 Part = Mapping[str, float | None]
 """The ``value`` of a part and its ``standard_error``, which is None where it is not known."""
 
@@ -39,10 +41,12 @@ def in_words(budget: Mapping[str, Any], metric: str | None) -> str:
     found = {} if metric is None else budget["metrics"][metric]
     if found.get("first") is None:
         return "error budget: all within noise"
-    shown = beyond_noise(found["parts"])
+    parts = beyond_noise(found["parts"])
+    least = _SMALL * max(map(abs, parts.values()))
+    shown = {part: value for part, value in parts.items() if abs(value) >= least}
     total = sum(part["value"] for part in found["parts"].values())
     split = ", ".join(f"{names[part]} {value:+.2g}" for part, value in shown.items())
-    rest = "" if len(shown) == len(found["parts"]) else ", the rest is noise"
+    rest = "" if len(shown) == len(found["parts"]) else ", the rest is small"
     return (
         f"cause: the {names[found['first']]} ({str(metric).replace('_', ' ')} {total:+.2g} ="
         f" {split}{rest})"
