@@ -242,7 +242,8 @@ def schedule_table(advice: Mapping[str, Any] | None) -> dict[str, list[list[str]
 
 def _with_error(name: str, numbers: Mapping[str, Any]) -> str:
     """Return the number ``name``, with its standard error if ``numbers`` holds one."""
-    beside = numbers.get(f"{name}_standard_error")
+    names = (name, name.rpartition(".")[0])  # the error of kl_bound is that of both bounds
+    beside = next((e for n in names if (e := numbers.get(f"{n}_standard_error"))), None)
     error = numbers.get(f"{name.removesuffix('value')}standard_error", beside)
     return _show(numbers[name]) + (f" ± {error:.2g}" if isinstance(error, float) else "")
 

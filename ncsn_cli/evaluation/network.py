@@ -17,9 +17,17 @@ from ncsn_cli.core.errors import DivergedError
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.evaluation.visible import (
+    all_visible,
+    kl_bounds,
+    levels_split,
+    log_failures,
+    visible_errors,
+)
 from ncsn_cli.losses import Denoising, Explicit, Loss
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
+    SplitError,
     compared_scores,
     divergence_of,
     fisher_divergence,
@@ -27,8 +35,8 @@ from ncsn_cli.metrics import (
     in_parts,
     products_at,
     recovered_density,
-    relative_curl,
     relative_error,
+    split_error,
 )
 
 log = logging.getLogger(__name__)
@@ -109,78 +117,91 @@ def evaluate_training(
     E||s - s*||^2/E||s*||^2, a mean over the L levels. Each number that is estimated from draws has
     a ``NAME_standard_error``. If the loss has a penalty, ``penalty`` is its part of ``loss``.
 
-    ``kl_bound`` is 1/2 int E||s - s*||^2 d sigma^2 in nats, by the trapezoid rule over the levels:
-    by no more than this can the network's error raise the KL divergence of p_sigma_min from the
-    samples of the exact reverse diffusion (Song et al. 2021, arXiv:2101.09258, theorem 1). For the
-    probability flow and Langevin dynamics there is no such bound. None with a single level.
+    ``visible_error`` is the part E||Pe||^2/E||s*||^2 of the score error that reaches samples
+    (``metrics.split_error``), and ``invisible_error`` the rest; together they are the score error,
+    found on a grid instead of from draws. For D = 1 all is visible. For D = 2 they are known at up
+    to 20 of the levels, and for D > 2 they are None.
 
-    Also returned, per level: E||s - s*||^2; the scale c that makes c s best; for D = 2 the
-    relative curl; and for D = 1 the KL divergence of the density that is recovered by integrating
-    the score. If only draws of the dataset are known, ``loss`` and ``penalty`` are known, and the
+    ``kl_bound`` is 1/2 int E||s - s*||^2 d sigma^2 in nats, by the trapezoid rule over the levels:
+    by no more than its ``total`` can the network's error raise the KL divergence of p_sigma_min
+    from the samples of the exact reverse diffusion (Song et al. 2021, arXiv:2101.09258, theorem
+    1). ``visible``, which is smaller, is the same bound with Pe for the error. For the probability
+    flow and Langevin dynamics there is no such bound. None with a single level.
+
+    Also returned, per level: E||s - s*||^2; the scale c that makes c s best; both parts of the
+    error; and for D = 1 the KL divergence of the density that is recovered by integrating the
+    score. If only draws of the dataset are known, ``loss`` and ``penalty`` are known, and the
     other numbers are None.
 
     Raises:
         DivergedError: If one of the means is not finite.
     """
-    # Choose the levels, and the number of draws per level.
     truth, levels = dataset.truth, sigmas.tolist()
-    if not truth.is_known:
-        return _evaluate_by_draws(
-            score, truth, sigmas, loss, random_stream(seed, "evaluation", device)
-        )
-    nodes, weights = loss.quadrature(sigmas)
-    every_level = list(dict.fromkeys([*levels, *nodes]))
-    num = draws_per_level(len(every_level), truth.num_components)
-    most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
     stream = random_stream(seed, "evaluation", device)
+    if not truth.is_known:
+        return _evaluate_by_draws(score, truth, sigmas, loss, stream)
+    nodes, weights = loss.quadrature(sigmas)
     # Evaluate the score at each level.
-    found: dict[float, _Level] = {}
-    kls = []
-    precise = in_float64(score)  # one copy for all levels
-    for sigma in _with_progress(every_level):
-        found[sigma] = _evaluate_level(score, truth, sigma, loss, num, stream)
-        if truth.dim == 1 and len(found) <= len(levels):
-            kls.append(recovered_density(precise, truth, sigma, most_points=most_points).kl)
+    found, kls, splits = _evaluate_levels(score, truth, levels, nodes, loss, stream)
     if None in kls:
         log.info("no KL divergence at %d levels, because %s", kls.count(None), NOT_RECOVERED)
     # Combine the levels.
     means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
-    curls = relative_curl(score, truth, sigmas, num // 4, stream) if truth.dim == 2 else None
     products = [found[sigma].products for sigma in levels]
     divergences = [divergence_of(each) for each in products]
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)
     means["score_error"] = float(np.mean(errors))
     means["score_error_standard_error"] = math.sqrt(sum(variances)) / len(levels)
-    means |= _kl_bound({sigma: each.products[0] for sigma, each in found.items()})
     _refuse_non_finite(means)
+    # Split the errors.
+    if truth.dim == 1:
+        splits = {s: all_visible(each) for s, each in zip(levels, divergences, strict=True)}
+    log_failures(truth, splits.values())
+    parts, parts_per_level = visible_errors(levels, errors, splits)
+    if truth.dim == 1:  # from draws
+        parts["visible_error_standard_error"] = means["score_error_standard_error"]
+    squares = {sigma: each.products[0] for sigma, each in found.items()}
     return {
         **means,
+        **parts,
+        **kl_bounds(squares, splits),
         "sigmas": levels,
         "score_error_per_level": list(errors),
+        **parts_per_level,
         "fisher_divergence_per_level": [each.divergence for each in divergences],
         "best_scale_per_level": [each.best_scale for each in divergences],
-        **({"curl_per_level": curls} if curls else {}),
         **({"recovered_kl_per_level": kls} if kls else {}),
     }
 
 
-def _kl_bound(errors: Mapping[float, Tensor]) -> dict[str, float | None]:
-    """Return 1/2 int E||s - s*||^2 d sigma^2 and its standard error; see ``evaluate_training``.
+def _evaluate_levels(
+    score: Score,
+    truth: Dataset,
+    levels: list[float],
+    nodes: list[float],
+    loss: Loss,
+    stream: torch.Generator,
+) -> tuple[dict[float, _Level], list[float | None], dict[float, SplitError]]:
+    """Return results at each of ``levels`` and ``nodes``, and what is known of the levels alone.
 
-    ``errors`` are ||s - s*||^2 at the draws of each level.
+    For D = 1 these are the KL divergences of the recovered densities, and for D = 2 the splits of
+    the error into its visible and its invisible part.
     """
-    if len(errors) < 2:
-        return {"kl_bound": None}
-    sigmas = np.array(sorted(errors))
-    halves = np.diff(sigmas**2) / 2
-    weights = (np.append(halves, 0.0) + np.append(0.0, halves)) / 2  # trapezoids; 1/2 of all
-    found = [errors[sigma] for sigma in sigmas.tolist()]
-    means = [float(each.mean()) for each in found]
-    variances = [float(each.var()) / len(each) for each in found]
-    return {
-        "kl_bound": float(weights @ means),
-        "kl_bound_standard_error": math.sqrt(float(weights**2 @ variances)),
-    }
+    every_level = list(dict.fromkeys([*levels, *nodes]))
+    num = draws_per_level(len(every_level), truth.num_components)
+    most_points = max(_FEWEST_RECOVERED, _MOST_RECOVERED // len(levels))
+    found: dict[float, _Level] = {}
+    kls = []
+    splits: dict[float, SplitError] = {}
+    to_split = levels_split(truth, levels)
+    precise = in_float64(score)  # one copy for all levels
+    for sigma in _with_progress(every_level):
+        found[sigma] = _evaluate_level(score, truth, sigma, loss, num, stream)
+        if truth.dim == 1 and len(found) <= len(levels):
+            kls.append(recovered_density(precise, truth, sigma, most_points=most_points).kl)
+        if sigma in to_split:
+            splits[sigma] = split_error(score, truth, sigma, stream.device)
+    return found, kls, splits
 
 
 def _evaluate_by_draws(
@@ -202,7 +223,8 @@ def _evaluate_by_draws(
             means[f"{name}_standard_error"] = math.sqrt(variance)
     _refuse_non_finite(means)
     unknown = (
-        *EVALUATED[1:], "kl_bound", "score_error_per_level", "fisher_divergence_per_level",
+        *EVALUATED[1:], "visible_error", "invisible_error", "kl_bound", "score_error_per_level",
+        "visible_error_per_level", "invisible_error_per_level", "fisher_divergence_per_level",
         "best_scale_per_level",
     )  # fmt: skip
     return {**means, **dict.fromkeys(unknown), "sigmas": sigmas.tolist()}

@@ -181,9 +181,11 @@ def of_network(
     elif error is None:
         sentences.append(f"loss: {metrics['loss']:.4f}; its floor is not known")
     if metrics.get("kl_bound") is not None:
+        visible, total = metrics["kl_bound"]["visible"], f"{metrics['kl_bound']['total']:.2g}"
+        least = total if visible is None else f"{visible:.2g}"
         sentences.append(
-            "samples of the exact reverse diffusion: this error costs at most"
-            f" {metrics['kl_bound']:.2g} nats (KL)"
+            f"samples of the exact reverse diffusion: this error costs at most {least} nats (KL)"
+            + (f", {total} if all of it reached them" if least != total else "")
         )
     if len(excess_losses) >= _FEWEST_EVALUATIONS and min(excess_losses) > 0:
         sentences.append(f"change first: {_first_change(excess_losses, more_work)}")

@@ -24,9 +24,11 @@ from ncsn_cli.metrics.score_error import divergence_of as divergence_of
 from ncsn_cli.metrics.score_error import fisher_divergence as fisher_divergence
 from ncsn_cli.metrics.score_error import in_parts as in_parts
 from ncsn_cli.metrics.score_error import products_at as products_at
-from ncsn_cli.metrics.score_error import relative_curl as relative_curl
 from ncsn_cli.metrics.score_error import relative_error as relative_error
 from ncsn_cli.metrics.transport import SlicedWasserstein, Wasserstein
+from ncsn_cli.metrics.visible import SplitError as SplitError
+from ncsn_cli.metrics.visible import split_error as split_error
+from ncsn_cli.metrics.visible import visible_field as visible_field
 
 __all__ = [
     "KL",

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.score import Score, detached_jacobian
+from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.metrics.base import ScoreMetric
 
@@ -125,26 +125,3 @@ def in_parts(x: Tensor, truth: Dataset) -> tuple[Tensor, ...]:
     """
     most = max(1, 2_000_000 // truth.num_components)
     return x.split(min(most, _POINTS_IN_CACHE) if x.device.type == "cpu" else most)
-
-
-def relative_curl(
-    score: Score, truth: Dataset, sigmas: Tensor, num: int, generator: torch.Generator
-) -> list[float]:
-    """Return E(d_1 s_2 - d_2 s_1)^2 / E||grad s*||_F^2 for D = 2 at each of ``sigmas`` (L,).
-
-    The means are over ``num`` exact draws per level. The true score s* is a gradient and has no
-    curl. The result is the square of the learned score's curl as a share of the square of the true
-    Jacobian.
-    """
-    level = torch.arange(len(sigmas), device=generator.device).repeat_interleave(num)
-    sigma = sigmas.to(generator.device, torch.float32)[level]  # (L num,)
-    x = truth.sample(len(sigma), sigma=sigma, generator=generator)
-    curl, square = [], []
-    parts = in_parts(x, truth)
-    for part, at in zip(parts, sigma.split([len(part) for part in parts]), strict=True):
-        (_, learned), (_, true) = (detached_jacobian(f, part, at) for f in (score, truth.score))
-        curl.append((learned[:, 1, 0] - learned[:, 0, 1]).square().cpu().double())
-        square.append(true.square().sum((1, 2)).cpu().double())
-    curls, squares = (torch.cat(each).view(-1, num).sum(1) for each in (curl, square))
-    found: list[float] = (curls / squares).tolist()
-    return found

@@ -36,7 +36,8 @@ class Thief:
 """
 SHORT = [*(word for word in QUICK if not word.startswith(("dataset", "plot"))), "device=cpu"]
 UNKNOWN = [
-    "loss_floor", "excess_loss", "score_error", "kl_bound", "score_error_per_level",
+    "loss_floor", "excess_loss", "score_error", "visible_error", "invisible_error", "kl_bound",
+    "score_error_per_level", "visible_error_per_level", "invisible_error_per_level",
     "fisher_divergence_per_level", "best_scale_per_level",
 ]  # fmt: skip
 METRICS = "metric=[wasserstein,sliced_wasserstein,moments,mode_weights,score_error,kl]"

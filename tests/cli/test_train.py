@@ -17,10 +17,14 @@ def test_a_training_run_writes_its_folder(trained):
     metrics = read(trained / "metrics.json")
     assert list(metrics) == [
         "loss", "loss_standard_error", "loss_floor", "excess_loss", "excess_loss_standard_error",
-        "score_error", "score_error_standard_error", "kl_bound", "kl_bound_standard_error",
-        "sigmas", "score_error_per_level", "fisher_divergence_per_level", "best_scale_per_level",
-        "recovered_kl_per_level", "seconds",
+        "score_error", "score_error_standard_error", "visible_error",
+        "visible_error_standard_error", "invisible_error", "invisible_error_standard_error",
+        "kl_bound", "kl_bound_standard_error", "sigmas", "score_error_per_level",
+        "visible_error_per_level", "invisible_error_per_level", "fisher_divergence_per_level",
+        "best_scale_per_level", "recovered_kl_per_level", "seconds",
     ]  # fmt: skip
+    assert metrics["visible_error_per_level"] == metrics["score_error_per_level"]  # in 1D
+    assert metrics["kl_bound"]["visible"] == metrics["kl_bound"]["total"]
     # The widest level dominates: 100 000 draws for each side, of standard deviation 3 loss.
     difference = metrics["loss"] - metrics["loss_floor"] - metrics["excess_loss"]
     assert abs(difference) < 5 * math.sqrt(2) * 3 * metrics["loss"] / math.sqrt(1e5)

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.datasets import Circle, GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.network import draws_per_level, evaluate_training, fisher_informations
 from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
 from ncsn_cli.metrics import Moments, Wasserstein
 from ncsn_cli.mistakes import SigmaReplaced
+from ncsn_cli.models import MLP
 from ncsn_cli.schedules import Geometric, Karras
-from tests.helpers.problems import correlated_2d, stream, two_modes_1d
+from tests.helpers.problems import correlated_2d, shaken, stream, two_modes_1d, two_modes_5d
 
 CPU = torch.device("cpu")
 
@@ -112,12 +113,91 @@ def test_the_bound_in_nats_of_a_score_that_is_too_long(levels):
     found = evaluate_training(score, dataset, sigmas, Denoising(levels=levels), 0, CPU)
     # Each level's mean of n squares of a Gaussian has the relative error sqrt(2/n).
     error = 5 * math.sqrt(2 / 500_000) + (2 * math.log(100) / 99) ** 2 / 12
-    assert found["kl_bound"] == pytest.approx(0.045 * math.log(100), rel=error)
+    assert found["kl_bound"]["total"] == pytest.approx(0.045 * math.log(100), rel=error)
+    assert found["kl_bound"]["visible"] == found["kl_bound"]["total"]  # in 1D all is visible
+    assert found["visible_error_per_level"] == found["score_error_per_level"]
+    assert found["visible_error_standard_error"] == found["score_error_standard_error"]
+    assert found["invisible_error_per_level"] == [0.0] * 100
     # The same relative error at each level, of independent draws: sqrt(2/n) of a mean of n levels.
-    spread = found["kl_bound_standard_error"] / found["kl_bound"]
+    spread = found["kl_bound_standard_error"] / found["kl_bound"]["total"]
     assert math.sqrt(2 / 500_000) / 2 < spread < 2 * math.sqrt(2 / 500_000)
     one = evaluate_training(score, dataset, sigmas[:1], Denoising(), 0, CPU)
     assert one["kl_bound"] is None
+
+
+def turned(field):
+    """J times the field, a quarter turn."""
+    return torch.stack([-field[:, 1], field[:, 0]], dim=-1)
+
+
+def test_the_bounds_in_nats_of_an_error_of_which_a_part_does_not_show():
+    # e = .3 s* + .4 J s* on N(0, I) in 2D: E||e||^2 = .25 * 2/(1 + u), and 36 % of it is visible.
+    # Of 25 levels 20 are split; between these the shares are interpolated.
+    num_levels = 25
+    dataset = GaussianMixture([1.0], [[0.0, 0.0]], stds=1.0)
+    sigmas = Geometric(2.0, 0.5, num_levels).sigmas
+
+    def score(x, sigma):
+        true = dataset.score(x, sigma)
+        return 1.3 * true + 0.4 * turned(true)
+
+    found = evaluate_training(score, dataset, sigmas, Denoising(), 0, CPU)
+    for level in range(num_levels):
+        error = found["score_error_per_level"][level]
+        assert found["visible_error_per_level"][level] == pytest.approx(0.36 * error, rel=1e-3)
+        assert found["invisible_error_per_level"][level] == pytest.approx(0.64 * error, rel=1e-3)
+    for name, true in (("visible", 0.09), ("invisible", 0.16)):
+        error = found[f"{name}_error_standard_error"]
+        assert found[f"{name}_error"] == pytest.approx(true, abs=5 * error)
+        assert error < 1e-3 * true
+    step = 2 * math.log(4) / (num_levels - 1)
+    error = 5 * math.sqrt(1 / 50_000) / math.sqrt(num_levels) + step**2 / 12
+    total, visible = (found["kl_bound"][name] for name in ("total", "visible"))
+    assert total == pytest.approx(0.25 * math.log(5 / 1.25), rel=error)
+    assert visible == pytest.approx(0.36 * total, rel=1e-3)
+
+
+def test_what_does_not_show_changes_neither_visible_number_of_a_network():
+    dataset, network = correlated_2d(), shaken(MLP(2, hidden=[16], activation="tanh"))
+    sigmas = Geometric(2.0, 0.5, 3).sigmas
+    before, after = (
+        evaluate_training(
+            lambda x, s, c=c: network(x, s) + c * turned(dataset.score(x, s)),
+            dataset, sigmas, Denoising(), 0, CPU,
+        )
+        for c in (0.0, 1.0)
+    )  # fmt: skip
+    assert after["score_error"] > before["score_error"] + 0.5
+    assert after["kl_bound"]["total"] > before["kl_bound"]["total"] + 0.5
+    assert after["visible_error"] == pytest.approx(before["visible_error"], rel=1e-3)
+    # The bound takes the whole error from draws, whose standard error is known.
+    error = 5 * (before["kl_bound_standard_error"] + after["kl_bound_standard_error"])
+    assert after["kl_bound"]["visible"] == pytest.approx(before["kl_bound"]["visible"], abs=error)
+    assert error < 0.2 * (after["kl_bound"]["total"] - before["kl_bound"]["total"])
+
+
+@pytest.mark.parametrize(
+    "dataset, named",
+    [
+        (two_modes_5d(), "known for D = 1 and 2 alone"),
+        (Circle(2.0, 0.001), "at 1 of 2 levels, because the grid would have more than"),
+    ],
+)
+def test_where_the_visible_error_is_not_known_it_is_null_and_the_log_says_why(
+    dataset, named, caplog
+):
+    sigmas = torch.tensor([1.0, 0.001], dtype=torch.float64)
+    with caplog.at_level("INFO"):
+        found = evaluate_training(dataset.score, dataset, sigmas, Denoising(), 0, CPU)
+    lines = [record.message for record in caplog.records if "visible" in record.message]
+    assert len(lines) == 1
+    assert named in lines[0]
+    assert found["kl_bound"]["total"] is not None
+    assert found["kl_bound"]["visible"] is None
+    assert found["visible_error"] is found["invisible_error"] is None
+    known = found["visible_error_per_level"][0] is not None
+    assert known == (dataset.dim == 2)
+    assert found["visible_error_per_level"][1] is found["invisible_error_per_level"][1] is None
 
 
 def test_the_evaluation_asks_a_network_once_a_draw_and_in_parts():

@@ -127,7 +127,7 @@ def test_a_network_in_words():
     numbers = {
         "loss": 0.52, "loss_floor": 0.5, "excess_loss": 0.02, "excess_loss_standard_error": 1e-4,
         "score_error": 0.04, "score_error_per_level": [0.01, 0.09], "sigmas": [10.0, 0.1],
-        "kl_bound": 0.18,
+        "kl_bound": {"visible": None, "total": 0.18},
     }  # fmt: skip
     falling, flat = [9.0, 4, 2, 1, 0.5, 0.5], [9.0, 1, 1, 1.1, 0.9, 1]
     assert of_network(numbers, falling, "trainer.steps=200").sentences[-1] == (
@@ -144,3 +144,7 @@ def test_a_network_in_words():
         "loss: 2.00e-02 above its floor, 0.5000 (± 0.0001)",
         "samples of the exact reverse diffusion: this error costs at most 0.18 nats (KL)",
     ]
+    for visible, words in ((0.18, "0.18 nats (KL)"), (0.07, "0.07 nats (KL), 0.18 if all of it")):
+        split = numbers | {"kl_bound": {"visible": visible, "total": 0.18}}
+        line = of_network(split, [1.0, 0.1], "").sentences[-1]
+        assert line.split("at most ")[1].startswith(words)

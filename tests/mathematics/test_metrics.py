@@ -25,7 +25,6 @@ from ncsn_cli.metrics import (
     fisher_divergence,
     mode_commitment,
     random_subset,
-    relative_curl,
     relative_width,
     settled_from,
 )
@@ -267,19 +266,6 @@ def test_the_best_scale_undoes_a_scale(scale):
         lambda x, s: scale * dataset.score(x, s), dataset, 0.5, 1000, stream(29)
     )
     assert found.best_scale == pytest.approx(1 / scale, rel=1e-5)
-
-
-def test_the_curl_of_an_added_rotation_is_known():
-    # s* + a (-x_2, x_1) has the curl 2a everywhere; on N(0, I) the Jacobian's square is 2/v^2.
-    dataset, a = GaussianMixture(weights=[1.0], means=[[0, 0]], stds=1.0), 0.3
-    sigmas = torch.tensor([2.0, 0.5])
-
-    def rotated(x, sigma):
-        return dataset.score(x, sigma) + a * torch.stack([-x[:, 1], x[:, 0]], dim=-1)
-
-    assert max(relative_curl(dataset.score, dataset, sigmas, 100, stream(30))) < 1e-12
-    found = relative_curl(rotated, dataset, sigmas, 5000, stream(30))  # in more parts than one
-    assert found == pytest.approx([(2 * a) ** 2 * v**2 / 2 for v in (5, 1.25)], rel=1e-5)
 
 
 def same_draws(metric, dataset, samples, sigma=0.5):
