@@ -167,6 +167,7 @@ def scene_of(job: Job, metrics: dict[str, Any]) -> TrainingScene:
         job.parts.sigmas,
         job.device,
         score=job.training.score,
+        is_split="visible_error" in job.parts.pictures.plots,
         data=job.parts.data.numpy(),
         history={c: np.array([row[c] for row in job.history], dtype=float) for c in COLUMNS},
         loss_floor=metrics["loss_floor"],

@@ -33,6 +33,9 @@ class Scene:
         scores: The learned score at the same points; None if there is no learned score.
         places: For D > 2, some exact draws of p_sigma (M, A, 2).
         score_name: Name of the learned score in the pictures.
+        visible_errors: For D = 2, the part of the learned score's error that reaches samples, on
+            the grid (M, G, 2); nan where p_sigma is negligible, or at a level without a split.
+        visible_shares: E||visible part||^2 over that of the whole error, at each level (M,).
         recovered: For D = 1, the density recovered from the learned score at each level (M, G).
         recovered_kl: KL(p_sigma || recovered) in nats, at each level (M,).
     """
@@ -47,6 +50,8 @@ class Scene:
     scores: NDArray[np.float64] | None = None
     places: NDArray[np.float64] | None = None
     score_name: str = "learned"
+    visible_errors: NDArray[np.float64] | None = None
+    visible_shares: NDArray[np.float64] | None = None
     recovered: NDArray[np.float64] | None = None
     recovered_kl: NDArray[np.float64] | None = None
 

@@ -21,7 +21,14 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.budget import budget
 from ncsn_cli.plots.data import density
-from ncsn_cli.plots.fields import log_density, recovered_density, score, score_error, score_norm
+from ncsn_cli.plots.fields import (
+    log_density,
+    recovered_density,
+    score,
+    score_error,
+    score_norm,
+    visible_error,
+)
 from ncsn_cli.plots.learning import loss
 from ncsn_cli.plots.sampling import chains, commitment, distances, samples
 
@@ -38,10 +45,12 @@ __all__ = [
     "score",
     "score_error",
     "score_norm",
+    "visible_error",
 ]
 
 NEED_TRUTH: dict[Callable[[Scene], Any], int] = {
     score_error: 2,
+    visible_error: 2,
     recovered_density: 1,
     animations.recovered_density: 1,
 }
@@ -52,6 +61,7 @@ NEEDS: dict[Callable[[Scene], Any], str] = {
     score: "a learned score",
     score_norm: "D = 2",
     score_error: "a learned score in 2D",
+    visible_error: "ncsn-train in 2D, and a level that its grid resolves",
     recovered_density: "a learned score in 1D",
     log_density: "ncsn-sample in 1D or 2D with log_density=true, and a known density",
     loss: "two logged steps of ncsn-train",

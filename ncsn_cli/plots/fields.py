@@ -93,16 +93,24 @@ def at_arrows(field: Array, scene: Scene) -> Array:
 
 def arrows(axes: Axes, field: Array, level: int, scene: Scene, colour: str) -> Quiver:
     """Draw a field (A, 2) as arrows, on contours of the density at the same level."""
+    return _quiver(
+        axes, shortened(field, level, scene), _longest(level, scene), level, scene, colour
+    )
+
+
+def _quiver(
+    axes: Axes, field: Array, longest: float, level: int, scene: Scene, colour: str
+) -> Quiver:
+    """Draw components (2, A) as arrows: one as long as ``longest`` nearly reaches the next."""
     contours(axes, scene.densities[level], scene, "0.75")
     x, y = (axis[ARROWS] for axis in scene.axes)
     if scene.places is None:
         places = [grid.ravel() for grid in np.meshgrid(x, y, indexing="ij")]
     else:
         places = list(scene.places[level].T)
-    longest = _longest(level, scene)
     quiver = axes.quiver(
         *places,
-        *shortened(field, level, scene),
+        *field,
         color=colour, width=0.005,
         angles="xy", scale_units="xy", scale=0.8 * longest / (x[1] - x[0]),
     )  # fmt: skip
@@ -163,6 +171,40 @@ def score_error(scene: Scene) -> Figure | None:
         axes.set_title(rf"$\sigma$ = {sigma:.3g}")
     figure.colorbar(mesh, ax=list(panels), shrink=0.8, label=label)
     figure.suptitle("Error of the learned score\ncontours: the density")
+    return figure
+
+
+def visible_error(scene: Scene) -> Figure | None:
+    """Draw the error of the learned score in two parts, of which one reaches samples, D = 2.
+
+    An arrow is the error times the square root of the density. So the shares in the titles are
+    those of the squares of all arrows, also outside the picture. Both parts have the same scale at
+    a level.
+    """
+    fields, shares = scene.visible_errors, scene.visible_shares
+    if fields is None or shares is None or scene.scores is None or scene.true_scores is None:
+        return None
+    known = [level for level in range(len(shares)) if np.isfinite(shares[level])]
+    if not known:
+        return None
+    figure, panels = new_figure(2, len(known), height=4.1)
+    for column, level in enumerate(known):
+        errors = scene.scores[level] - scene.true_scores[level]
+        parts = [
+            at_arrows(part * np.sqrt(scene.densities[level])[:, None], scene)
+            for part in (fields[level], errors - fields[level])
+        ]
+        longest = float(np.nanmax(np.linalg.norm(parts, axis=-1))) / 2  # few are so long
+        percent = 100 * shares[level]
+        rows = [("visible", percent, MODEL), ("invisible", 100 - percent, "black")]
+        for row, (name, share, colour) in enumerate(rows):
+            axes = panels[row * len(known) + column]
+            _quiver(axes, parts[row].T, longest, level, scene, colour)
+            axes.set_title(rf"{name}: {share:.1f} %, $\sigma$ = {scene.sigmas[level]:.3g}")
+    figure.suptitle(
+        "Error of the learned score: the visible part alone reaches samples\n"
+        r"arrows: error times $\sqrt{p_\sigma}$; percent: of $E\|s-\nabla\log p_\sigma\|^2$"
+    )
     return figure
 
 

@@ -33,6 +33,7 @@ def training_scene(dataset, sigmas=SIGMAS):
         sigmas,
         CPU,
         score=lambda x, s: 0.9 * dataset.score(x, s),
+        is_split=True,
         data=dataset.sample(300, generator=stream()).numpy(),
         history=history,
         loss_floor=0.2,
@@ -78,6 +79,7 @@ PICTURES = {
     "score": ({1, 2, 5}, {"train"}),
     "score_norm": ({2}, {"train", "sample"}),
     "score_error": ({2}, {"train"}),
+    "visible_error": ({2}, {"train"}),
     "recovered_density": ({1}, {"train"}),
     "loss": ({1, 2, 5}, {"train"}),
     "samples": ({1, 2, 5}, {"sample"}),
@@ -117,6 +119,17 @@ def test_the_loss_of_which_no_floor_is_known_has_one_panel_without_a_line():
     ):
         figure = plots.loss(dataclasses.replace(scene, **changed))
         assert (len(figure.axes), len(figure.axes[0].lines)) == (panels, lines)
+
+
+def test_the_picture_of_the_visible_error_leaves_out_what_is_not_known():
+    scene = training_scene(correlated_2d())  # with the score .9 s*, all of it is visible
+    titles = [axes.get_title() for axes in plots.visible_error(scene).axes]
+    assert titles[0::3] == [r"visible: 100.0 %, $\sigma$ = 2", r"invisible: 0.0 %, $\sigma$ = 2"]
+    unknown = np.array([np.nan, *scene.visible_shares[1:]])
+    figure = plots.visible_error(dataclasses.replace(scene, visible_shares=unknown))
+    assert len(figure.axes) == 4
+    nothing = dataclasses.replace(scene, visible_shares=np.full(3, np.nan))
+    assert plots.visible_error(nothing) is None
 
 
 def test_pictures_need_no_screen():
