@@ -144,6 +144,22 @@ def view_of(dataset: Dataset) -> Grid | Projection:
     return Grid(dataset) if dataset.is_known else SampledGrid(dataset)
 
 
+def visible_on_grid(
+    score: Score, dataset: Dataset, sigmas: Tensor, device: torch.device
+) -> dict[str, Any]:
+    """Return a scene's visible errors and their shares, which take longer than all else in it.
+
+    Return {} unless D = 2 and the true score is known.
+    """
+    if dataset.dim != 2 or not dataset.is_known:
+        return {}
+    _, points = grid_of(dataset)
+    levels = levels_shown(2, sigmas).tolist()
+    found = [visible_field(score, dataset, sigma, points, device) for sigma in levels]
+    fields, shares = zip(*found, strict=True)
+    return {"visible_errors": np.stack(fields), "visible_shares": np.array(shares)}
+
+
 @torch.no_grad()
 def compose_scene(
     kind: type[S],
@@ -152,15 +168,13 @@ def compose_scene(
     device: torch.device,
     *,
     score: Score | None = None,
-    is_split: bool = False,
     paths: tuple[NDArray[np.float32], NDArray[np.int64], Array] | None = None,
     denoised: Law | None = None,
     **arrays: Any,  # noqa: ANN401
 ) -> S:
     """Return a scene: the truth and the learned ``score``, evaluated where pictures show them.
 
-    ``score`` runs on ``device``. With ``is_split``, the visible part of its error is found, which
-    takes longer than all else. ``paths`` are chains over time (frames, chains, D), with the step
+    ``score`` runs on ``device``. ``paths`` are chains over time (frames, chains, D), with the step
     and the level of each frame. ``denoised`` is the law of the exact draws if they are denoised.
     The other ``arrays`` go into the scene, whose class is ``kind``. Points among them are given in
     the dataset's coordinates: this function adds the dataset's origin and, for D > 2, projects the
@@ -172,8 +186,6 @@ def compose_scene(
 
     if dataset.dim == 1 and dataset.is_known and score is not None:
         arrays |= _recovered(score, dataset, levels, view.axes[0])
-    if is_split and dataset.dim == 2 and dataset.is_known and score is not None:
-        arrays |= _visible(score, dataset, list(zip(points, levels, strict=True)), device)
     if denoised is not None:
         arrays |= {"is_denoised": True} | _denoised_density(denoised, levels[-1], view)
     # Points, projected and in data units.
@@ -239,15 +251,6 @@ def _recovered(
     densities = [np.interp(axis, each.x, each.log_prob.exp()) for each in found]
     kl = np.array([each.kl for each in found], dtype=float)
     return {"recovered": np.stack(densities), "recovered_kl": kl}
-
-
-def _visible(
-    score: Score, dataset: Dataset, pairs: list[tuple[Tensor, float]], device: torch.device
-) -> dict[str, Array]:
-    """Return the visible part of the error at each pair of points and level, and its shares."""
-    found = [visible_field(score, dataset, sigma, x, device) for x, sigma in pairs]
-    fields, shares = zip(*found, strict=True)
-    return {"visible_errors": np.stack(fields), "visible_shares": np.array(shares)}
 
 
 def _denoised_density(law: Law, sigma: float, view: Grid | Projection) -> dict[str, Array]:

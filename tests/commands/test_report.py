@@ -19,6 +19,8 @@ METRICS = {
     "num_samples": 10000,
     "excess_loss": 0.00123456,
     "kl": {"value": 0.25, "standard_error": 0.01},
+    "kl_bound": {"visible": 0.31, "total": 0.42},
+    "kl_bound_standard_error": 0.013,
     "clean": {"wasserstein": {"value": 0.2, "floor": 0.1, "ratio": 2.0}},
     "perturbed": {"mode_weights": {"value": 0.0, "floor": 0.0, "ratio": None}},
     "sigmas": [2.0, 0.5],
@@ -82,6 +84,8 @@ def test_the_report_shows_every_number_beside_its_floor(tmp_path):
     assert cells[cells.index("excess_loss") + 1] == "0.001235"
     assert cells[cells.index("num_samples") + 1] == "10000"
     assert cells[cells.index("kl.value") + 1] == "0.25 ± 0.01"
+    assert cells[cells.index("kl_bound.visible") + 1] == "0.31 ± 0.013"
+    assert cells[cells.index("kl_bound.total") + 1] == "0.42 ± 0.013"
     at = cells.index("sigmas")
     assert cells[at : at + 6] == ["sigmas", "score error", "2", "0.01", "0.5", "0.02"]
     assert cells[cells.index("dataset.weights") + 1] == "[0.3, 0.7]"

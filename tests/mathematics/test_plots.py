@@ -10,7 +10,7 @@ from PIL import Image
 from ncsn_cli import plots
 from ncsn_cli.core.scene import SamplingScene, Scene, TrainingScene
 from ncsn_cli.datasets import GaussianMixture, grid
-from ncsn_cli.evaluation.grid import compose_scene
+from ncsn_cli.evaluation.grid import compose_scene, visible_on_grid
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
 from ncsn_cli.schedules import Geometric, Single
@@ -27,13 +27,17 @@ POINTS = GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=0.0)
 def training_scene(dataset, sigmas=SIGMAS):
     history = {c: np.linspace(1, 0.1, 9) for c in COLUMNS}
     history["excess_loss"][::2] = np.nan
+
+    def score(x, sigma):
+        return 0.9 * dataset.score(x, sigma)
+
     return compose_scene(
         TrainingScene,
         dataset,
         sigmas,
         CPU,
-        score=lambda x, s: 0.9 * dataset.score(x, s),
-        is_split=True,
+        score=score,
+        **visible_on_grid(score, dataset, sigmas, CPU),
         data=dataset.sample(300, generator=stream()).numpy(),
         history=history,
         loss_floor=0.2,
