@@ -28,6 +28,7 @@ from ncsn_cli.samplers.langevin import (
     ConstantStepLangevin,
     Langevin,
 )
+from ncsn_cli.samplers.langevin import Place as Place
 from ncsn_cli.samplers.langevin import technique_4 as technique_4
 
 __all__ = [

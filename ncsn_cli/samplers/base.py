@@ -94,6 +94,11 @@ class Step:
         """Return draws of N(0, I) in the shape of ``x`` (B, D), with a contiguous transpose."""
         return torch.randn(x.mT.shape, generator=self.generator, device=x.device, dtype=x.dtype).mT
 
+    def noises_like(self, x: Tensor, num: int) -> Tensor:
+        """Return the noise of ``num`` steps from ``x`` (B, D) in one draw, (num, B, D)."""
+        z = torch.empty(num, *x.mT.shape, dtype=x.dtype, device=x.device)
+        return z.normal_(generator=self.generator).mT
+
 
 class Sampler(ABC):
     """A Markov chain down the noise levels; the base class owns the loop.
@@ -182,9 +187,8 @@ class Sampler(ABC):
         """
         score, tau = score_at(step.score, step.sigma), torch.full_like(step.sigma, step.tau)
         for first in range(0, step.num, _STEPS_A_DRAW):
-            num = min(_STEPS_A_DRAW, step.num - first)
-            z = torch.empty(num, *x.mT.shape, dtype=x.dtype, device=x.device)
-            for moved in score.steps(x, z.normal_(generator=step.generator).mT, tau):
+            z = step.noises_like(x, min(_STEPS_A_DRAW, step.num - first))
+            for moved in score.steps(x, z, tau):
                 x = moved
                 yield x, None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveFloat
@@ -97,22 +97,52 @@ class AnnealedMALA(AnnealedLangevin):
 
     def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
         """Yield x and the share of accepted proposals after each Langevin step at one level."""
-        assert step.log_prob is not None
-        sigma, tau = step.sigma, step.tau
-        drift, log_density = tau * step.score(x, sigma), step.log_prob(x, sigma)  # (B, D), (B,)
+        here = Place.at(x, step)
         for _ in range(step.num):
             z = step.noise_like(x)
-            y = x + drift + math.sqrt(2 * tau) * z
-            drift_back, log_density_there = tau * step.score(y, sigma), step.log_prob(y, sigma)
-            log_forward = -z.square().sum(-1) / 2  # log q(y | x), without its constant
-            log_back = -(x - y - drift_back).square().sum(-1) / (4 * tau)
-            log_ratio = log_density_there + log_back - log_density - log_forward  # (B,)
+            there = Place.at(here.proposal(z, step.tau), step)
+            log_ratio = here.log_ratio(there, z, step.tau)  # (B,)
             u = torch.empty_like(log_ratio).uniform_(generator=step.generator)
             accepted = u.log() < log_ratio
-            x = torch.where(accepted[:, None], y, x)
-            drift = torch.where(accepted[:, None], drift_back, drift)
-            log_density = torch.where(accepted, log_density_there, log_density)
-            yield x, float(accepted.double().mean())
+            here = Place(
+                torch.where(accepted[:, None], there.x, here.x),
+                torch.where(accepted[:, None], there.drift, here.drift),
+                torch.where(accepted, there.log_density, here.log_density),
+            )
+            yield here.x, float(accepted.double().mean())
+
+
+class Place(NamedTuple):
+    """Points, and what the Metropolis test needs to know there.
+
+    Args:
+        x: The points (B, D).
+        drift: tau score(x), (B, D).
+        log_density: log p_sigma(x) up to a constant (B,).
+    """
+
+    x: Tensor
+    drift: Tensor
+    log_density: Tensor
+
+    @classmethod
+    def at(cls, x: Tensor, step: Step) -> Place:
+        """Return the place of the points ``x`` (B, D)."""
+        assert step.log_prob is not None
+        return cls(x, step.tau * step.score(x, step.sigma), step.log_prob(x, step.sigma))
+
+    def proposal(self, z: Tensor, tau: float) -> Tensor:
+        """Return y = x + drift + sqrt(2 tau) z, (B, D), from noise ``z`` (B, D)."""
+        return self.x + self.drift + math.sqrt(2 * tau) * z
+
+    def log_ratio(self, there: Place, z: Tensor, tau: float) -> Tensor:
+        """Return log p_sigma(y) q(x | y) - log p_sigma(x) q(y | x), (B,), in nats.
+
+        y are the points of ``there``, proposed from here by the noise ``z`` (B, D).
+        """
+        log_forward = -z.square().sum(-1) / 2  # log q(y | x), without its constant
+        log_back = -(self.x - there.x - there.drift).square().sum(-1) / (4 * tau)
+        return there.log_density + log_back - self.log_density - log_forward
 
 
 @dataclass(frozen=True, config=STRICT)
