@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
@@ -17,17 +21,58 @@ from ncsn_cli.core.settings import STRICT
 __all__ = ["Data", "Normal", "Prior", "Uniform"]
 
 
+_STDS = 7.0  # a box reaches so far: 3e-12 of a Gaussian lies outside, per axis
+
+
+@dataclasses.dataclass(frozen=True)
+class StartLaw:
+    """The law of the points where chains start, for those who need its density.
+
+    Args:
+        log_prob: The log-density, from (B, D) to (B,), nats.
+        low: Lower corner of a box that holds the mass, (D,), float64.
+        high: Upper corner, (D,).
+        scale: The shortest length over which the density changes, data units.
+        has_edges: Whether there is nothing at all outside of the box.
+    """
+
+    log_prob: Callable[[Tensor], Tensor]
+    low: Tensor
+    high: Tensor
+    scale: float
+    has_edges: bool = False
+
+    def around(self, origin: Tensor) -> StartLaw:
+        """Return this law in coordinates around ``origin`` (D,)."""
+        return dataclasses.replace(
+            self,
+            log_prob=lambda x: self.log_prob(x + origin.to(x)),
+            low=self.low - origin,
+            high=self.high - origin,
+        )
+
+
 class Init(ABC):
     """The distribution of the points where chains start.
 
     To write your own, implement ``__call__``, or write a function with the same arguments.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the inherited ``law`` from a subclass that draws its points in another way."""
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls) and "law" not in vars(cls):
+            cls.law = Init.law  # type: ignore[method-assign]
+
     @abstractmethod
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Return initial points (num, D), float32, on the generator's device."""
+
+    def law(self, truth: Dataset, sigma_max: float) -> StartLaw | None:
+        """Return the law of these points; None if its density is not known."""
+        return None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,6 +93,11 @@ class Normal(Init):
         """Return initial points (num, D), float32, on the generator's device."""
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
         return self.mean + self.std * z
+
+    def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
+        """Return the law of these points."""
+        mean = torch.full((truth.dim,), self.mean, dtype=torch.float64)
+        return _gaussian_law(mean, self.std**2 * torch.eye(truth.dim, dtype=torch.float64))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -75,6 +125,24 @@ class Uniform(Init):
         u = torch.rand(num, truth.dim, generator=generator, device=generator.device)
         return self.low + (self.high - self.low) * u
 
+    def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
+        """Return the law of these points, whose density jumps at the edges of the cube."""
+        length = self.high - self.low
+        middle, half = (
+            (self.high + self.low) / 2,
+            (1 + 1e-9) * length / 2,
+        )  # an edge is inside, though rounded
+
+        def log_prob(x: Tensor) -> Tensor:
+            is_inside = ((x - middle).abs() <= half).all(-1)
+            inside = x.new_full((len(x),), -truth.dim * math.log(length))
+            return inside.masked_fill(~is_inside, -math.inf)
+
+        low, high = (
+            torch.full((truth.dim,), end, dtype=torch.float64) for end in (self.low, self.high)
+        )
+        return StartLaw(log_prob, low, high, length, has_edges=True)
+
 
 @dataclass(frozen=True, config=STRICT)
 class Prior(Init):
@@ -90,6 +158,10 @@ class Prior(Init):
         """Return initial points (num, D), float32, on the generator's device."""
         covariance = truth.perturbed_covariance(sigma_max)
         return Gaussian(truth.mean, covariance).sample(num, generator)
+
+    def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
+        """Return the law of these points."""
+        return _gaussian_law(truth.mean, truth.perturbed_covariance(sigma_max))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -108,3 +180,28 @@ class Data(Init):
         """Return initial points (num, D), float32, on the generator's device."""
         sigma = sigma_max if self.sigma is None else self.sigma
         return truth.sample(num, sigma=sigma, generator=generator)
+
+    def law(self, truth: Dataset, sigma_max: float) -> StartLaw | None:
+        """Return p_sigma; None if it has no density, or if the density is not known."""
+        sigma = sigma_max if self.sigma is None else self.sigma
+        if not truth.is_known or truth.smallest_std is None or not truth.has_density(sigma):
+            return None
+        low, high = box_of(truth, sigma)
+        scale = math.hypot(truth.smallest_std, sigma)
+        return StartLaw(partial(truth.log_prob, sigma=sigma), low, high, scale)
+
+
+def box_of(truth: Dataset, sigma: float, stds: float = _STDS) -> tuple[Tensor, Tensor]:
+    """Return the corners (D,) of a box that reaches ``stds`` standard deviations past the modes.
+
+    The standard deviations are those of the whole of p_sigma, along each axis.
+    """
+    margin = stds * truth.perturbed_covariance(sigma).diagonal().sqrt()
+    return truth.modes.amin(0) - margin, truth.modes.amax(0) + margin
+
+
+def _gaussian_law(mean: Tensor, covariance: Tensor) -> StartLaw:
+    variances = torch.linalg.eigvalsh(covariance).clamp(min=0)  # ascending
+    margin = _STDS * covariance.diagonal().sqrt()
+    log_prob = Gaussian(mean, covariance).log_prob
+    return StartLaw(log_prob, mean - margin, mean + margin, float(variances[0].sqrt()))

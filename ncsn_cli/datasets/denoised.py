@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,9 +16,12 @@ from ncsn_cli.core.expectation import (
     moments_by_draws,
     moments_from_sums,
 )
+from ncsn_cli.core.score import detached_jacobian
 from ncsn_cli.core.settings import NUM_DRAWS, random_stream
 
 _NODES = 4001  # grid points that bracket the root when d is inverted
+_MOST_STEPS, _MOST_HALVINGS = 50, 20  # of Newton's method
+_TOLERANCE = 1e-9  # of the inverse of d, relative to sigma and x
 
 
 class Denoised(Law):
@@ -92,6 +97,20 @@ class Denoised(Law):
         shares = torch.cat([ends[:1], rises, ends[1:]]).diff()[order.argsort()]
         return found._replace(shares=shares, errors=(torch.zeros_like(shares), *found.errors[1:]))
 
+    def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return the log-density at ``x`` (B, D), (B,), in nats, for D = 1 and 2.
+
+        With x = d(u) this is log p_sigma(u) - log det d'(u); where no u has d(u) = x, -inf. The
+        slope d' is Cov[x | u]/sigma^2, which is positive.
+        """
+        if sigma == 0:
+            return self._truth.log_prob(x)
+        u = self._before(x[:, 0], sigma)[:, None] if self.dim == 1 else self._descend(x, sigma)
+        excess, slope = self._excess(u, x, sigma)
+        is_reached = excess.norm(dim=1) <= _TOLERANCE * (sigma + x.norm(dim=1))
+        log_p = self._truth.log_prob(u, sigma) - torch.linalg.det(slope).log()
+        return log_p.where(is_reached, -math.inf)
+
     def cdf(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """Return P(d(X) <= x), for D = 1; ``x`` of any shape."""
         return self._truth.cdf(self._before(x, sigma), sigma)
@@ -149,3 +168,44 @@ class Denoised(Law):
         inside = x.clamp(float(values[0]), float(values[-1]))
         bracket = nodes[above - 1].numpy(), nodes[above].numpy()
         return torch.from_numpy(find_root(excess, bracket, args=(inside.numpy(),)).x)
+
+    def _excess(self, u: Tensor, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return d(u) - x (B, D) and d'(u) (B, D, D)."""
+        score, jacobian = detached_jacobian(
+            self._truth.score, u, torch.tensor(sigma, dtype=torch.float64)
+        )
+        one = torch.eye(self.dim, dtype=torch.float64)
+        return u + sigma**2 * score - x, one + sigma**2 * jacobian
+
+    def _descend(self, x: Tensor, sigma: float) -> Tensor:
+        """Return u with d(u) = x, (B, D), by Newton's method; another point where there is none.
+
+        d is the gradient of the convex function ||u||^2/2 + sigma^2 log p_sigma(u). So u minimises
+        that function less <x, u>, and a step is halved until the function or the excess falls.
+        """
+
+        def function(u: Tensor, x: Tensor) -> Tensor:
+            convex = u.square().sum(1) / 2 + sigma**2 * self._truth.log_prob(u, sigma)
+            return convex - (x * u).sum(1)
+
+        u, is_open = x.clone(), torch.arange(len(x))
+        for _ in range(_MOST_STEPS):
+            here, there = u[is_open], x[is_open]
+            excess, slope = self._excess(here, there, sigma)
+            size = excess.norm(dim=1)
+            far = size > 1e-3 * _TOLERANCE * (sigma + there.norm(dim=1))
+            is_open, here, there, excess, size = (
+                each[far] for each in (is_open, here, there, excess, size)
+            )
+            if not len(is_open):
+                break
+            step, value = -torch.linalg.solve(slope[far], excess), function(here, there)
+            for _ in range(_MOST_HALVINGS):
+                after = here + step
+                left = (after + sigma**2 * self._truth.score(after, sigma) - there).norm(dim=1)
+                worse = ~((function(after, there) < value) | (left < size))
+                if not worse.any():
+                    break
+                step[worse] /= 2
+            u[is_open] = here + step
+        return u
