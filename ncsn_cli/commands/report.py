@@ -225,6 +225,9 @@ def _budget_table(budget: Mapping[str, Any]) -> dict[str, list[list[str]]]:
         ]
         for name, found in budget["metrics"].items()
     ]
+    if (nats := budget.get("nats")) and (known := nats["parts"]):
+        cells = (_with_error("value", known[p]) if p in known else "-" for p in budget["parts"])
+        rows.append(["nats", "0", *cells, _show(nats["value"])])
     if not rows:
         return {}
     header = ["metric", "exact draws", *budget["parts"].values(), "the samples"]

@@ -6,6 +6,7 @@ import importlib
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
 from ncsn_cli.commands.job import (
@@ -31,7 +32,7 @@ from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
-from ncsn_cli.commands.score import empirical_score
+from ncsn_cli.commands.score import empirical_score, learned_score
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.gaussian import Gaussian
@@ -42,12 +43,16 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
-from ncsn_cli.inits import Data, Normal, Prior
+from ncsn_cli.inits import Data, Init, Normal, Prior
+from ncsn_cli.metrics import in_float64
+from ncsn_cli.models.one_level import Recentred
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
+from ncsn_cli.samplers import LogProb
 from ncsn_cli.sampling.budget import Budget
 from ncsn_cli.sampling.chains import Chains
+from ncsn_cli.sampling.nats import split_nats
 from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Saved
 
@@ -155,6 +160,7 @@ def measure(
     if run.budget:
         budget = _budget(job)
         report["budget"] = budget.split(chains.samples, job.parts.of_samples, report["clean"])
+        report["budget"]["nats"] = _nats(job)
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     of_score, log_density = _measure_score(job, folder)
@@ -265,6 +271,31 @@ def _budget(job: Job) -> Budget:
         empirical=empirical,
         workers=job.workers,
     )
+
+
+def _nats(job: Job) -> dict[str, Any]:
+    """Return the parts of the error in nats; see ``split_nats``."""
+    parts, truth = job.parts, job.truth
+    start = (
+        parts.init.law(parts.dataset, float(parts.schedule.sigmas[0]))
+        if isinstance(parts.init, Init)
+        else None
+    )
+    return split_nats(
+        replace(job.setup, log_prob=_precise_log_prob(job)),
+        (truth.score, truth.log_prob),
+        None if start is None else start.around(truth.origin),
+        is_exact=_score_name(job) is None,
+    )
+
+
+def _precise_log_prob(job: Job) -> LogProb | None:
+    """Return the log-density of the run's score, for points in float64 on the CPU."""
+    score = in_float64(job.setup.score)
+    if job.setup.log_prob is None or not isinstance(score, nn.Module):
+        return job.setup.log_prob
+    network = score.network if isinstance(score, Recentred) else score
+    return learned_score(network, job.truth.origin, torch.device("cpu"))[1]
 
 
 def _along_the_way(

@@ -34,20 +34,34 @@ def beyond_noise(parts: Mapping[str, Part]) -> dict[str, float]:
 
 
 def in_words(budget: Mapping[str, Any], metric: str | None) -> str:
-    """Return one sentence on the ``budget`` of a run, with its parts in one ``metric``."""
+    """Return one sentence on the ``budget`` of a run, with its parts in one ``metric``.
+
+    The parts in nats follow, if all are known.
+    """
     names = budget["parts"]
     if hybrid := budget.get("diverged"):
         return f"cause: the {names[hybrid]} (with the exact score, the chains diverge)"
-    found = {} if metric is None else budget["metrics"][metric]
+    found, nats = {} if metric is None else budget["metrics"][metric], ""
+    if (known := budget.get("nats")) and known["value"] is not None:
+        values = {part: each["value"] for part, each in known["parts"].items()}
+        nats = f"; in nats {_as_sum(values, names)}"
     if found.get("first") is None:
-        return "error budget: all within noise"
-    parts = beyond_noise(found["parts"])
-    least = _SMALL * max(map(abs, parts.values()))
-    shown = {part: value for part, value in parts.items() if abs(value) >= least}
+        return f"error budget: all within noise{nats}"
     total = sum(part["value"] for part in found["parts"].values())
-    split = ", ".join(f"{names[part]} {value:+.2g}" for part, value in shown.items())
-    rest = "" if len(shown) == len(found["parts"]) else ", the rest is small"
-    return (
-        f"cause: the {names[found['first']]} ({str(metric).replace('_', ' ')} {total:+.2g} ="
-        f" {split}{rest})"
-    )
+    split = _as_sum(beyond_noise(found["parts"]), names, total)
+    return f"cause: the {names[found['first']]} ({str(metric).replace('_', ' ')} {split}{nats})"
+
+
+def _as_sum(
+    values: Mapping[str, float], names: Mapping[str, str], total: float | None = None
+) -> str:
+    """Return ``values`` as a sum, the largest first, without those that are small.
+
+    ``names`` are the names of all parts. ``total`` is the sum of all, if ``values`` are not all.
+    """
+    least = _SMALL * max(map(abs, values.values()))
+    shown = {part: value for part, value in values.items() if abs(value) >= least}
+    parts = sorted(shown.items(), key=lambda item: -abs(item[1]))
+    text = ", ".join(f"{names[part]} {value:+.2g}" for part, value in parts)
+    rest = "" if len(shown) == len(names) else ", the rest is small"
+    return f"{sum(values.values()) if total is None else total:+.2g} = {text}{rest}"

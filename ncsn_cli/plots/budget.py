@@ -30,7 +30,7 @@ def budget(scene: Scene) -> Figure | None:
         return None
     metrics, nats = scene.budget["metrics"], scene.budget.get("nats")
     shown = {name: each for name, each in metrics.items() if each["visible_above"] > 0}
-    has_nats = bool(nats and nats["parts"])
+    has_nats = bool(nats) and nats["value"] is not None
     if not shown and not has_nats:
         return None
     rows = [len(shown)] * bool(shown) + [1] * has_nats  # of each panel
@@ -50,7 +50,7 @@ def budget(scene: Scene) -> Figure | None:
         axes = panels[-1]
         _stack(axes, 0, scene.budget["nats"]["parts"])
         axes.set_yticks([0], ["nats"])
-        axes.set_xlabel(rf"KL(${scene.budget['nats']['target']}$ ‖ law of the samples), nats")
+        axes.set_xlabel(f"KL({scene.budget['nats']['target']} ‖ law of the samples), nats")
     for axes in panels:
         axes.invert_yaxis()
         axes.axvline(0, color="black", linewidth=1)
