@@ -28,9 +28,9 @@ def budget(scene: Scene) -> Figure | None:
     """
     if not isinstance(scene, SamplingScene) or not scene.budget:
         return None
-    metrics, nats = scene.budget["metrics"], scene.budget.get("nats")
+    metrics, nats = scene.budget["metrics"], scene.budget["nats"]
     shown = {name: each for name, each in metrics.items() if each["visible_above"] > 0}
-    has_nats = bool(nats) and nats["value"] is not None
+    has_nats = nats["value"] is not None
     if not shown and not has_nats:
         return None
     rows = [len(shown)] * bool(shown) + [1] * has_nats  # of each panel
