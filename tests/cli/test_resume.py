@@ -1,5 +1,6 @@
 """Runs that are stopped, saved and resumed."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from tests.helpers.commands import BIN, QUICK, assert_same_run, only_run, read, run
+from tests.helpers.commands import BIN, QUICK, assert_same_run, only_run, read, written_by
+from tests.helpers.forked import show_warnings
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path, succeed):
+def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path, succeed, forked):
     arguments = [*QUICK, "plot=[score,loss]", "animation=[score]", "trainer.snapshots=3"]
     part = succeed("ncsn-train", *arguments, "trainer.steps=20", folder=tmp_path)
     whole = succeed("ncsn-train", *arguments, f"trainer.resume={part}", folder=tmp_path)
@@ -27,9 +29,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(trained, tmp_path, succeed):
         assert [path.name for path in (folder / "animations").iterdir()] == ["score.gif"]
     page = (whole / "report.html").read_text()
     assert page.index("data:image/gif") < page.index("data:image/png")
-    changed = run(
-        "ncsn-train", *arguments, "optimizer.lr=0.5", f"trainer.resume={part}", folder=tmp_path
-    )
+    other = [*arguments, "optimizer.lr=0.5", f"trainer.resume={part}"]
+    changed = forked.call("train", other, tmp_path)
     assert changed.returncode == 2
     assert "was made with another optimizer.lr; type ncsn-train " in changed.stderr
 
@@ -50,7 +51,9 @@ def test_what_would_be_lost_or_wrong_on_resume_is_refused(trained, tmp_path, for
 
 
 @pytest.mark.slow
-def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_path, really_succeed):
+def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(
+    trained, tmp_path, succeed, forked
+):
     quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick, "++sampler.steps_per_level=300"]
     process = subprocess.Popen(
@@ -68,32 +71,42 @@ def test_a_signal_ends_sampling_and_it_goes_on_to_the_same_bits(trained, tmp_pat
         os.killpg(process.pid, 0)
     (stopped,) = tmp_path.glob("outputs/sample/runs/*")
     assert read(stopped / "status.json")["state"] == "interrupted"
-    changed = run(*arguments, f"resume={stopped}", "num_samples=60", folder=tmp_path)
+    other = [*arguments[1:], f"resume={stopped}", "num_samples=60"]
+    changed = forked.call("sample", other, tmp_path)
     assert changed.returncode == 2
     assert "num_samples=3000" in changed.stderr
-    resumed = really_succeed(*arguments, f"resume={stopped}", folder=tmp_path)
-    whole = really_succeed(*arguments, folder=tmp_path)
+    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = succeed(*arguments, folder=tmp_path)
     with np.load(resumed / "samples.npz") as found, np.load(whole / "samples.npz") as expected:
         for name in expected:
             assert np.array_equal(found[name], expected[name]), name
     assert not (resumed / "sampling.safetensors").exists()
-    complete = run(*arguments, f"resume={whole}", folder=tmp_path)
+    complete = forked.call("sample", [*arguments[1:], f"resume={whole}"], tmp_path)
     assert complete.returncode == 2
     assert "has all its samples" in complete.stderr
 
 
+def keep_in(folder):
+    """For the ``before`` of ``helpers.forked``: keep compiled steps there, and show warnings."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    show_warnings(None)
+
+
 @pytest.mark.slow
-def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(
-    tmp_path, monkeypatch, really_succeed
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
-    trained = really_succeed("ncsn-train", *QUICK, "model=mlp", folder=tmp_path)
+def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(tmp_path, forked):
+    cache = str(tmp_path / "cache")  # an empty one, so that compiling takes seconds
+
+    def call(command, *arguments, folder):
+        before = [__name__, "keep_in", cache]
+        return forked.call(command.removeprefix("ncsn-"), arguments, folder, before)
+
+    succeed = functools.partial(written_by, call)
+    trained = succeed("ncsn-train", *QUICK, "model=mlp", folder=tmp_path)
     quick = [f"checkpoint={trained}", "num_samples=3000", "metric=[]", "plot=[]"]
     arguments = ["ncsn-sample", *quick]
     process = subprocess.Popen(
         [BIN / arguments[0], *arguments[1:], "compile=true"], cwd=tmp_path,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
     )  # fmt: skip
     while not list(tmp_path.glob("outputs/sample/runs/*/sampling.safetensors")):
         assert process.poll() is None
@@ -106,9 +119,9 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(
     (stopped,) = tmp_path.glob("outputs/sample/runs/*")
     assert read(stopped / "status.json")["state"] == "interrupted"
     # By its rule it would not compile so few steps; but it goes on as it began.
-    resumed = really_succeed(*arguments, f"resume={stopped}", folder=tmp_path)
-    whole = really_succeed(*arguments, "compile=true", folder=tmp_path)
-    plain = really_succeed(*arguments, folder=tmp_path)
+    resumed = succeed(*arguments, f"resume={stopped}", folder=tmp_path)
+    whole = succeed(*arguments, "compile=true", folder=tmp_path)
+    plain = succeed(*arguments, folder=tmp_path)
     compiles = [OmegaConf.load(folder / "config.yaml").compile for folder in (resumed, plain)]
     assert compiles == [True, False]
     assert "compiled in" in (resumed / "sample.log").read_text()
@@ -118,7 +131,7 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(
         with np.load(plain / "samples.npz") as others:
             assert np.array_equal(others["init"], found["init"])
             assert not np.array_equal(others["samples"], found["samples"])
-    changed = run(*arguments, f"resume={stopped}", "compile=false", folder=tmp_path)
+    changed = call(*arguments, f"resume={stopped}", "compile=false", folder=tmp_path)
     assert changed.returncode == 2
     assert "compile=true" in changed.stderr
 
@@ -132,9 +145,10 @@ def test_compiled_sampling_is_stopped_and_goes_on_to_the_same_bits(
     ],
 )
 def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(
-    tmp_path, number, compiled, really_succeed
+    tmp_path, number, compiled, succeed
 ):
     arguments = ["ncsn-train", *QUICK, "trainer.steps=1500", "trainer.checkpoint_every=100000"]
+    arguments += ["model=mlp", "model.hidden=[8]"] if compiled == "true" else []  # soon compiled
     arguments.append("trainer.eval_every=500")
     begun = [*arguments, f"trainer.compile={compiled}"]
     process = subprocess.Popen(
@@ -152,8 +166,8 @@ def test_a_signal_saves_the_run_and_it_resumes_to_the_same_bits(
     assert state["state"] == "interrupted"
     assert 0 < state["step"] < 1500
     # By its rule it would not compile so few steps; but it goes on as it began.
-    resumed = really_succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
-    assert_same_run(resumed, really_succeed(*begun, folder=tmp_path))
+    resumed = succeed(*arguments, f"trainer.resume={stopped}", folder=tmp_path)
+    assert_same_run(resumed, succeed(*begun, folder=tmp_path))
 
 
 def stop_drawing(_):

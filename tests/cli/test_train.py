@@ -59,7 +59,8 @@ def test_compiled_steps_are_kept_in_the_users_cache_and_written_down(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it for this process
-    compiled = really_succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
+    small = [*QUICK, "model=mlp", "model.hidden=[8]"]  # half the seconds of the default network
+    compiled = really_succeed("ncsn-train", *small, "trainer.compile=true", folder=tmp_path)
     assert list((tmp_path / "cache" / "ncsn_cli").iterdir())
     config = OmegaConf.load(compiled / "config.yaml")
     assert (config.trainer.threads, config.trainer.compile) == (1, True)

@@ -145,7 +145,8 @@ def test_steps_are_compiled_or_stay_plain_at_once(
     home(*names)
     monkeypatch.setenv("USER", "a user")  # after whom torch names a folder of its own
     monkeypatch.setenv("LOGNAME", "a user")
-    run = really_succeed("ncsn-train", *QUICK, "trainer.compile=true", folder=tmp_path)
+    small = [*QUICK, "model=mlp", "model.hidden=[8]"]  # half the seconds of the default network
+    run = really_succeed("ncsn-train", *small, "trainer.compile=true", folder=tmp_path)
     log = (run / "train.log").read_text()
     if names == ("x y", "t t"):
         assert f"{names[0]}/.cache/ncsn_cli: the compiler" in log and "the steps stay plain" in log
