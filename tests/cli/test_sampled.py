@@ -81,8 +81,8 @@ def test_a_plain_class_is_trained_sampled_and_measured(
         return {path.stem for path in out.glob(f"{kind}/*")}
 
     # Train: what needs the truth is null, and one line says why.
-    animations = "animation=[score,recovered_density]"
-    result = call(forked, "train", *plain(dim), *SHORT, animations, folder=here)
+    films_of_few = ["animation=[score,recovered_density]", "trainer.snapshots=2"]
+    result = call(forked, "train", *plain(dim), *SHORT, *films_of_few, folder=here)
     out = only_run(here, "train")
     metrics = read(out / "metrics.json")
     assert [name for name, value in metrics.items() if value is None] == UNKNOWN
