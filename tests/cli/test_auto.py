@@ -17,8 +17,8 @@ from tests.helpers.commands import (
 
 TRAIN = [*QUICK, "trainer.checkpoint_every=10", "hydra.run.dir=F", "trainer.resume=auto"]
 SAMPLE = [
-    "score=exact", "dataset=two_modes_1d", "schedule=geometric", "sampler=annealed_langevin",
-    *QUICK_SAMPLE, "hydra.run.dir=F", "resume=auto",
+    "score=exact", "dataset=two_modes_1d", "schedule=geometric", "schedule.num_levels=4",
+    "sampler=annealed_langevin", *QUICK_SAMPLE, "hydra.run.dir=F", "resume=auto",
 ]  # fmt: skip
 
 

@@ -22,8 +22,8 @@ def draws(tmp_path):
     return tmp_path / "draws.npy"
 
 
-def test_measures_a_file_as_ncsn_sample_does_its_samples(draws, tmp_path, really_succeed):
-    out = really_succeed("ncsn-measure", "draws.npy", "dataset=two_modes_2d", folder=tmp_path)
+def test_measures_a_file_as_ncsn_sample_does_its_samples(draws, tmp_path, succeed):
+    out = succeed("ncsn-measure", "draws.npy", "dataset=two_modes_2d", folder=tmp_path)
     assert {p.name for p in out.iterdir()} == {
         ".hydra", "config.yaml", "measure.log", "metrics.json", "plots", "report.html", "run.json",
         "status.json",

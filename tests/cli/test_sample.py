@@ -10,10 +10,8 @@ from tests.helpers.problems import two_modes_2d
 from tests.helpers.slow import slow_but
 
 
-def test_samples_from_a_checkpoint(trained, tmp_path, really_succeed):
-    out = really_succeed(
-        "ncsn-sample", f"checkpoint={trained}", "num_samples=300", folder=tmp_path
-    )
+def test_samples_from_a_checkpoint(trained, tmp_path, succeed):
+    out = succeed("ncsn-sample", f"checkpoint={trained}", "num_samples=300", folder=tmp_path)
     with np.load(out / "samples.npz") as arrays:
         assert arrays["samples"].shape == (300, 1)
         assert arrays["samples"].dtype == np.float32

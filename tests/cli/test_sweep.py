@@ -58,13 +58,13 @@ def steps_made(sweep):
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(pytestconfig, tmp_path):
+def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(pytestconfig, forked, tmp_path):
     num_jobs, num_kills = (24, 10) if pytestconfig.getoption("--all-trials") else (3, 2)
     seeds = "seed=" + ",".join(map(str, range(num_jobs)))
     command = ["hparams_search=seeds", seeds, *QUICK]
     (tmp_path / "whole").mkdir()
-    code, table, _ = run(*command, folder=tmp_path / "whole")
-    assert code == 0
+    undisturbed = forked.call("train", command, tmp_path / "whole")
+    assert undisturbed.returncode == 0, undisturbed.stderr
     whole = results(tmp_path / "whole" / "outputs/train/multiruns/seeds")
     assert len(whole) == num_jobs
 
@@ -78,12 +78,12 @@ def test_a_sweep_killed_and_run_again_ends_as_if_nothing_had_been(pytestconfig, 
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         printed += process.communicate()[0]
-    code, again, _ = run(*command, folder=tmp_path)
-    assert code == 0
+    again = forked.call("train", command, tmp_path)
+    assert again.returncode == 0, again.stderr
     assert results(sweep) == whole
-    assert tables(again) == tables(table)
+    assert tables(again.stdout) == tables(undisturbed.stdout)
     # Whatever ended once is not run again.
-    ended = re.findall(r"^job \d+ of \d+  done  (\S+)", printed + again, re.MULTILINE)
+    ended = re.findall(r"^job \d+ of \d+  done  (\S+)", printed + again.stdout, re.MULTILINE)
     assert len(set(ended)) == len(ended) <= num_jobs
 
 
@@ -299,7 +299,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(forked, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_stopped_and_run_again_makes_as_many_trials_as_asked_for(tmp_path):
+def test_a_search_stopped_and_run_again_makes_as_many_trials_as_asked_for(forked, tmp_path):
     command = ["hparams_search=optuna", "hydra.sweeper.n_trials=6", *QUICK]
     process = start(*command, folder=tmp_path)
     sweep = tmp_path / "outputs/train/multiruns/optuna"
@@ -309,27 +309,27 @@ def test_a_search_stopped_and_run_again_makes_as_many_trials_as_asked_for(tmp_pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     begun = folders(sweep)
-    code, out, error = run(*command, folder=tmp_path)
-    assert code == 0, error
+    again = forked.call("train", command, tmp_path)
+    assert again.returncode == 0, again.stderr
     assert len(folders(sweep)) == 6
     assert len(results(sweep)) == 6  # all done, what was stopped too
     assert set(begun) <= set(folders(sweep))
     best = min(metrics["excess_loss"] for _, metrics in results(sweep).values())
-    assert f"Best value: {best}" in out
-    code, out, _ = run(*command, folder=tmp_path)
-    assert code == 0
+    assert f"Best value: {best}" in again.stdout
+    once_more = forked.call("train", command, tmp_path)
+    assert once_more.returncode == 0
     assert len(folders(sweep)) == 6
-    assert f"{best:.4g}" in out
+    assert f"{best:.4g}" in once_more.stdout
 
 
 @pytest.mark.slow
-def test_the_search_beats_the_grid_twofold(tmp_path):
+def test_the_search_beats_the_grid_twofold(forked, tmp_path):
     quick = ["dataset.num_samples=null", "trainer.steps=300", "plot=[]", "seed=0"]
     quick += ["schedule.num_levels=4", "model.hidden=[32]"]
     values = {}
     for search in ("grid_lr", "optuna"):
-        code, _, error = run(f"hparams_search={search}", *quick, folder=tmp_path)
-        assert code == 0, error
+        result = forked.call("train", [f"hparams_search={search}", *quick], tmp_path)
+        assert result.returncode == 0, result.stderr
         found = folders(tmp_path / "outputs/train/multiruns" / search)
         values[search] = [read(job / "metrics.json")["excess_loss"] for job in found]
     assert len(values["grid_lr"]) == 6

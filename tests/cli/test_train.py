@@ -96,7 +96,7 @@ def test_a_diverging_run_says_so(tmp_path):
     assert (out / "history.csv").is_file()
 
 
-def test_ones_own_classes_are_named_on_the_command_line(tmp_path, succeed):
+def test_ones_own_classes_are_named_on_the_command_line(tmp_path, succeed, forked):
     (tmp_path / "my_models.py").write_text(
         "from ncsn_cli.models import MLP\n"
         "class Mine(MLP):\n"
@@ -109,7 +109,7 @@ def test_ones_own_classes_are_named_on_the_command_line(tmp_path, succeed):
     own = ["--config-dir", "options", "model=mine"]
     out = succeed("ncsn-train", *own, *QUICK, folder=tmp_path)
     quick = ["num_samples=20", "metric=[]", "plot=[]", "trajectories=0"]
-    result = run("ncsn-sample", f"checkpoint={out}", *quick, folder=tmp_path)
+    result = forked.call("sample", [f"checkpoint={out}", *quick], tmp_path)
     assert result.returncode == 2
     assert "model._target_: my_models.Mine is no class of ncsn_cli" in result.stderr
     pasted = (out / "train.log").read_text().rpartition("next: ncsn-sample ")[2]

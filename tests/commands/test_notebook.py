@@ -334,8 +334,8 @@ def test_the_notebook_with_the_lines_of_the_page_runs(tmp_path):
     assert "\n\n".join(code) == python_block().strip()
     assert len(python_block().splitlines()) < 20
     (training,) = (cell for cell in notebook.cells if "ncsn.train(" in cell.source)
-    few = 'trainer={"steps": 50, "threads": 1}, animation=[], folder='  # seconds, not a minute
-    training.source = training.source.replace("folder=", few)
+    few = '"schedule.num_levels=4", trainer={"steps": 50, "threads": 1}, animation=[], folder='
+    training.source = training.source.replace("folder=", few)  # seconds, not a minute
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     streams = {name: "".join(o["text"] for o in shown if o.get("name") == name)
