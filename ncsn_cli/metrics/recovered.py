@@ -78,13 +78,15 @@ def recovered_density(
     whole = np.linspace(low - margin, high + margin, _FIRST_POINTS)
     first = _integrated(columns(np.union1d(whole, near.clip(whole[0], whole[-1]))))
     first, is_resolved = _refine(columns, first, most_points)
-    # Widen the range until q is negligible at both ends.
+    # Widen the range until q is negligible at both ends, and refine what was added only then: q
+    # may not fall at all.
     table, pieces = first, _beyond(first)
     for _ in range(_MOST_WIDENINGS):
         if not is_resolved or not pieces:
             break
-        wider = _integrated(table, *(columns(piece) for piece in pieces))
-        table, is_resolved = _refine(columns, wider, most_points)
+        table = _integrated(table, *(columns(piece) for piece in pieces))
+        if not _beyond(table):
+            table, is_resolved = _refine(columns, table, most_points)
         pieces = _beyond(table)
     if pieces:
         table, is_resolved = first, False
