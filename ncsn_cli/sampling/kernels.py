@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 _REACH = 10.0  # widths of a kernel; 2e-23 of its mass lies beyond
 _KEPT = 1e-16  # mass of a point that a grid has to hold, with 8 widths beyond
 _LEAST = -700.0  # log q of nothing, whose exponential is a number
-_FINEST = 30  # the last grid resolves at most this fraction of the last kernel's width
+_FINER, _FINEST = 4, 30  # the last grid resolves such fractions of the last kernel's width
 _PILOTS = 200  # points where the density is looked up, to find its ends
 _MOST_ENTRIES, _MOST_PRODUCTS = 3e7, 2e10  # of a matrix: 400 MB; of all steps: half a minute
 
@@ -36,18 +36,24 @@ class Resolution:
 
     Args:
         truth: Its p_sigma lies in the grid of every level.
+        ends: No grid reaches beyond them.
         stds: How far a grid reaches beyond the modes, in standard deviations of p_sigma.
         parts: Points of a grid per width of a kernel.
     """
 
     truth: Dataset
+    ends: tuple[float, float]
     stds: float
     parts: float
 
-    @property
-    def last_scale(self) -> float:
-        """The width of the narrowest mode that a target may have, data units."""
-        return self.truth.smallest_std or math.inf
+    def last_scale(self, move: Move) -> float:
+        """Return the width that the last grid resolves, data units, where ``move`` is the last.
+
+        It resolves a target's narrowest mode if possible, and is fine enough that the corners of
+        |p - q| are seen.
+        """
+        narrowest = min(self.truth.smallest_std or math.inf, move.width / _FINER)
+        return max(narrowest, move.width / _FINEST)
 
     def axis(self, move: Move, scale: float, points: Array) -> Array:
         """Return the grid for the states after ``move``, whose means are ``points`` (n,).
@@ -55,8 +61,8 @@ class Resolution:
         It resolves kernels whose width is ``scale``.
         """
         low, high = self._box(move.sigma)
-        low = min(low, points.min() - 8 * move.width)
-        high = max(high, points.max() + 8 * move.width)
+        low = max(self.ends[0], min(low, points.min(initial=low) - 8 * move.width))
+        high = min(self.ends[1], max(high, points.max(initial=high) + 8 * move.width))
         num = math.ceil((high - low) / scale * self.parts) + 1
         if num * self._reached(move, scale) > _MOST_ENTRIES:
             raise NoLaw(f"its steps are so short that a grid of {num} points would be needed")
@@ -99,7 +105,9 @@ def by_kernels(moves: list[Move], start: StartLaw, how: Resolution) -> tuple[Gri
     widths = [move.width or math.inf for move in moves]
     low, high, step = float(start.low), float(start.high), min(start.scale, widths[0]) / how.parts
     law = _start_on(np.linspace(low, high, math.ceil((high - low) / step) + 1), start)
-    for move, width, following in zip(moves, widths, [*widths[1:], how.last_scale], strict=True):
+    for move, width, following in zip(
+        moves, widths, [*widths[1:], how.last_scale(moves[-1])], strict=True
+    ):
         if not move.width:
             for _ in range(move.repeats):
                 law = law.image(move.mean, 1)
@@ -113,13 +121,13 @@ def by_kernels(moves: list[Move], start: StartLaw, how: Resolution) -> tuple[Gri
             for _ in range(move.repeats - 2):
                 q = matrix @ q
             law = _on(x, q)
-        law = _moved(law, move, max(min(width, following), width / _FINEST), how)
+        law = _moved(law, move, min(width, following), how)
     return law, abs(1 - float(law.masses.sum()))
 
 
 def _start_on(x: Array, start: StartLaw) -> GridLaw:
     """Return the law ``start`` on the grid ``x`` (n,), with the weights of the trapezoid rule."""
-    points = torch.from_numpy(x)[:, None]
+    points = _column(x)
     weight = torch.full((len(x),), x[1] - x[0], dtype=torch.float64)
     weight[[0, -1]] /= 2
     return law_at(points, start.log_prob(points), weight)
@@ -132,6 +140,11 @@ def _unfolded(law: GridLaw) -> GridLaw:
     return law[~law.is_folded]
 
 
+def _column(x: Array) -> Tensor:
+    """Return the points ``x`` (n,) as (n, 1)."""
+    return torch.from_numpy(x)[:, None]
+
+
 def _means(move: Move, law: GridLaw) -> Array:
     return move.mean(law.x)[:, 0].numpy()
 
@@ -140,7 +153,7 @@ def _on(x: Array, q: Array) -> GridLaw:
     """Return the law whose density is ``q`` (n,) at the points of the grid ``x`` (n,)."""
     log_q = torch.from_numpy(q).log()
     log_q[log_q < log_q.max() - DEEPEST] = -math.inf
-    return law_at(torch.from_numpy(x)[:, None], log_q, torch.full_like(log_q, x[1] - x[0]))
+    return law_at(_column(x), log_q, torch.full_like(log_q, x[1] - x[0]))
 
 
 def _moved(law: GridLaw, move: Move, scale: float, how: Resolution) -> GridLaw:
@@ -180,13 +193,12 @@ def by_metropolis(moves: list[Move], start: StartLaw, how: Resolution) -> tuple[
     interpolated from the grid of a level to that of the next one, and keeps its mass.
     """
     how.check(moves)
-    law, left = None, 0.0
-    for move in moves:
-        if law is None:
-            ends = np.array([float(start.low), float(start.high)])
-            law = _start_on(how.axis(move, min(move.width, start.scale), ends), start)
-        else:
-            law = _interpolated(law, how.axis(move, move.width, _kept(law)))
+    first, left = moves[0], 0.0
+    ends = np.array([float(start.low), float(start.high)])
+    law = _start_on(how.axis(first, min(first.width, start.scale), ends), start)
+    for k, move in enumerate(moves):
+        if k > 0:
+            law = _interpolated(law, how.axis(move, move.width, _kept(law)), moves[k - 1])
         x, volume = law.x[:, 0].numpy(), float(law.weight[1])
         matrix, refused, outwards = _tested(law.x, move)
         q = law.log_q.exp().numpy()
@@ -195,11 +207,7 @@ def by_metropolis(moves: list[Move], start: StartLaw, how: Resolution) -> tuple[
             left += float(outwards @ q) * volume
             q = volume * (matrix @ q) + refused * q
         law = _on(x, q)
-    assert law is not None
-    if how.last_scale < move.width:
-        scale = max(how.last_scale, move.width / _FINEST)
-        law = _interpolated(law, how.axis(move, scale, _kept(law)))
-    return law, left
+    return _interpolated(law, how.axis(move, how.last_scale(move), _kept(law)), move), left
 
 
 def _tested(points: Tensor, move: Move) -> tuple[Any, Array, Array]:
@@ -229,16 +237,20 @@ def _kept(law: GridLaw) -> Array:
     return law.x[law.masses > _KEPT, 0].numpy()
 
 
-def _interpolated(law: GridLaw, x: Array) -> GridLaw:
-    """Return ``law`` on the grid ``x`` (n,), by a cubic spline through log q.
+def _interpolated(law: GridLaw, x: Array, move: Move) -> GridLaw:
+    """Return ``law``, which ``move`` has led to, on the grid ``x`` (n,).
 
+    The logarithm of q over the density that the test keeps is interpolated, by a cubic spline.
     Where q jumps, a spline swings: it stays within a factor 2 of the two neighbours.
     """
     from scipy.interpolate import CubicSpline  # here, because importing scipy is slow
 
-    nodes, log_q = law.x[:, 0].numpy(), law.log_q.clamp(min=_LEAST).numpy()
+    assert move.proposed_by is not None
+    log_p = [Place.at(points, move.proposed_by).log_density for points in (law.x, _column(x))]
+    nodes, ratio = law.x[:, 0].numpy(), (law.log_q.clamp(min=_LEAST) - log_p[0]).numpy()
     left = np.searchsorted(nodes, x, side="right").clip(1, len(nodes) - 1) - 1
-    low, high = (f(log_q[left], log_q[left + 1]) for f in (np.minimum, np.maximum))
-    found = CubicSpline(nodes, log_q)(x).clip(low - math.log(2), high + math.log(2))
+    low, high = (f(ratio[left], ratio[left + 1]) for f in (np.minimum, np.maximum))
+    found = CubicSpline(nodes, ratio)(x).clip(low - math.log(2), high + math.log(2))
+    found += log_p[1].numpy()
     found[(x < nodes[0]) | (x > nodes[-1])] = _LEAST
     return _on(x, np.exp(found))

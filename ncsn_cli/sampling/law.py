@@ -19,8 +19,8 @@ the law where it is:
     k(x, y) = N(y; m(x), s^2) a(x, y)
 
 Because p_sigma(x) k(x, y) = p_sigma(y) k(y, x), p_sigma is invariant on the grid, too. The part
-that is kept is no smoother than it was. It has to be interpolated when the grid changes with the
-level, and the error falls as h^2.
+that is kept is no smoother than it was. So q/p_sigma has to be interpolated when the grid changes
+with the level, and the error falls as h^2.
 
 Source: the change of variables and the Chapman-Kolmogorov equation; Trefethen & Weideman (2014),
 doi:10.1137/130932132, section 5 (the trapezoid rule); Roberts & Tweedie (1996),
@@ -52,7 +52,7 @@ from ncsn_cli.sampling.grid_law import (
     mass_at,
 )
 from ncsn_cli.sampling.kernels import DEEPEST, Resolution, by_kernels, by_metropolis
-from ncsn_cli.sampling.maps import PARTS, lattice
+from ncsn_cli.sampling.maps import PARTS, RIM, depth, lattice
 from ncsn_cli.sampling.transition import NoLaw, last_state, moves_of
 
 _STDS = 7.0, 14.0, 28.0  # of the boxes that are tried, beyond the modes
@@ -69,12 +69,14 @@ class ChainLaw:
     Args:
         fine: The law, on a grid.
         coarse: The same law, each time on a grid whose step is two or four times as long.
+        is_at_rim: The points of the fine grid beyond which there are none (G,).
         lost: The mass that left the grids.
         is_partial: Whether the grid lacks points of the target.
     """
 
     fine: GridLaw
     coarse: list[GridLaw]
+    is_at_rim: Tensor
     lost: float = 0.0
     is_partial: bool = False
 
@@ -83,8 +85,8 @@ class ChainLaw:
 class Divergence:
     """Distances of a chain's law q from a target p, and their errors.
 
-    An error is the largest change on a coarser grid, and the masses that were lost or are folded;
-    for KL, 46 nats for p's mass where q is not known, too.
+    An error is the largest change on a coarser grid, and the masses that were lost or are folded.
+    For KL it is also 46 nats for the mass of p at the rim of the grid, or where q is not known.
 
     Args:
         kl: KL(p || q), nats; None for the ``reason``.
@@ -140,17 +142,20 @@ def law_of_chain(
         raise NoLaw("of steps with noise, the law is computed for D = 1 alone")
     evolve = by_metropolis if sampler.needs_log_prob else by_kernels
     for stds in _STDS:
-        fine, lost = evolve(moves, start, Resolution(truth, stds, _PER_WIDTH[0]))
+        ends = _ends(start, truth, max(level.sigma for level in plan), stds)
+        fine, lost = evolve(moves, start, Resolution(truth, ends, stds, _PER_WIDTH[0]))
         if lost <= NEGLIGIBLE:
             break
     else:
         raise NoLaw(f"{100 * lost:.2g} % of its mass leaves any grid around the modes")
-    coarse, _ = evolve(moves, start, Resolution(truth, stds, _PER_WIDTH[1]))
+    coarse, _ = evolve(moves, start, Resolution(truth, ends, stds, _PER_WIDTH[1]))
+    is_at_rim = depth(truth, fine.x, plan[-1].sigma) > (RIM * stds) ** 2 / 2
     if sampler.denoise:
         still = [*plan[:-1], plan[-1]._replace(steps=0)]
         denoise = partial(last_state, sampler, still, score, log_prob, len(plan) - 1)
         fine, coarse = (law.image(denoise, 1) for law in (fine, coarse))
-    return ChainLaw(fine, [coarse], lost)
+    parts = _parts(fine, torch.arange(len(fine.x)) % PARTS)
+    return ChainLaw(fine, [coarse, *parts], is_at_rim, lost)
 
 
 def divergence(law: ChainLaw, log_p: LogDensity) -> Divergence:
@@ -173,8 +178,23 @@ def divergence(law: ChainLaw, log_p: LogDensity) -> Divergence:
     if fine.unseen > NEGLIGIBLE:
         reason = f"the chains have too little mass to be computed where {_share(fine.unseen)}"
         return Divergence(None, None, tv, tv_error, reason)
+    at_rim = mass_at(law.fine, log_p, law.is_at_rim)
     kl_change = max(abs(each.kl - fine.kl) for each in grids)
-    return Divergence(fine.kl, kl_change + DEEPEST * fine.unseen + inexact, tv, tv_error)
+    kl_error = kl_change + DEEPEST * (fine.unseen + at_rim) + inexact
+    return Divergence(fine.kl, kl_error, tv, tv_error)
+
+
+def _ends(start: StartLaw, truth: Dataset, sigma: float, stds: float) -> tuple[float, float]:
+    """Return the ends of an interval twice as long as one that holds ``start`` and p_sigma."""
+    low, high = box_of(truth, sigma, stds)
+    low, high = torch.minimum(low, start.low), torch.maximum(high, start.high)
+    return float(low - (high - low) / 2), float(high + (high - low) / 2)
+
+
+def _parts(law: GridLaw, part: Tensor) -> list[GridLaw]:
+    """Return the parts of ``law``, each with the whole volume, from the number (G,) of each."""
+    parts = [law[part == k] for k in range(PARTS)]
+    return [replace(each, weight=PARTS * each.weight) for each in parts]
 
 
 def _none(reason: str) -> Divergence:
@@ -200,9 +220,7 @@ def _by_map(
         for num in _POINTS[truth.dim]:
             before, part, is_at_rim = lattice(start, truth, sigma, stds, num)
             fine = before.image(end, sampler.ends(plan)[-1])
-            coarse = [fine[part == k] for k in range(PARTS)]
-            coarse = [replace(each, weight=PARTS * each.weight) for each in coarse]
-            law = ChainLaw(fine, coarse, is_partial=start.has_edges)
+            law = ChainLaw(fine, _parts(fine, part), is_at_rim, is_partial=start.has_edges)
             if _is_settled(divergence(law, log_p), distances(fine, log_p).folded):
                 break
         if start.has_edges or mass_at(fine, log_p, is_at_rim) <= NEGLIGIBLE:

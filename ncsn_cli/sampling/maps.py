@@ -17,6 +17,9 @@ PARTS = 4
 Their step is twice as long for D = 2 and four times as long for D = 1.
 """
 
+RIM = 0.9
+"""Where the rim of a grid begins, as a share of the standard deviations that it reaches."""
+
 _ANGLE = math.atan((math.sqrt(5) - 1) / 2)
 _SHIFT = math.sqrt(2) - 1, math.sqrt(3) - 1  # in steps: no point of symmetry is on the grid
 
@@ -51,14 +54,20 @@ def lattice(
     is_in_box = (unit.abs() <= 1).all(-1)
     places, points = places[is_in_box], low + half * (1 + unit[is_in_box])
     # Keep the points where the start or p_sigma has mass.
-    log_q, log_p = start.log_prob(points), truth.log_prob(points, sigma)
+    log_q = start.log_prob(points)
     if start.has_edges:
-        depth = torch.where(log_q > -math.inf, 0, math.inf)
+        below = torch.where(log_q > -math.inf, 0, math.inf)
     else:
-        depth = torch.minimum(log_q.max() - log_q, log_p.max() - log_p)  # nats
-    kept = depth <= stds**2 / 2
+        below = torch.minimum(log_q.max() - log_q, depth(truth, points, sigma))  # nats
+    kept = below <= stds**2 / 2
     weight = torch.full_like(log_q, float(half.prod()) * step**dim)
     law = law_at(points, log_q, weight)[kept]
     rows = places[kept]
     part = rows[:, 0] % 2 + 2 * (rows[:, 1] % 2) if dim == 2 else rows[:, 0] % PARTS
-    return law, part, depth[kept] > (0.9 * stds) ** 2 / 2
+    return law, part, below[kept] > (RIM * stds) ** 2 / 2
+
+
+def depth(truth: Dataset, points: Tensor, sigma: float) -> Tensor:
+    """Return how far log p_sigma is below its maximum at ``points`` (G, D), (G,), nats."""
+    log_p = truth.log_prob(points, sigma)
+    return log_p.max() - log_p
