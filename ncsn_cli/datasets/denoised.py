@@ -199,7 +199,8 @@ class Denoised(Law):
             )
             if not len(is_open):
                 break
-            step, value = -torch.linalg.solve(slope[far], excess), function(here, there)
+            step, _ = torch.linalg.solve_ex(slope[far], -excess)  # nan where d' is 0
+            value = function(here, there)
             for _ in range(_MOST_HALVINGS):
                 after = here + step
                 left = (after + sigma**2 * self._truth.score(after, sigma) - there).norm(dim=1)

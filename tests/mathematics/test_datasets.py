@@ -819,6 +819,8 @@ def test_the_denoised_law_of_a_gaussian_is_narrower(sigma):
     x = torch.linspace(-1, 3, 41, dtype=torch.float64)
     exact = GaussianMixture([1.0], [1.0], std)
     torch.testing.assert_close(law.cdf(x, sigma), exact.cdf(x), rtol=0, atol=1e-9)
+    found = law.log_prob(x[:, None], sigma)
+    torch.testing.assert_close(found, exact.log_prob(x[:, None]), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
         law.integrated_cdf(x, sigma), exact.integrated_cdf(x), rtol=0, atol=1e-9
     )
@@ -840,12 +842,27 @@ def test_the_denoised_law_of_a_mixture_is_that_of_denoised_draws():
         assert abs(float(first.mean()) - share) <= 5 * math.hypot(
             error, 0.5 / math.sqrt(NUM_DRAWS)
         )
+        # E[r/p] = 1 for another density r: the density is that of the draws.
+        other, x_some = GaussianMixture([1.0], truth.modes[:1].tolist(), 0.3), x[:20_000]
+        log_prob = law.log_prob(x_some, sigma)
+        assert_mean((other.log_prob(x_some) - log_prob).exp(), 1.0)
         if truth.dim == 1:
             assert error == 0
             assert kolmogorov_distance(x[:, 0], partial(law.cdf, sigma=sigma)) < LIMIT
             at = torch.linspace(-4, 4, 5, dtype=torch.float64)
             for point, area in zip(at, law.integrated_cdf(at, sigma), strict=True):
                 assert_mean((point - x[:, 0]).clamp(min=0), float(area))
+
+
+def test_no_point_is_denoised_to_a_place_outside_of_the_data():
+    # Posterior means are in the convex hull of two squares, from -1 to 0 and from 0 to 1.
+    square = Checkerboard(side=2, length=2.0)
+    x = torch.tensor([[0.5, 0.5], [0.3, -0.3], [-1.01, -0.5], [0.6, -0.6]]).double()
+    found = Denoised(square).log_prob(x, 0.3)
+    assert found.isfinite().tolist() == [True, True, False, False]
+    points = GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.0)
+    x = torch.tensor([-1.5, 0.3, 1.5]).double()[:, None]
+    assert Denoised(points).log_prob(x, 0.8).isfinite().tolist() == [False, True, False]
 
 
 def test_errors_of_moments_by_mode_are_those_of_repeated_draws():
