@@ -1,5 +1,7 @@
 """``ncsn-sample`` from an empty folder."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -81,9 +83,17 @@ def test_distances_by_level_and_log_density_on_request(tmp_path, succeed):
         "ncsn-sample", "score=exact", "dataset=two_modes_1d", "schedule=geometric",
         "schedule.num_levels=4", "schedule.sigma_max=50", "sampler=probability_flow",
         "num_samples=200", "metric=[wasserstein,moments]", "log_density=true",
-        "trajectory_metrics=true", "plot=[distances,log_density]", folder=tmp_path,
+        "trajectory_metrics=true", "budget=true", "plot=[budget,distances,log_density]",
+        folder=tmp_path,
     )  # fmt: skip
     report = read(out / "metrics.json")
+    # The parts of the error add up, from exact draws to the samples.
+    for name, found in report["budget"]["metrics"].items():
+        parts = sum(part["value"] for part in found["parts"].values())
+        assert found["exact_draws"] + parts == pytest.approx(report["clean"][name]["value"])
+    assert report["budget"]["nats"]["parts"].keys() == {"smallest_level", "steps", "start"}
+    assert "Error budget" in (out / "report.html").read_text()
+    assert re.search("cause: the|error budget: all within noise", (out / "sample.log").read_text())
     assert len(report["trajectory"]["sigmas"]) == 4
     for name in ("wasserstein", "moments"):
         entry, last = report["trajectory"][name], report["perturbed"][name]
@@ -95,7 +105,9 @@ def test_distances_by_level_and_log_density_on_request(tmp_path, succeed):
         assert {k: v.shape for k, v in arrays.items()} == dict.fromkeys(
             ["x1", "log_density", "true_log_density"], (801,)
         )
-    assert {p.name for p in (out / "plots").iterdir()} == {"distances.png", "log_density.png"}
+    assert {p.name for p in (out / "plots").iterdir()} == {
+        "budget.png", "distances.png", "log_density.png",
+    }  # fmt: skip
     # p and each of the four levels, by two metrics.
     assert len(list((tmp_path / "outputs" / "floors").iterdir())) == 10
 
