@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import hydra
@@ -59,13 +60,13 @@ def present(
     ``compose`` returns the scene that the pictures show. ``verdict`` is the head of the report.
     """
     missing = _draw(folder, pictures, compose) if pictures else {}
-    job = HydraConfig.get().job
-    defaults = OmegaConf.to_container(hydra.compose(job.config_name), resolve=True)
-    before, now = (flatten(without_paths(cast("Config", c))) for c in (defaults, config))
+    command, runtime = HydraConfig.get().job.config_name, HydraConfig.get().runtime
+    before = _defaults(command, tuple(source.path for source in runtime.config_sources))
+    now = flatten(without_paths(config))
     record = folder.record
     page = html_report(
         folder.path,
-        title=f"ncsn-{job.config_name} {' '.join(HydraConfig.get().overrides.task)}",
+        title=f"ncsn-{command} {' '.join(HydraConfig.get().overrides.task)}",
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],
@@ -79,6 +80,17 @@ def present(
         missing=missing,
     )
     folder.write("report.html", page)
+
+
+@cache
+def _defaults(command: str, sources: tuple[str, ...]) -> dict[str, Any]:
+    """Return a command's configuration without overrides, nested keys joined by dots.
+
+    To compose it takes .2 s, which a sweep's jobs spend once. ``sources`` are the folders in which
+    Hydra looks for options.
+    """
+    defaults = OmegaConf.to_container(hydra.compose(command), resolve=True)
+    return flatten(without_paths(cast("Config", defaults)))
 
 
 def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -> dict[str, str]:

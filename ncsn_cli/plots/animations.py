@@ -43,13 +43,15 @@ def _score_lines(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Anima
     axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=limits)
     level_bar(figure, [axes], scene)
     name = "learned score" if true is None else "learned score (dotted: true)"
+    axes.set_title(name, loc="left")
+    moment = axes.set_title("", loc="right")
 
     def update(frame: int) -> None:
         for line, values in zip(lines, scores[frame], strict=True):
             line.set_ydata(values)
-        axes.set_title(f"{name}, {_step(steps, frame)}")
+        moment.set_text(_step(steps, frame))
 
-    return Animation(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)), [*lines, moment])
 
 
 def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Animation:
@@ -71,7 +73,7 @@ def _score_arrows(scene: Scene, scores: Array, steps: NDArray[np.int64]) -> Anim
             learned[level].set_UVC(*shortened(scores[frame, level], level, scene))
         title.set_text(f"{name}, {_step(steps, frame)}")
 
-    return Animation(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)), [*learned, title])
 
 
 def recovered_density(scene: Scene) -> Animation | None:
@@ -92,9 +94,9 @@ def recovered_density(scene: Scene) -> Animation | None:
     def update(frame: int) -> None:
         line.set_ydata(recovered[frame])
         known = "" if np.isnan(kl[frame]) else f": KL = {kl[frame]:.2g} nats"
-        axes.set_title(f"{_step(steps, frame)}{known}")
+        axes.title.set_text(f"{_step(steps, frame)}{known}")
 
-    return Animation(figure, update, range(len(steps)))
+    return Animation(figure, update, range(len(steps)), [line, axes.title])
 
 
 def chains(scene: Scene) -> Animation | None:
@@ -117,14 +119,16 @@ def _chains_on_line(scene: Scene, paths: Paths, frames: NDArray[np.int64]) -> An
     (dots,) = axes.plot([], [], "o", color=MODEL, markersize=5, alpha=0.7, markeredgewidth=0)
     axes.set(xlabel="$x$", ylabel=r"$p_\sigma$ / its maximum")
     axes.set(xlim=(x[0], x[-1]), ylim=(-0.03, 1.05))
+    axes.set_title(r"chains, at random heights under $p_\sigma$", loc="left")
+    moment = axes.set_title("", loc="right")
 
     def update(frame: int) -> None:
         place = paths.x[frame, :, 0]
         curve.set_ydata(heights[frame])
         dots.set_data(place, shares * np.interp(place, x, heights[frame]))
-        axes.set_title(f"chains, at random heights under $p_\\sigma$; {_moment(paths, frame)}")
+        moment.set_text(_moment(paths, frame))
 
-    return Animation(figure, update, frames.tolist())
+    return Animation(figure, update, frames.tolist(), [curve, dots, moment])
 
 
 def _chains_in_plane(scene: Scene, paths: Paths, frames: NDArray[np.int64]) -> Animation:
@@ -137,9 +141,11 @@ def _chains_in_plane(scene: Scene, paths: Paths, frames: NDArray[np.int64]) -> A
         mesh.set_array(as_image(densities[frame], scene))
         mesh.set_clim(0, 1.6 * densities[frame].max())
         dots.set_data(*paths.x[frame].T)
-        axes.set_title(_moment(paths, frame))
+        axes.title.set_text(_moment(paths, frame))
 
-    return Animation(figure, update, frames.tolist())
+    return Animation(
+        figure, update, frames.tolist(), [mesh, *axes.spines.values(), dots, axes.title]
+    )
 
 
 def _moment(paths: Paths, frame: int) -> str:

@@ -55,6 +55,7 @@ def _histogram(scene: SamplingScene, label: str) -> Figure:
         samples[:, 0],
         bins=bins.tolist(),
         weights=np.full(len(samples), share),
+        histtype="stepfilled",
         color=MODEL,
         alpha=0.45,
         label=label,
@@ -113,8 +114,7 @@ def _chains_1d(scene: Scene, paths: Paths) -> Figure:
     shading = (paths.densities / paths.densities.max(axis=1, keepdims=True)).T  # (G, frames)
     axes.pcolormesh(steps, x, shading, cmap="Blues", vmax=1.6, rasterized=True)
     axes.plot(steps, paths.x[:, :40, 0], color=MODEL, linewidth=0.7, alpha=0.55)
-    for frame in np.flatnonzero(np.diff(sigmas)):
-        axes.axvline(steps[frame], color="white", linewidth=0.6)
+    axes.vlines(steps[np.flatnonzero(np.diff(sigmas))], x[0], x[-1], color="white", linewidth=0.6)
     axes.set(
         xlabel="step",
         ylabel="$x$",

@@ -12,7 +12,7 @@ from ncsn_cli.core.scene import SamplingScene, Scene, TrainingScene
 from ncsn_cli.datasets import GaussianMixture, grid
 from ncsn_cli.evaluation.grid import compose_scene, visible_on_grid
 from ncsn_cli.plots import animations
-from ncsn_cli.plots.canvas import as_image, own_settings, to_gif
+from ncsn_cli.plots.canvas import as_image, own_settings, to_gif, to_png
 from ncsn_cli.schedules import Geometric, Single
 from ncsn_cli.training.history import COLUMNS
 from ncsn_cli.training.snapshots import Snapshots
@@ -105,7 +105,9 @@ def test_pictures_are_drawn_where_they_apply(name, dataset):
         if dataset.dim not in dims or kind not in kinds:
             assert figure is None
             continue
-        figure.savefig(io.BytesIO(), format="png")  # warnings are errors
+        png = Image.open(io.BytesIO(to_png(figure)))  # warnings are errors
+        assert png.mode == "RGB" and png.size == figure.canvas.get_width_height()
+        assert png.getpixel((0, 0)) == (255, 255, 255) and png.convert("L").getextrema()[0] < 50
         labels = [label for a in figure.axes for label in (a.get_xlabel(), a.get_ylabel())]
         for axes in figure.axes:
             assert axes.get_xlabel() or axes.get_ylabel()
@@ -212,9 +214,38 @@ def test_films_are_made_where_they_apply(name, dims, kind, dataset):
             continue
         gif = Image.open(io.BytesIO(to_gif(film, name)))
         assert gif.n_frames == len(film.frames) == (3 if kind == "train" else 9)
-        gif.seek(gif.n_frames - 1)
+        shown = frames_of(gif)
         assert gif.info["duration"] > 1000
         assert gif.info["loop"] == 0
+        assert_first_and_last_are_those_of_the_whole_figure(
+            shown, getattr(animations, name)(scene)
+        )
+        # Nothing that moves is in the background, and nothing of the background moves.
+        for frame in film.frames:
+            film.update(frame)
+            assert not film.figure.stale
+        lowest = min(axes.get_window_extent().y0 for axes in film.figure.axes)
+        labels = shown[:, 5 - int(lowest) :]  # the ticks' labels
+        assert labels.min() < 100 and (labels == labels[0]).all()
+
+
+def frames_of(gif):
+    """All frames (F, height, width, 3) of a film."""
+    shown = []
+    for frame in range(gif.n_frames):
+        gif.seek(frame)
+        shown.append(np.asarray(gif.convert("RGB"), dtype=int))
+    return np.stack(shown)
+
+
+def assert_first_and_last_are_those_of_the_whole_figure(shown, film):
+    ends = dataclasses.replace(film, frames=[film.frames[0], film.frames[-1]], moving=())
+    whole = frames_of(Image.open(io.BytesIO(to_gif(ends, "whole"))))
+    wrong, moved = (  # shares of pixels; far apart, as the films have palettes of their own
+        (np.abs(shown[[0, -1]] - other).max(axis=-1) > 64).mean(axis=(1, 2))
+        for other in (whole, whole[::-1])
+    )
+    assert (wrong < 0.05 * moved).all()
 
 
 @pytest.mark.parametrize("sigmas", [SIGMAS, Single(sigma=0.3).sigmas])
@@ -291,6 +322,5 @@ def test_the_film_of_chains_shows_places_density_and_level_of_its_frame(dataset)
             np.testing.assert_array_equal(dots.get_ydata(), scene.paths.x[frame, :, 1])
             shown = axes.collections[0].get_array().T.ravel()
         np.testing.assert_allclose(shown, density)
-        assert (
-            f"step {frame} of 8, $\\sigma$ = {scene.paths.sigmas[frame]:.3g}" in axes.get_title()
-        )
+        title = axes.get_title("right" if dataset.dim == 1 else "center")
+        assert title == f"step {frame} of 8, $\\sigma$ = {scene.paths.sigmas[frame]:.3g}"
