@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from functools import cache
 from typing import Any, cast
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands.build import instantiate_list
 from ncsn_cli.commands.config import Config, without_paths
 from ncsn_cli.commands.report import drawing, html_report, schedule_table, tables_of
+from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
+from ncsn_cli.sampling.workers import run_in_processes
 
 log = logging.getLogger(__name__)
+
+_WORKERS = min(4, torch.get_num_threads())
+"""Processes that draw. More would hardly help, as the longest animation takes a third of all time.
+The number is taken on import, as the second job of a sweep would find one thread."""
 
 
 class Pictures:
@@ -94,49 +102,91 @@ def _defaults(command: str, sources: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -> dict[str, str]:
-    """Write the pictures; return, by name, why some are missing.
-
-    Pictures that do not apply are named only for D > 2, or if the user chose them for this
-    command.
-    """
-    from ncsn_cli.plots import NEED_TRUTH, NEEDS
-    from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
+    """Write the pictures; return, by name, why some are missing."""
+    from ncsn_cli.plots.canvas import own_settings
 
     missing: dict[str, str] = {}
-    left_out: dict[str, str] = {}
     scene = None
     with drawing("every picture", missing):
         scene = compose()
     if scene is None:
         return missing
-    words = HydraConfig.get().overrides.task
-    named = {re.split("[=@]", word.lstrip("+~"))[0] for word in words}
     # Find out which pictures apply, then draw these: that takes most of the time.
-    drawn: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for key, draw in pictures.by_key.items():
         with drawing(key, missing), own_settings():
-            drawn[key] = draw(scene)
-    if num := sum(each is not None for each in drawn.values()):
-        log.info("drawing %d picture%s", num, "" if num == 1 else "s")
-    for key, draw in pictures.by_key.items():
-        group, _, name = key.partition(".")
-        data = None
-        with drawing(key, missing), own_settings():
-            if (figure := drawn.pop(key, None)) is not None:
-                data = to_png(figure) if group == "plot" else to_gif(figure, name)
-        if data is not None:
-            folder.write(
-                f"plots/{name}.png" if group == "plot" else f"animations/{name}.gif", data
-            )
-        elif key not in missing:
-            is_chosen = group in named or any(word.startswith(f"{key}.") for word in named)
-            function = getattr(draw, "func", draw)  # options make partials
-            is_for = next((dim for ours, dim in NEED_TRUTH.items() if ours is function), None)
-            if scene.true_scores is None and is_for == scene.dim:
-                left_out[key] = "needs the true score, which is not known"
-            elif scene.dim > 2 or is_chosen:
-                needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
-                left_out[key] = next(needs, "does not apply")
+            if (figure := draw(scene)) is not None:
+                figures[key] = figure
+    left_out = _left_out(pictures, {*pictures.by_key} - {*figures, *missing}, scene)
+    if figures:
+        log.info("drawing %d picture%s", len(figures), "" if len(figures) == 1 else "s")
+    with (
+        tqdm(total=len(figures), desc="pictures", disable=HIDDEN, leave=False) as bar,
+        closing(files_of(figures)) as files,
+    ):
+        for key, file in files:
+            group, _, name = key.partition(".")
+            if isinstance(file, str):
+                missing[key] = file
+            elif group == "plot":
+                folder.write(f"plots/{name}.png", file)
+            else:
+                folder.write(f"animations/{name}.gif", file)
+            bar.update()
     if left_out:
         log.info("left out: %s", "; ".join(f"{key} {why}" for key, why in left_out.items()))
     return missing | left_out
+
+
+def files_of(figures: dict[str, Any]) -> Generator[tuple[str, bytes | str], None, None]:
+    """Draw figures and animations; yield each name with the file, or why it could not be drawn.
+
+    The names are ``plot.NAME`` and ``animation.NAME``. If there are several cores, the pictures
+    are drawn in forks of this process, and yielded as they are finished.
+    """
+    left = dict(sorted(figures.items()))  # animations first, as they take longest
+    keys = [*left]
+    tasks = [_file_of(key, figure) for key, figure in left.items()]
+    # A fork that is killed or cannot be made costs time, but no picture.
+    with suppress(Exception), closing(run_in_processes(tasks, _WORKERS)) as all_news:
+        for news in all_news:
+            for number, file in news:
+                del left[keys[number]]
+                yield keys[number], file
+    for key, figure in left.items():
+        yield key, next(_file_of(key, figure))
+
+
+def _file_of(key: str, figure: Any) -> Iterator[bytes | str]:  # noqa: ANN401
+    """Yield the file of a picture, or the reason why it could not be drawn."""
+    from ncsn_cli.plots.canvas import own_settings, to_gif, to_png
+
+    file, missing = b"", dict[str, str]()
+    with drawing(key, missing), own_settings():
+        file = to_png(figure) if key.startswith("plot.") else to_gif(figure)
+    yield missing.get(key, file)
+
+
+def _left_out(pictures: Pictures, keys: set[str], scene: Scene) -> dict[str, str]:
+    """Return, by name, why pictures do not apply: those with ``keys``.
+
+    They are named only for D > 2, or if the user chose them for this command, or if the true score
+    is all that they lack.
+    """
+    from ncsn_cli.plots import NEED_TRUTH, NEEDS
+
+    words = HydraConfig.get().overrides.task
+    named = {re.split("[=@]", word.lstrip("+~"))[0] for word in words}
+    reasons: dict[str, str] = {}
+    for key, draw in pictures.by_key.items():
+        if key not in keys:
+            continue
+        is_chosen = key.partition(".")[0] in named or any(w.startswith(f"{key}.") for w in named)
+        function = getattr(draw, "func", draw)  # options make partials
+        is_for = next((dim for ours, dim in NEED_TRUTH.items() if ours is function), None)
+        if scene.true_scores is None and is_for == scene.dim:
+            reasons[key] = "needs the true score, which is not known"
+        elif scene.dim > 2 or is_chosen:
+            needs = (f"needs {what}" for ours, what in NEEDS.items() if ours is function)
+            reasons[key] = next(needs, "does not apply")
+    return reasons

@@ -26,7 +26,6 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.scene import Scene
 
 Array = NDArray[np.float64]
@@ -87,6 +86,7 @@ def with_one_palette(pictures: Sequence[Image.Image], colours: int) -> list[Imag
     palette = Image.fromarray(np.concatenate(some)).quantize(colours)
     values = np.array(palette.getpalette()).reshape(-1, 3)
     values[values.sum(axis=1).argmax()] = 255
+    values[values.min(axis=1) > 247] = 255  # Pillow would show white as one of these
     palette.putpalette(values.ravel().tolist())
     return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
 
@@ -106,11 +106,8 @@ class Animation:
     moving: Sequence[Artist] = ()
 
 
-def to_gif(animation: Animation, name: str) -> bytes:
-    """Return the animation as a GIF file, drawing its frames with a progress bar.
-
-    The last frame is shown longer than the others.
-    """
+def to_gif(animation: Animation) -> bytes:
+    """Return the animation as a GIF file. The last frame is shown longer than the others."""
     figure, frames = animation.figure, animation.frames
     figure.set_dpi(_DPI_OF_FILMS)
     canvas = FigureCanvasAgg(figure)
@@ -122,7 +119,7 @@ def to_gif(animation: Animation, name: str) -> bytes:
     figure.set_layout_engine("none")
     background = canvas.copy_from_bbox(figure.bbox)  # type: ignore[no-untyped-call]
     pictures = []
-    for frame in tqdm(frames, desc=f"animation {name}", unit="frame", disable=HIDDEN, leave=False):
+    for frame in frames:
         animation.update(int(frame))
         if animation.moving:
             canvas.restore_region(background)  # type: ignore[no-untyped-call]

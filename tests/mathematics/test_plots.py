@@ -212,11 +212,12 @@ def test_films_are_made_where_they_apply(name, dims, kind, dataset):
         if dataset.dim not in dims or other != kind:
             assert film is None
             continue
-        gif = Image.open(io.BytesIO(to_gif(film, name)))
+        gif = Image.open(io.BytesIO(to_gif(film)))
         assert gif.n_frames == len(film.frames) == (3 if kind == "train" else 9)
         shown = frames_of(gif)
         assert gif.info["duration"] > 1000
         assert gif.info["loop"] == 0
+        assert (shown[:, 0, 0] == 255).all()
         assert_first_and_last_are_those_of_the_whole_figure(
             shown, getattr(animations, name)(scene)
         )
@@ -240,7 +241,7 @@ def frames_of(gif):
 
 def assert_first_and_last_are_those_of_the_whole_figure(shown, film):
     ends = dataclasses.replace(film, frames=[film.frames[0], film.frames[-1]], moving=())
-    whole = frames_of(Image.open(io.BytesIO(to_gif(ends, "whole"))))
+    whole = frames_of(Image.open(io.BytesIO(to_gif(ends))))
     wrong, moved = (  # shares of pixels; far apart, as the films have palettes of their own
         (np.abs(shown[[0, -1]] - other).max(axis=-1) > 64).mean(axis=(1, 2))
         for other in (whole, whole[::-1])
