@@ -34,6 +34,7 @@ class StartLaw:
         high: Upper corner, (D,).
         scale: The shortest length over which the density changes, data units.
         has_edges: Whether there is nothing at all outside of the box.
+        whiten: For a Gaussian, from its draws to the z ~ N(0, I) that they are made of, (B, D).
     """
 
     log_prob: Callable[[Tensor], Tensor]
@@ -41,14 +42,17 @@ class StartLaw:
     high: Tensor
     scale: float
     has_edges: bool = False
+    whiten: Callable[[Tensor], Tensor] | None = None
 
     def around(self, origin: Tensor) -> StartLaw:
         """Return this law in coordinates around ``origin`` (D,)."""
+        whiten = self.whiten
         return dataclasses.replace(
             self,
             log_prob=lambda x: self.log_prob(x + origin.to(x)),
             low=self.low - origin,
             high=self.high - origin,
+            whiten=None if whiten is None else lambda x: whiten(x + origin.to(x)),
         )
 
 
@@ -203,5 +207,5 @@ def box_of(truth: Dataset, sigma: float, stds: float = _STDS) -> tuple[Tensor, T
 def _gaussian_law(mean: Tensor, covariance: Tensor) -> StartLaw:
     variances = torch.linalg.eigvalsh(covariance).clamp(min=0)  # ascending
     margin = _STDS * covariance.diagonal().sqrt()
-    log_prob = Gaussian(mean, covariance).log_prob
-    return StartLaw(log_prob, mean - margin, mean + margin, float(variances[0].sqrt()))
+    law, scale = Gaussian(mean, covariance), float(variances[0].sqrt())
+    return StartLaw(law.log_prob, mean - margin, mean + margin, scale, whiten=law.whiten)

@@ -6,7 +6,6 @@ import importlib
 import logging
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
 from ncsn_cli.commands.job import (
@@ -31,11 +30,10 @@ from ncsn_cli.commands.names import RESUME
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
+from ncsn_cli.commands.sample_budget import budget_of
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
-from ncsn_cli.commands.score import empirical_score, learned_score
 from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
-from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import noise_floor
@@ -43,16 +41,10 @@ from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
-from ncsn_cli.inits import Data, Init, Normal, Prior
-from ncsn_cli.metrics import in_float64
-from ncsn_cli.models.one_level import Recentred
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
-from ncsn_cli.samplers import LogProb
-from ncsn_cli.sampling.budget import Budget
 from ncsn_cli.sampling.chains import Chains
-from ncsn_cli.sampling.nats import split_nats
 from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Saved
 
@@ -158,9 +150,7 @@ def measure(
         if not run.budget:
             report["causes"] = beside.causes(chains.samples, report)
     if run.budget:
-        budget = _budget(job)
-        report["budget"] = budget.split(chains.samples, job.parts.of_samples, report["clean"])
-        report["budget"]["nats"] = _nats(job)
+        report["budget"] = budget_of(job, chains.samples, report["clean"])
     if run.trajectory_metrics:
         report["trajectory"] = _along_the_way(job, chains, report["clean"], floors)
     of_score, log_density = _measure_score(job, folder)
@@ -226,13 +216,6 @@ def scene_of(
     )
 
 
-def _score_name(job: Job) -> str | None:
-    """Return in words what the run's score is; None if it is the exact score."""
-    if job.run.score == "exact" and job.parts.dataset.truth is job.parts.dataset:
-        return None
-    return {"checkpoint": "network", "empirical": "finite data"}.get(job.run.score, "score")
-
-
 def _reference(job: Job, floors: FloorOf) -> Reference:
     """Return the run, with what other chains beside it need."""
     return Reference(
@@ -241,61 +224,9 @@ def _reference(job: Job, floors: FloorOf) -> Reference:
         job.target,
         job.parts.of_samples,
         floors,
-        _score_name(job),
+        job.score_name,
         (job.truth.score, job.truth.log_prob) if job.truth.is_known else None,
     )
-
-
-def _budget(job: Job) -> Budget:
-    """Return the run, with what its hybrids need."""
-    parts, truth, first = job.parts, job.truth, job.parts.plan[0].sigma
-    sigma_max, init = float(parts.schedule.sigmas[0]), parts.init
-    law = None
-    if isinstance(init, Prior):
-        law = Gaussian(truth.mean, truth.perturbed_covariance(sigma_max))
-    elif isinstance(init, Normal):
-        variances = init.std**2 * torch.eye(truth.dim, dtype=torch.float64)
-        law = Gaussian(init.mean - truth.origin, variances)
-    empirical = None
-    data = parts.dataset.training_set() if job.run.score == "checkpoint" else None
-    if data is not None:
-        score, _ = empirical_score(parts.dataset, truth.origin)
-        empirical = score, (data - truth.origin).float()
-    starts_at = init.sigma if isinstance(init, Data) and init.sigma is not None else sigma_max
-    return Budget(
-        job.setup,
-        (truth.score, truth.log_prob),
-        start=law,
-        has_exact_start=isinstance(init, Data) and starts_at == first,
-        score_name=_score_name(job),
-        empirical=empirical,
-        workers=job.workers,
-    )
-
-
-def _nats(job: Job) -> dict[str, Any]:
-    """Return the parts of the error in nats; see ``split_nats``."""
-    parts, truth = job.parts, job.truth
-    start = (
-        parts.init.law(parts.dataset, float(parts.schedule.sigmas[0]))
-        if isinstance(parts.init, Init)
-        else None
-    )
-    return split_nats(
-        replace(job.setup, log_prob=_precise_log_prob(job)),
-        (truth.score, truth.log_prob),
-        None if start is None else start.around(truth.origin),
-        is_exact=_score_name(job) is None,
-    )
-
-
-def _precise_log_prob(job: Job) -> LogProb | None:
-    """Return the log-density of the run's score, for points in float64 on the CPU."""
-    score = in_float64(job.setup.score)
-    if job.setup.log_prob is None or not isinstance(score, nn.Module):
-        return job.setup.log_prob
-    network = score.network if isinstance(score, Recentred) else score
-    return learned_score(network, job.truth.origin, torch.device("cpu"))[1]
 
 
 def _along_the_way(

@@ -151,6 +151,13 @@ class Job:
     workers: int
     stopped: Saved | None
 
+    @property
+    def score_name(self) -> str | None:
+        """What the score of the chains is, in words; None if it is the exact score."""
+        if self.run.score == "exact" and self.parts.dataset.truth is self.parts.dataset:
+            return None
+        return {"checkpoint": "network", "empirical": "finite data"}.get(self.run.score, "score")
+
 
 def build(request: Request) -> Job:
     """Build everything that ``request`` names; raise if something does not fit together."""

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.errors import DivergedError
-from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.parts import PARTS, beyond_noise, part_names
 from ncsn_cli.evaluation.verdict import GOOD, Entry
+from ncsn_cli.inits import StartLaw
 from ncsn_cli.metrics import Distance, SampleMetric, in_parts
 from ncsn_cli.samplers import LogProb
 from ncsn_cli.sampling.run import Sampling
@@ -63,7 +63,7 @@ class Budget:
     Args:
         setup: The run's sampler, score and start.
         exact: The exact score and log-density.
-        start: The law of the run's initial points, if it is Gaussian; otherwise None.
+        start: The law of the run's initial points; None if it is not known.
         has_exact_start: Whether the run starts from exact draws of p at its first level.
         score_name: What the run's score is, such as "network"; None if it is the exact score.
         empirical: The score of the training set smoothed by sigma, and the training set (M, D) in
@@ -73,7 +73,7 @@ class Budget:
 
     setup: Setup
     exact: tuple[Score, LogProb]
-    start: Gaussian | None
+    start: StartLaw | None
     has_exact_start: bool
     score_name: str | None
     empirical: tuple[Score, Tensor] | None
@@ -156,7 +156,8 @@ class Budget:
         other = random_stream(stream.initial_seed(), "exact start", setup.device)
         x = setup.truth.sample(num, generator=other)
         fresh = torch.randn(x.shape, generator=other, device=setup.device)
-        z = fresh if self.start is None else self.start.whiten(own)
+        whiten = None if self.start is None else self.start.whiten
+        z = fresh if whiten is None else whiten(own)
         return x + setup.plan[0].sigma * z
 
     def _run(self, setup: Setup, num: int, name: str) -> Tensor:

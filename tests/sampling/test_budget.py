@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ncsn_cli.commands.score import empirical_score
-from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.parts import PARTS, in_words
@@ -41,12 +40,6 @@ def budget_of(
     def start(num, generator):
         return init(num, truth, sigma_max, generator)
 
-    laws = {
-        Prior: Gaussian(truth.mean, truth.perturbed_covariance(sigma_max)),
-        Normal: Gaussian(
-            torch.zeros(truth.dim), getattr(init, "std", 1) ** 2 * torch.eye(truth.dim)
-        ),
-    }
     device = torch.device("cpu")
     setup = Setup(sampler, plan, score or truth.score, None, start, truth, seed, device)
     samples = Sampling(setup, num, num_paths=0, keep_by_level=False).run().samples
@@ -54,7 +47,7 @@ def budget_of(
     budget = Budget(
         setup,
         (truth.score, truth.log_prob),
-        start=laws.get(type(init)),
+        start=init.law(truth, sigma_max),
         has_exact_start=isinstance(init, Data),
         score_name=None if score is None else "network",
         empirical=empirical,
@@ -128,6 +121,7 @@ def test_an_exact_start_has_no_part():
     assert list(budget["parts"]) == ["smallest_level", "steps", "start"]
 
 
+@pytest.mark.slow
 def test_denoised_samples_have_the_denoised_law():
     # N(0, 1) denoised has the variance 1/(1 + sigma^2): for the exact score and many steps this
     # narrower law is the smallest level's part, and no other.
@@ -141,6 +135,7 @@ def test_denoised_samples_have_the_denoised_law():
         assert abs(parts[part]["value"]) < 5 * parts[part]["standard_error"]
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repeated_runs():
     # Each error comes from 10 parts and errs by a quarter; the mean of 30 by a twentieth. The
     # scatter of 30 runs errs by 13 %. Five of these together: a factor of 2 either way.
@@ -194,6 +189,7 @@ def test_few_samples_have_no_standard_error():
     assert budget["metrics"]["width"]["parts"]["steps"]["standard_error"] is None
 
 
+@pytest.mark.slow
 def test_only_as_many_chains_as_take_seconds(monkeypatch):
     monkeypatch.setattr("ncsn_cli.sampling.budget._MOST_TERMS", 1)
     budget, _ = budget_of(num=2000)
