@@ -29,7 +29,7 @@ def density(scene: Scene) -> Figure | None:
             scene.data[:, 0],
             bins=bins,
             density=True,
-            histtype="stepfilled",  # one shape: quicker than many bars, and without seams
+            histtype="stepfilled",  # one shape is quicker than many bars
             color=NEUTRAL,
             alpha=0.45,
             label=f"{len(scene.data):,} training points",

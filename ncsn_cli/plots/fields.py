@@ -65,7 +65,7 @@ def _score_lines(scene: Scene, true: Array, learned: Array) -> Figure:
     for axes in panels:
         axes.axhline(0, color=NEUTRAL, linewidth=0.8)
         axes.set(xlabel="$x$", ylabel=r"$\nabla \log p_\sigma(x)$", ylim=with_margin(true))
-    level_bar(figure, panels[1::2], scene)  # the layout measures a bar once per panel beside it
+    level_bar(figure, panels, scene)
     return figure
 
 
