@@ -31,6 +31,7 @@ KL and TV by about m.
 RESOLVED = 0.05
 """Error up to which a grid holds the mass of a target once."""
 
+_FEW = 1e-4  # a mass of q that may come on top of others: part of the error
 _POINT_STEPS = 100_000  # points times steps that are differentiated at once: up to 1 GB
 
 
@@ -90,8 +91,9 @@ class Distances(NamedTuple):
         tv: Total variation, 1/2 integral of |p - q|, from 0 to 1.
         mass: The mass of p on the grid.
         unseen: The part of p's mass where q is too small to be known.
-        folded: The largest of the masses of p and of q where a map folds, and of q where another
-            part of the grid has been taken to the same place.
+        folded: The mass of q where a map folds, or takes points to places where others are, or
+            that of p if it is larger. If that of q is at most 1e-4, that of p does not count: then
+            the other points give q.
     """
 
     kl: float
@@ -111,25 +113,26 @@ def distances(law: GridLaw, log_p: LogDensity) -> Distances:
     part of KL, not of the masses. q need not be resolved where p is 0.
     """
     log_target = _log_target(law, log_p)
-    p, is_again = _masses_of_target(law, log_target)
+    all_p = log_target.exp() * law.weight
+    p, is_again = _once(law, all_p)
     is_unseen = (law.log_q == -math.inf) & ~law.is_folded
     seen = ~is_unseen & ~law.is_folded & (p > 0)
     log_ratio = (log_target - law.log_q)[seen]
     unseen = float(p[is_unseen].sum())
     excess = p[seen] * (-torch.expm1(-log_ratio)).clamp(min=0)  # p - q where it is positive
-    folded = [p[law.is_folded], law.masses[law.is_folded], law.masses[is_again]]
+    folded = [each[is_again | law.is_folded].sum() for each in (law.masses, all_p)]
     return Distances(
         kl=float((p[seen] * (log_ratio - 1)).sum()) + 1,
         tv=float(excess.sum()) + unseen,
         mass=float(p.sum()),
         unseen=unseen,
-        folded=max(float(each.sum()) for each in folded),
+        folded=float(folded[0] if folded[0] <= _FEW else max(folded)),
     )
 
 
 def mass_at(law: GridLaw, log_p: LogDensity, some: Tensor) -> float:
     """Return the mass of the target at ``some`` of the points, a mask (G,)."""
-    return float(_masses_of_target(law, _log_target(law, log_p))[0][some].sum())
+    return float(_once(law, _log_target(law, log_p).exp() * law.weight)[0][some].sum())
 
 
 def _log_target(law: GridLaw, log_p: LogDensity) -> Tensor:
@@ -140,15 +143,17 @@ def _log_target(law: GridLaw, log_p: LogDensity) -> Tensor:
     return found
 
 
-def _masses_of_target(law: GridLaw, log_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the target's mass at each point (G,), and where other points were there before (G,).
+def _once(law: GridLaw, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the target's masses ``p`` (G,), each counted once, and where they were before (G,).
 
-    Far out, a network may fold space and take points back to where the others are. Then the points
-    with the largest mass of q hold all of the target, and the others none.
+    Where a map folds, several points of the start end at the same place, and mass of p is counted
+    several times: at points where the determinant is negative, and up to as much at others. What
+    exceeds 1 is taken from the points with the smallest masses of q: far out, a network may take
+    points back to where others are.
     """
-    p = log_target.exp() * law.weight
-    is_again = torch.zeros_like(law.is_folded)
-    if law.is_folded.any() and p.sum() > 1 + RESOLVED:
-        order = law.masses.argsort(descending=True)
-        is_again[order] = p[order].cumsum(0) > 1
+    is_again, folded = torch.zeros_like(law.is_folded), p[law.is_folded].sum()
+    p = p.masked_fill(law.is_folded, 0)
+    if (extra := min(folded, p.sum() - 1)) > 0:
+        order = law.masses.masked_fill(law.is_folded, 0).argsort()
+        is_again[order] = p[order].cumsum(0) < extra
     return p.masked_fill(is_again, 0), is_again

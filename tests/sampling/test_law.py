@@ -115,7 +115,7 @@ def test_the_nats_of_a_gaussian_are_the_closed_form(name):
     )
     tv = float((p - q).abs().sum()) * 1e-4 / 2
     assert abs(found.tv - tv) <= found.tv_error + 1e-6
-    assert found.tv_error < 2e-3
+    assert found.tv_error < 5e-3
 
 
 def test_the_nats_of_a_gaussian_in_the_plane():
@@ -145,14 +145,13 @@ def test_the_nats_of_a_product_are_the_sum_over_the_axes():
     both = GaussianMixture(
         [v * w for v, _ in x for w, _ in y], [[m, n] for _, m in x for _, n in y], stds=0.5
     )
-    sigmas = Geometric(10.0, 0.1, 10).sigmas
-    for solver in ("euler", "heun", "multistep"):
-        flow = ProbabilityFlow(solver=solver)
+    for solver, num_levels in (("euler", 10), ("multistep", 10), ("heun", 20)):
+        flow, sigmas = ProbabilityFlow(solver=solver), Geometric(10.0, 0.1, num_levels).sigmas
         parts = [nats(flow, axis, Prior(), sigmas) for axis in axes]
         found = nats(flow, both, Prior(), sigmas)
         total = sum(part.kl for part in parts)
         assert abs(found.kl - total) <= found.kl_error + sum(part.kl_error for part in parts)
-        assert found.kl_error < 0.2 * total
+        assert found.kl_error < 0.25 * total
 
 
 def cdf_of(law):
@@ -212,6 +211,45 @@ def test_fine_steps_of_the_flow_have_the_nats_of_the_equation():
     known = log_likelihood(wrong, some.x, 0.3, 5.0, prior, num_steps=2000)
     assert float((some.log_q - known.value).abs().max()) < 2e-4
     assert float((some.log_q - truth.log_prob(some.x, 0.3)).abs().max()) > 0.1
+
+
+def test_a_grid_becomes_wide_enough_for_the_target():
+    # With 2.5 times the score chains end .4 times as wide: the target reaches over the first grid.
+    flow = ProbabilityFlow(solver="heun")
+    score = partial(lambda x, sigma: 2.5 * GAUSSIAN.score(x, sigma))
+    ends = flow(score, torch.tensor([[1.0], [2.0]]).double(), LEVELS, generator=stream())[:, 0]
+    variance = float(ends[1] - ends[0]) ** 2 * (0.7**2 + 9)
+    found = nats(flow, GAUSSIAN, Prior(), score=score)
+    expected = gaussian_nats(1.0, 0.7**2 + 0.25, 1.0, variance)
+    assert expected > 1
+    assert abs(found.kl - expected) <= found.kl_error + 1e-9
+    assert found.kl_error < 1e-3
+    # A target that reaches over the last grid is a part of the error.
+    flow = ProbabilityFlow(solver="heun", denoise=True)
+    mean, variance = moments_after(flow, -2.0, 2.5**2)
+    found = nats(flow, GAUSSIAN, Normal(std=2.5, mean=-2.0))
+    expected = gaussian_nats(1.0, 0.7**2 + 0.25, mean, variance)
+    assert 1e-6 < abs(found.kl - expected) <= found.kl_error < 1e-2
+
+
+def test_points_that_come_back_from_far_out_change_nothing():
+    # Beyond 4.5 standard deviations of the start the score is wrong, as a network's may be. There
+    # the map folds, and the target is covered more than once: up to three times.
+    truth = two_modes_1d()
+
+    def wrong(slope, x, sigma):
+        offset = x - truth.mean
+        far = offset.abs() - 4.5 * (truth.covariance[0, 0] + sigma**2).sqrt()
+        return truth.score(x, sigma) - slope * far.clamp(min=0) * offset.sign() / sigma**2
+
+    for solver, slope in (("heun", 16), ("euler", 8)):
+        score = partial(wrong, slope)
+        flow = ProbabilityFlow(solver=solver)
+        right, found = (nats(flow, truth, Prior(), score=s) for s in (truth.score, score))
+        assert found.kl == pytest.approx(right.kl, abs=right.kl_error + found.kl_error)
+        assert found.kl_error < 0.2 * found.kl
+        law = law_of(flow, truth, Prior(), score=score).fine
+        assert float((truth.log_prob(law.x, 0.5).exp() * law.weight).sum()) > 1.1
 
 
 def test_the_grid_is_that_of_any_coordinates():
@@ -276,6 +314,7 @@ NO_LAWS = {
     "an own init": (ProbabilityFlow(), two_modes_1d(), OwnInit(), None),
     "draws alone": (ProbabilityFlow(), Sampled(two_modes_1d()), Prior(), lambda x, sigma: -x),
     "short steps": (Langevin(step_size=1e-12), two_modes_1d(), Prior(), None),
+    "many steps": (Langevin(step_size=1e-6, steps=10**6), two_modes_1d(), Prior(), None),
     "chains that leave": (Langevin(step_size=0.1, steps=40), two_modes_1d(), Prior(), outwards),
     "denoised points": (
         ProbabilityFlow(denoise=True), GaussianMixture([1.0], [[0.0]], stds=0.0), Prior(), None,
@@ -288,6 +327,7 @@ REASONS = {
     "an own init": "initial points",
     "draws alone": "where the truth is known",
     "short steps": "so short",
+    "many steps": "so many",
     "chains that leave": "leaves any grid",
     "denoised points": "no density",
 }
@@ -315,7 +355,8 @@ def test_numbers_that_a_law_does_not_give_say_why():
     assert "determinant <= 0" in folded.reason
     # A target far narrower than any step is between the points.
     narrow = GaussianMixture([1.0], [[0.0037]], stds=1e-7)
-    assert "too narrow" in nats(ReverseDiffusion(), truth, Prior(), target=narrow.log_prob).reason
+    unresolved = nats(ReverseDiffusion(), truth, Prior(), target=narrow.log_prob)
+    assert unresolved.reason == "the grid of the law holds 0 of the target's mass instead of 1"
     # Where the chains have no mass that doubles can hold, KL is not known.
     lost = GaussianMixture([0.5, 0.5], [[0.0], [60.0]], stds=0.5)
     stuck = nats(Langevin(step_size=0.05, steps=5), lost, Normal(std=0.5), torch.tensor([0.5]))
