@@ -8,8 +8,9 @@ import pytest
 import torch
 from pydantic.dataclasses import dataclass
 
+from ncsn_cli.core.score import detached_jacobian
 from ncsn_cli.core.settings import STRICT
-from ncsn_cli.datasets import Denoised, GaussianMixture, Sampled
+from ncsn_cli.datasets import Denoised, GaussianMixture, Sampled, grid, moons, ring
 from ncsn_cli.inits import Data, Normal, Prior, Uniform
 from ncsn_cli.metrics import log_likelihood
 from ncsn_cli.mistakes import NoiseNotAnnealed
@@ -211,6 +212,31 @@ def test_fine_steps_of_the_flow_have_the_nats_of_the_equation():
     known = log_likelihood(wrong, some.x, 0.3, 5.0, prior, num_steps=2000)
     assert float((some.log_q - known.value).abs().max()) < 2e-4
     assert float((some.log_q - truth.log_prob(some.x, 0.3)).abs().max()) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("truth", "solver"),
+    [(ring(), "heun"), (grid(), "multistep"), (two_modes_2d(), "multistep"), (moons(), "euler")],
+    ids=["ring", "grid", "two modes", "moons"],
+)
+def test_the_nats_in_the_plane_are_those_of_random_points(truth, solver):
+    # KL = E[r log r - r + 1] over points of the start, r = p(T) |det dT|/q_0: no grid, no seams.
+    flow, sigmas = ProbabilityFlow(solver=solver), Geometric(20.0, 0.1, 20).sigmas
+    start = Prior().law(truth, 20.0)
+    x = Prior()(40_000, truth, 20.0, stream(5)).double()
+
+    def end(x, _):
+        return flow(truth.score, x, sigmas, generator=stream())
+
+    parts = [detached_jacobian(end, part, torch.zeros(())) for part in x.split(2000)]
+    ends, jacobians = (torch.cat(both) for both in zip(*parts, strict=True))
+    log_r = truth.log_prob(ends, 0.1) + torch.linalg.det(jacobians).log() - start.log_prob(x)
+    values = log_r.exp() * (log_r - 1) + 1
+    known, error = float(values.mean()), float(values.std()) / math.sqrt(len(x))
+    found = nats(flow, truth, Prior(), sigmas)
+    assert abs(found.kl - known) < found.kl_error + 4 * error
+    assert found.kl_error < 5e-3
 
 
 def test_a_grid_becomes_wide_enough_for_the_target():
