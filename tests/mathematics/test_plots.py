@@ -53,6 +53,18 @@ def snapshots_of(dataset, sigmas, factors=(0.0, 0.5, 1.0)):
     return snapshots.arrays()
 
 
+PARTS = {
+    "smallest_level": {"value": 0.0, "standard_error": 0.0},
+    "steps": {"value": 0.04, "standard_error": 0.001},
+    "start": {"value": -0.02, "standard_error": None},
+}
+BUDGET = {
+    "parts": {"smallest_level": "smallest level", "steps": "steps", "start": "start"},
+    "metrics": {"moments": {"exact_draws": 0.01, "visible_above": 0.02, "parts": PARTS}},
+    "nats": {"target": "p", "value": 0.02, "parts": PARTS},
+}
+
+
 def sampling_scene(dataset, sigmas=SIGMAS, score=None, **changed):
     paths = torch.randn(9, 20, dataset.dim, generator=stream())
     arrays = {
@@ -70,6 +82,7 @@ def sampling_scene(dataset, sigmas=SIGMAS, score=None, **changed):
         if dataset.dim > 2
         else np.linspace(-3, 0, {1: 801, 2: 121**2}[dataset.dim]),
         "mode_shares": np.full((3, len(dataset.modes)), 1 / len(dataset.modes)),
+        "budget": BUDGET,
         "paths": (
             paths.numpy(), np.arange(9), np.repeat(sigmas.numpy(), 9)[:: len(sigmas)]
         ),
@@ -89,6 +102,7 @@ PICTURES = {
     "samples": ({1, 2, 5}, {"sample"}),
     "chains": ({1, 2, 5}, {"sample"}),
     "commitment": ({1, 2, 5}, {"sample"}),
+    "budget": ({1, 2, 5}, {"sample"}),
     "distances": ({1, 2, 5}, {"sample"}),
     "log_density": ({1, 2}, {"sample"}),
 }
@@ -113,6 +127,20 @@ def test_pictures_are_drawn_where_they_apply(name, dataset):
             assert axes.get_xlabel() or axes.get_ylabel()
         is_projection = dataset.dim > 2 and name in ("density", "score", "samples", "chains")
         assert {"principal axis 1", "principal axis 2"} <= set(labels) or not is_projection
+
+
+def test_the_bars_of_a_budget_end_at_the_error():
+    figure = plots.budget(sampling_scene(two_modes_1d()))
+    assert len(figure.axes) == 2
+    (axes, nats) = figure.axes
+    dots = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
+    # In units of the distance that exact draws do not exceed: (.01 + .04 - .02)/.02.
+    assert list(dots[0]) == pytest.approx([1.5])
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    assert (min(map(min, ends)), max(map(max, ends))) == pytest.approx((-1.0, 2.5))
+    assert [bar.get_width() for bar in nats.patches] == pytest.approx([0.0, 0.0, 0.04, -0.02])
+    unknown = BUDGET | {"nats": {"value": None, "parts": {}}}
+    assert len(plots.budget(sampling_scene(two_modes_1d(), budget=unknown)).axes) == 1
 
 
 def test_the_loss_of_which_no_floor_is_known_has_one_panel_without_a_line():
