@@ -37,7 +37,7 @@ KINDS = {
     "width": "sigma std regularization weight_decay momentum eps ema_decay",
     "number": "weight_power mean low high",
     "flag": "denoise conditional variance_reduced tensorboard trajectory_metrics log_density"
-    " nesterov compile",
+    " budget nesterov compile",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
     "path": "checkpoint resume objective",
@@ -266,7 +266,7 @@ VALUES = {  # by the last part of the key; others stay as they are
     1),
     "num_samples": st.integers(1, 40), "lr_decay": st.sampled_from(["none", "cosine"]),
     "max_seconds": st.none(), "grad_clip": st.none() | LENGTHS, "bandwidth": st.none() | LENGTHS,
-    "trajectories": st.integers(0, 5), "log_density": st.booleans(),
+    "trajectories": st.integers(0, 5), "log_density": st.booleans(), "budget": st.booleans(),
     "score": st.sampled_from(["exact", "empirical"]), "trajectory_metrics": st.booleans(),
 }  # fmt: skip
 
