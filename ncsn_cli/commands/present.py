@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _WORKERS = min(4, torch.get_num_threads())
 """Processes that draw. More would hardly help, as the longest animation takes a third of all time.
-The number is taken on import, as the second job of a sweep would find one thread."""
+The number is taken on import: the second job of a sweep would find one thread."""
 
 
 class Pictures:
@@ -141,14 +141,16 @@ def _draw(folder: RunFolder, pictures: Pictures, compose: Callable[[], Scene]) -
 def files_of(figures: dict[str, Any]) -> Generator[tuple[str, bytes | str], None, None]:
     """Draw figures and animations; yield each name with the file, or why it could not be drawn.
 
-    The names are ``plot.NAME`` and ``animation.NAME``. If there are several cores, the pictures
-    are drawn in forks of this process, and yielded as they are finished.
+    The names are ``plot.NAME`` and ``animation.NAME``. If there are animations and several cores,
+    all is drawn in forks of this process, and yielded as it is finished.
     """
     left = dict(sorted(figures.items()))  # animations first, as they take longest
     keys = [*left]
+    # A fork costs .2 s, which plots alone do not make good.
+    workers = _WORKERS if any(key.startswith("animation.") for key in keys) else 1
     tasks = [_file_of(key, figure) for key, figure in left.items()]
     # A fork that is killed or cannot be made costs time, but no picture.
-    with suppress(Exception), closing(run_in_processes(tasks, _WORKERS)) as all_news:
+    with suppress(Exception), closing(run_in_processes(tasks, workers)) as all_news:
         for news in all_news:
             for number, file in news:
                 del left[keys[number]]

@@ -83,7 +83,7 @@ def test_a_process_that_is_killed_costs_no_picture(alone, monkeypatch):
 
 
 def test_a_full_disk_is_an_error_still(monkeypatch):
-    full = {"plot.a": Broken(OSError(28, "No space left on device")), "plot.b": Figure()}
+    full = {"plot.a": Broken(OSError(28, "No space left on device")), "animation.b": moving_line()}
     for workers in (1, 2):
         monkeypatch.setattr(present, "_WORKERS", workers)
         with pytest.raises(OSError, match="No space left"):
