@@ -26,6 +26,7 @@ from ncsn_cli.commands.old_names import MovedOptions
 from ncsn_cli.commands.startup import (
     import_without_collecting,
     keep_freed_memory,
+    let_threads_sleep,
     share_hydras_store,
     spare_the_compiler,
 )
@@ -93,6 +94,7 @@ def _run(name: str) -> None:
 
     ignore_failed_writes()
     share_hydras_store()
+    let_threads_sleep()
     if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
         return

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import inspect
+import os
 from contextlib import suppress
 from types import ModuleType
 
@@ -24,6 +25,18 @@ def share_hydras_store() -> None:
     Hydra copies the store 127 times for ``--help``, which takes 1.5 s.
     """
     ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
+
+
+def let_threads_sleep() -> None:
+    """Let OpenMP's threads sleep soon when they wait for each other, unless the user has set this.
+
+    By default they spin for milliseconds. Beside other work that takes the cores from the thread
+    they wait for: 1000 steps of ``mdsm_1d`` take 73 s beside two busy processes, and 23 s with
+    this, against 10 s alone. Results are the same to the bit. This has to come before torch is
+    imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"  # some microseconds: short waits cost nothing
 
 
 def import_without_collecting(name: str) -> ModuleType:

@@ -16,6 +16,8 @@ from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
 from ncsn_cli.core.score import Score, score_at
 from ncsn_cli.core.settings import STRICT
 
+_LARGEST_STEP = torch.finfo(torch.float32).max
+
 _STEPS_A_DRAW = 16  # Langevin steps per draw of noise: one draw per step would double the cost
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
@@ -249,4 +251,10 @@ def plan_of(sampler: Sampler, sigmas: Tensor) -> list[Level]:
             " Level(sigma, tau, steps), finite numbers >= 0 with a step to make, got"
             f" {one_line(repr(found), 200)}"
         )
+    for sigma, tau, _ in plan:
+        if tau > _LARGEST_STEP:
+            raise ConfigError(
+                f"schedule: at sigma = {sigma:g} the sampler's step would be tau = {tau:.3g}, more"
+                " than a float32 holds; choose a smaller sigma_max"
+            )
     return plan

@@ -47,6 +47,8 @@ _REPEATS = 10  # parts of the samples, whose scatter gives the standard errors
 
 _FEWEST_POINTS = 2  # in such a part
 
+_NEARER = 0.9  # times as far from the empirical score as from the true one: not by chance
+
 _MOST_LEVELS = 20  # at which the network is compared with the empirical score
 
 _MOST_POINTS = 20_000_000  # at a level, times training points, in this comparison
@@ -87,8 +89,8 @@ class Budget:
         Of many samples only the first are used, so that each hybrid takes seconds. ``clean`` are
         the metrics' entries against p; a metric without one is left out. ``parts`` are the parts'
         names in words. The part ``network`` is named ``finite data`` if the network is nearer to
-        the empirical score than to the true one. ``diverged`` names the hybrid whose chains
-        diverge; then there are no numbers.
+        the empirical score than to the true one, by a tenth or more. ``diverged`` names the hybrid
+        whose chains diverge; then there are no numbers.
         """
         num = self._num_chains(len(samples), self.setup.truth.num_components)
         found: dict[str, Any] = {"num_samples": num, "parts": part_names(self.score_name)}
@@ -96,7 +98,7 @@ class Budget:
             empirical, true = self._distances_to_scores(*self.empirical)
             found["distance_to_empirical_score"] = empirical
             found["distance_to_true_score"] = true
-            if empirical < true:
+            if empirical < _NEARER * true:
                 found["parts"] = part_names("finite data")
         try:
             hybrids = self._hybrids(samples[:num])

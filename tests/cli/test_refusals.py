@@ -138,6 +138,8 @@ BAD_INPUTS = [
     ("sample", ["checkpoint=TRAINED", "schedule=single", "schedule.sigma=1", "metric=[kl]",
                 "sampler=langevin"], 2, "metric.kl"),
     ("sample", ["checkpoint=TRAINED", "log_density=true", "sampler=langevin"], 2, "log_density"),
+    ("sample", ["score=exact", "dataset=ring_2d", "schedule=karras", "schedule.sigma_max=1e30",
+                "sampler=predictor_corrector"], 2, "schedule"),
     ("sample", ["checkpoint=TRAINED", "trajectory_metrics=often"], 2, "trajectory_metrics"),
     ("train", ["schedule=from_data", "schedule.sigma_min=100"], 2, "schedule.sigma_min"),
     ("train", ["schedule=single", "loss=implicit"], 2, "schedule"),

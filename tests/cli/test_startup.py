@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ncsn_cli.commands.startup import let_threads_sleep
 from tests.helpers.commands import BIN, QUICK
 from tests.helpers.slow import slow_but
 
@@ -78,3 +79,17 @@ def test_the_tab_key_completes_in_bash(typed, completed, tmp_path):
         env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert result.stdout.split() == completed
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_sleep_soon_unless_the_user_says_how_they_wait(name, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv(name, "7")
+    let_threads_sleep()
+    assert {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() == {name}
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
