@@ -3,6 +3,7 @@
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.models import MLP
 
 
 def stream(seed=0, device="cpu"):
@@ -31,6 +32,13 @@ def shaken(network):
         for parameter in network.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=stream(1)).to(parameter)
     return network
+
+
+def network_2d():
+    """The same network at every call, neither trained nor at its start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return shaken(MLP(2, hidden=[16], activation="tanh"))
 
 
 def two_modes_5d():

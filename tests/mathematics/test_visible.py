@@ -13,7 +13,7 @@ from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.samplers import ReverseDiffusion
 from ncsn_cli.schedules import Geometric
 from tests.helpers.commands import composed
-from tests.helpers.problems import correlated_2d, shaken, stream, two_modes_2d
+from tests.helpers.problems import correlated_2d, network_2d, shaken, stream, two_modes_2d
 from tests.helpers.statistics import LIMIT, NUM_DRAWS, kolmogorov_distance
 
 
@@ -106,7 +106,7 @@ def test_the_score_of_an_energy_has_no_invisible_part():
 
 
 def test_what_does_not_show_may_be_added_to_a_network():
-    truth, network = two_modes_2d(), shaken(MLP(2, hidden=[16], activation="tanh"))
+    truth, network = two_modes_2d(), network_2d()
     for sigma in (3.0, 0.3):
         before, after = (
             shares(with_error(truth, 0.0, across, network), truth, sigma) for across in (0.0, 1.0)
