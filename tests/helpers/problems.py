@@ -34,11 +34,12 @@ def shaken(network):
     return network
 
 
-def network_2d():
+def network_2d(kind=MLP, **settings):
     """The same network at every call, neither trained nor at its start."""
+    settings = settings or {"activation": "tanh"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return shaken(MLP(2, hidden=[16], activation="tanh"))
+        return shaken(kind(2, hidden=[16], **settings))
 
 
 def two_modes_5d():

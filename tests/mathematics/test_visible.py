@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 
 from ncsn_cli.datasets import Circle, GaussianMixture
 from ncsn_cli.metrics import compared_scores, relative_error, split_error, visible_field
-from ncsn_cli.models import MLP, EnergyMLP
+from ncsn_cli.models import EnergyMLP
 from ncsn_cli.samplers import ReverseDiffusion
 from ncsn_cli.schedules import Geometric
 from tests.helpers.commands import composed
-from tests.helpers.problems import correlated_2d, network_2d, shaken, stream, two_modes_2d
+from tests.helpers.problems import correlated_2d, network_2d, stream, two_modes_2d
 from tests.helpers.statistics import LIMIT, NUM_DRAWS, kolmogorov_distance
 
 
@@ -76,7 +76,7 @@ def test_gradients_are_visible_and_turned_ones_are_not_at_any_level(preset):
 
 def test_both_parts_add_up_to_the_score_error_of_draws():
     # Of two modes with correlated axes, and a network whose error has both parts.
-    truth, network = correlated_2d(), shaken(MLP(2, hidden=[16], activation="tanh"))
+    truth, network = correlated_2d(), network_2d()
     score = with_error(truth, 0.0, 2.0, network)
     for sigma in (2.0, 0.3):
         visible, invisible = shares(score, truth, sigma)
@@ -100,7 +100,7 @@ def test_the_score_of_an_energy_has_no_invisible_part():
     # Beside the network that has one. On the grid a difference of energies is not quite the
     # score in the middle: of the error's square this is (h^2 f'''/(24 f'))^2.
     truth = correlated_2d()
-    energy = shaken(EnergyMLP(2, hidden=[16], features=8))
+    energy = network_2d(EnergyMLP, features=8)
     visible, invisible = shares(energy, truth, 1.0)
     assert invisible < 1e-3 * visible
 
