@@ -132,10 +132,8 @@ class Uniform(Init):
     def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
         """Return the law of these points, whose density jumps at the edges of the cube."""
         length = self.high - self.low
-        middle, half = (
-            (self.high + self.low) / 2,
-            (1 + 1e-9) * length / 2,
-        )  # an edge is inside, though rounded
+        middle = (self.high + self.low) / 2
+        half = (1 + 1e-9) * length / 2  # an edge is inside, though rounded
 
         def log_prob(x: Tensor) -> Tensor:
             is_inside = ((x - middle).abs() <= half).all(-1)

@@ -57,8 +57,8 @@ def _empirical(job: Job) -> tuple[Score, Tensor] | None:
 
 def _log_prob_in_float64(job: Job) -> LogProb | None:
     """Return the log-density of the run's score, for points in float64 on the CPU."""
-    score = in_float64(job.setup.score)
-    if job.setup.log_prob is None or not isinstance(score, nn.Module):
+    if job.setup.log_prob is None or not isinstance(job.setup.score, nn.Module):
         return job.setup.log_prob
+    score: Any = in_float64(job.setup.score)
     network = score.network if isinstance(score, Recentred) else score
     return learned_score(network, job.truth.origin, torch.device("cpu"))[1]

@@ -55,12 +55,12 @@ class Denoised(Law):
     ) -> Tensor:
         """Return independent draws, (num, D), float32, on the generator's device."""
         x = self._truth.sample(num, sigma=sigma, generator=generator)
-        return self._denoise(x.cpu().double(), float(sigma)).to(x)
+        return self.denoise(x.cpu().double(), float(sigma)).to(x)
 
     def strata(self, num: int, sigma: float, generator: torch.Generator) -> StratifiedDraws:
         """Return draws from the dataset's parts after the denoising step."""
         draws = self._truth.strata(num, sigma, generator)
-        return draws._replace(x=self._denoise(draws.x, sigma))
+        return draws._replace(x=self.denoise(draws.x, sigma))
 
     def perturbed_covariance(self, sigma: float) -> Tensor:
         """Return Cov[d], (D, D), float64."""
@@ -134,9 +134,9 @@ class Denoised(Law):
         if found is None:
             return None
         nodes, rises = found
-        return direction * self._denoise((direction * nodes)[:, None], sigma)[:, 0], rises
+        return direction * self.denoise((direction * nodes)[:, None], sigma)[:, 0], rises
 
-    def _denoise(self, x: Tensor, sigma: float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """Return d(x), (B, D), at ``x`` (B, D), float64."""
         if sigma == 0:
             return x
@@ -155,12 +155,12 @@ class Denoised(Law):
         nodes = torch.linspace(
             float(self.modes.min()) - width, float(self.modes.max()) + width, _NODES
         ).double()  # (G,)
-        values = self._denoise(nodes[:, None], sigma)[:, 0]
+        values = self.denoise(nodes[:, None], sigma)[:, 0]
         above = torch.searchsorted(values, x.contiguous()).clamp(1, _NODES - 1)
 
         def excess(u: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
             return (
-                self._denoise(torch.from_numpy(u).reshape(-1, 1), sigma).numpy().reshape(u.shape)
+                self.denoise(torch.from_numpy(u).reshape(-1, 1), sigma).numpy().reshape(u.shape)
                 - x
             )
 

@@ -14,6 +14,7 @@ from ncsn_cli.core.scene import GRID, Paths, Scene
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import in_float64, recovered_density, visible_field
+from ncsn_cli.samplers import some_levels
 
 Array = NDArray[np.float64]
 S = TypeVar("S", bound=Scene)
@@ -133,7 +134,7 @@ def levels_shown(dim: int, sigmas: Tensor) -> Tensor:
     """Return the levels (M,) of ``sigmas`` (L,) that pictures show: for D > 1, at most three."""
     shown = sigmas.double().cpu()
     if dim > 1 and len(shown) > _LEVELS:
-        shown = shown[torch.linspace(0, len(shown) - 1, _LEVELS).round().long()]
+        shown = shown[some_levels(len(shown), _LEVELS)]
     return shown
 
 

@@ -12,7 +12,7 @@ _BEYOND_NOISE = 3.0  # standard errors; chance alone exceeds them once in 70 cas
 
 _SMALL = 0.02  # of the largest part: what is not written
 
-Part = Mapping[str, float | None]
+Part = Mapping[str, Any]
 """The ``value`` of a part and its ``standard_error``, which is None where it is not known."""
 
 
@@ -26,9 +26,9 @@ def part_names(score_name: str | None) -> dict[str, str]:
 def beyond_noise(parts: Mapping[str, Part]) -> dict[str, float]:
     """Return the values of those ``parts`` that are not noise, the largest first."""
     values = {
-        name: float(part["value"] or 0.0)
+        name: float(part["value"])
         for name, part in parts.items()
-        if abs(part["value"] or 0.0) > _BEYOND_NOISE * (part["standard_error"] or 0.0)
+        if abs(part["value"]) > _BEYOND_NOISE * (part["standard_error"] or 0.0)
     }
     return dict(sorted(values.items(), key=lambda item: -abs(item[1])))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.metrics import FisherDivergence, SplitError
+from ncsn_cli.samplers import some_levels
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,7 @@ def levels_split(truth: Dataset, levels: list[float]) -> set[float]:
     """
     if truth.dim != 2:
         return set()
-    places = np.linspace(0, len(levels) - 1, min(len(levels), _MOST_LEVELS)).round().astype(int)
-    return {levels[place] for place in places}
+    return {levels[place] for place in some_levels(len(levels), _MOST_LEVELS)}
 
 
 def log_failures(truth: Dataset, splits: Collection[SplitError]) -> None:

@@ -85,9 +85,10 @@ def recovered_density(
         if not is_resolved or not pieces:
             break
         table = _integrated(table, *(columns(piece) for piece in pieces))
-        if not _beyond(table):
-            table, is_resolved = _refine(columns, table, most_points)
         pieces = _beyond(table)
+        if not pieces:
+            table, is_resolved = _refine(columns, table, most_points)
+            pieces = _beyond(table)
     if pieces:
         table, is_resolved = first, False
     # Scale both densities to mass 1, and compute KL(p_sigma || q).

@@ -19,9 +19,8 @@ Array = NDArray[np.float64]
 _REACH = 6.0  # of the box around the modes, in standard deviations: there p has fallen by e^-18
 _STEPS = 3  # per narrowest standard deviation; with 3, Gaussian presets are exact to 4e-5
 _MOST_POINTS = 513**2
-_NEGLIGIBLE = (
-    1e-12  # of the largest density: edges below it are left out, and matrices stay regular
-)
+# Of the largest density: edges below it are left out, and matrices stay regular.
+_NEGLIGIBLE = 1e-12
 _MASS_ERROR = 1e-3  # max error of the mass of p_sigma: a larger one shows that a part is missed
 
 

@@ -16,6 +16,7 @@ from ncsn_cli.samplers.base import Sampler as Sampler
 from ncsn_cli.samplers.base import State as State
 from ncsn_cli.samplers.base import Step as Step
 from ncsn_cli.samplers.base import plan_of as plan_of
+from ncsn_cli.samplers.base import some_levels as some_levels
 from ncsn_cli.samplers.diffusion import (
     ConsistentAnnealed,
     PredictorCorrector,

@@ -225,6 +225,11 @@ class Configured(Sampler):
     denoise: bool = False
 
 
+def some_levels(num: int, most: int) -> list[int]:
+    """Return at most ``most`` of the places 0, ..., num - 1, evenly spread, with both ends."""
+    return torch.linspace(0, num - 1, min(num, most)).round().int().tolist()
+
+
 def plan_of(sampler: Sampler, sigmas: Tensor) -> list[Level]:
     """Return the plan of ``sampler`` for the schedule's ``sigmas`` (L,), as plain numbers.
 

@@ -33,11 +33,12 @@ from torch import Tensor
 from ncsn_cli.core.errors import DivergedError
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.evaluation.parts import PARTS, beyond_noise, part_names
+from ncsn_cli.datasets import Denoised
+from ncsn_cli.evaluation.parts import beyond_noise, part_names
 from ncsn_cli.evaluation.verdict import GOOD, Entry
 from ncsn_cli.inits import StartLaw
-from ncsn_cli.metrics import Distance, SampleMetric, in_parts
-from ncsn_cli.samplers import LogProb
+from ncsn_cli.metrics import Distance, SampleMetric
+from ncsn_cli.samplers import LogProb, some_levels
 from ncsn_cli.sampling.run import Sampling
 from ncsn_cli.sampling.tile import Setup
 
@@ -114,8 +115,7 @@ class Budget:
 
     def _num_chains(self, num: int, num_components: int) -> int:
         """Return how many of ``num`` chains to run with a score of so many components."""
-        num_steps = self.setup.sampler.ends(self.setup.plan)[-1]
-        most = _MOST_TERMS // (num_steps * num_components)
+        most = _MOST_TERMS // (self.setup.num_steps * num_components)
         return min(num, max(most, self.setup.tile_size))
 
     def _hybrids(self, samples: Tensor) -> dict[str, Tensor]:
@@ -130,22 +130,17 @@ class Budget:
         x = setup.truth.sample(num, generator=stream)
         noisy = x + sigma * torch.randn(x.shape, generator=stream)
         if setup.sampler.denoise:
-            at = torch.tensor(sigma)
-            parts = in_parts(noisy, setup.truth)
-            noisy = torch.cat([part + sigma**2 * score(part, at) for part in parts])
+            noisy = Denoised(setup.truth).denoise(noisy.double(), sigma).to(x)
         found = {"exact_draws": x, "smallest_level": noisy}
         with_exact_score = replace(setup, score=score, log_prob=log_prob)
-        ideal = replace(with_exact_score, init=self._exact_start)
+        steps = None
         if not self.has_exact_start:
-            found["steps"] = self._run(ideal, num, "steps")
-        found["start"] = (
-            samples if self.score_name is None else self._run(with_exact_score, num, "start")
-        )
-        if self.has_exact_start:
-            found["steps"] = found["start"]
+            steps = self._run(replace(with_exact_score, init=self._exact_start), num, "steps")
+        start = samples
         if self.score_name is not None:
-            found["network"] = samples
-        return {name: found[name] for name in ("exact_draws", *PARTS) if name in found}
+            start = self._run(with_exact_score, num, "start")
+        found |= {"steps": start if steps is None else steps, "start": start}
+        return found if self.score_name is None else found | {"network": samples}
 
     def _exact_start(self, num: int, stream: torch.Generator) -> Tensor:
         """Return ``num`` exact draws of p at the first level, (num, D).
@@ -182,8 +177,8 @@ class Budget:
         if self.empirical is None or self.setup.sampler.needs_log_prob:
             return []
         score, data = self.empirical
-        num_steps = self.setup.sampler.ends(self.setup.plan)[-1]
-        num = min(num, self.setup.tile_size, _MOST_PAIRS // (num_steps * len(data)))
+        most = _MOST_PAIRS // (self.setup.num_steps * len(data))
+        num = min(num, self.setup.tile_size, most)
         if num < _FEWEST_CHAINS:
             return []
         one_tile = replace(self.setup, log_prob=None, chains_in_tile=num)
@@ -201,11 +196,10 @@ class Budget:
         """
         setup = self.setup
         levels = [level.sigma for level in setup.plan if level.sigma > 0]
-        shown = torch.linspace(0, len(levels) - 1, min(len(levels), _MOST_LEVELS)).round().long()
         stream = random_stream(setup.seed, "budget: scores")
         num = max(1, _MOST_POINTS // len(data))
         distances = []
-        for sigma in (levels[i] for i in shown.tolist()):
+        for sigma in (levels[i] for i in some_levels(len(levels), _MOST_LEVELS)):
             chosen = torch.randperm(len(data), generator=stream)[:num]
             x = data[chosen].repeat(-(-min(num, 1000) // len(chosen)), 1)
             x = x + sigma * torch.randn(x.shape, generator=stream)

@@ -94,6 +94,7 @@ class Divergence:
         kl_error: Its error, nats.
         tv: Total variation 1/2 integral of |p - q|, from 0 to 1; None for the ``reason``.
         tv_error: Its error.
+        folded: See ``Distances``.
         reason: Why a number is None, in a sentence without a full stop; empty if none is.
     """
 
@@ -101,6 +102,7 @@ class Divergence:
     kl_error: float | None
     tv: float | None
     tv_error: float | None
+    folded: float
     reason: str = ""
 
 
@@ -167,24 +169,25 @@ def divergence(law: ChainLaw, log_p: LogDensity) -> Divergence:
     grids = [distances(each, log_p) for each in (law.fine, *law.coarse)]
     fine = grids[0]
     if fine.folded > FOLDED:
-        return _none(f"the map of the chains has a determinant <= 0 where {_share(fine.folded)}")
+        reason = f"the map of the chains has a determinant <= 0 where {_share(fine.folded)}"
+        return Divergence(None, None, None, None, fine.folded, reason)
     if not law.is_partial and abs(fine.mass - 1) > RESOLVED:
-        return _none(
-            f"the grid of the law holds {fine.mass:.2g} of the target's mass instead of 1"
-        )
+        reason = f"the grid of the law holds {fine.mass:.2g} of the target's mass instead of 1"
+        return Divergence(None, None, None, None, fine.folded, reason)
     inexact = law.lost + fine.folded
     # What the chains do not reach is a part of TV.
     tvs = [each.tv + law.is_partial * max(0.0, 1 - each.mass) for each in grids]
     tv, tv_error = tvs[0], 2 * max(abs(other - tvs[0]) for other in tvs) + inexact
     if law.is_partial:
-        return Divergence(None, None, tv, tv_error, "the chains do not reach all of the target")
+        reason = "the chains do not reach all of the target"
+        return Divergence(None, None, tv, tv_error, fine.folded, reason)
     if fine.unseen > NEGLIGIBLE:
         reason = f"the chains have too little mass to be computed where {_share(fine.unseen)}"
-        return Divergence(None, None, tv, tv_error, reason)
+        return Divergence(None, None, tv, tv_error, fine.folded, reason)
     at_rim = mass_at(law.fine, log_p, law.is_at_rim)
     kl_change = 2 * max(abs(each.kl - fine.kl) for each in grids)
     kl_error = kl_change + DEEPEST * (fine.unseen + at_rim) + inexact
-    return Divergence(fine.kl, kl_error, tv, tv_error)
+    return Divergence(fine.kl, kl_error, tv, tv_error, fine.folded)
 
 
 def _ends(start: StartLaw, truth: Dataset, sigma: float, stds: float) -> tuple[float, float]:
@@ -198,10 +201,6 @@ def _parts(law: GridLaw, part: Tensor) -> list[GridLaw]:
     """Return the parts of ``law``, each with the whole volume, from the number (G,) of each."""
     parts = [law[part == k] for k in range(PARTS)]
     return [replace(each, weight=PARTS * each.weight) for each in parts]
-
-
-def _none(reason: str) -> Divergence:
-    return Divergence(None, None, None, None, reason)
 
 
 def _share(mass: float) -> str:
@@ -224,17 +223,17 @@ def _by_map(
             before, part, is_at_rim = lattice(start, truth, sigma, stds, num)
             fine = before.image(end, sampler.ends(plan)[-1])
             law = ChainLaw(fine, _parts(fine, part), is_at_rim, is_partial=start.has_edges)
-            if _is_settled(divergence(law, log_p), distances(fine, log_p).folded):
+            if _is_settled(divergence(law, log_p)):
                 break
         if start.has_edges or mass_at(fine, log_p, is_at_rim) <= NEGLIGIBLE:
             return law
     return replace(law, is_partial=True)
 
 
-def _is_settled(found: Divergence, folded: float) -> bool:
+def _is_settled(found: Divergence) -> bool:
     """Return whether a finer grid is not needed, or would not help."""
     if found.tv is None or found.tv_error is None:
-        return folded > _HOPELESS
+        return found.folded > _HOPELESS
     kl, kl_error = found.kl or 0.0, found.kl_error or 0.0
     is_good = kl_error <= max(_CLOSE[0], _CLOSE[1] * kl)
     return is_good and found.tv_error <= max(_CLOSE[0], _CLOSE[1] * found.tv)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.metrics import mode_commitment
-from ncsn_cli.samplers import Level, Sampler
+from ncsn_cli.samplers import Level, Sampler, some_levels
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.workers import shared_zeros
 
@@ -52,14 +52,13 @@ class Recording:
         frames = [*range(0, self.last, -(-self.last // _FRAMES)), self.last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
         self._stops = sorted({*self._starts, *self._frames, *self._ends})
-        num_kept = min(len(plan), _KEPT_LEVELS) if keep_by_level else 0
-        kept = np.linspace(0, len(plan) - 1, num_kept).round().astype(int).tolist()
+        kept = some_levels(len(plan), _KEPT_LEVELS) if keep_by_level else []
         self._kept_levels = {level: i for i, level in enumerate(kept)}
         self.tensors = {
             "samples": shared_zeros(num, dim),
             "init": shared_zeros(num, dim),
             "settled": shared_zeros(num, dtype=torch.int32),
-            "by_level": shared_zeros(num_kept, num, dim),
+            "by_level": shared_zeros(len(kept), num, dim),
             "paths": shared_zeros(len(frames), min(num_paths, num), dim),
             "accepted": shared_zeros(
                 self.num_tiles * sampler.needs_log_prob, len(plan), dtype=torch.float64

@@ -16,7 +16,7 @@ from ncsn_cli.evaluation.samples import FloorOf, evaluate_samples
 from ncsn_cli.evaluation.verdict import GOOD, verdict_lines
 from ncsn_cli.inits import Data, Init, Prior
 from ncsn_cli.metrics import SampleMetric, relative_width
-from ncsn_cli.samplers import LogProb, ProbabilityFlow, plan_of
+from ncsn_cli.samplers import LogProb, ProbabilityFlow, plan_of, some_levels
 from ncsn_cli.sampling.run import Sampling
 from ncsn_cli.sampling.tile import Setup
 
@@ -70,7 +70,7 @@ class Reference:
             a flow itself, if it takes no more evaluations, or if the flow cannot run.
         """
         setup, length = self.setup, len(self.sigmas)
-        chosen = torch.linspace(0, length - 1, min(length, _FLOW_LEVELS)).round().long()
+        chosen = some_levels(length, _FLOW_LEVELS)
         sampler = ProbabilityFlow(denoise=setup.sampler.denoise)
         if isinstance(setup.sampler, ProbabilityFlow) or not self.metrics:
             return None
@@ -121,7 +121,7 @@ class Reference:
     def _part_behind(self, name: str, samples: Tensor) -> str:
         """Return which part of the run is behind its error in the metric ``name``."""
         setup, num, what = self.setup, min(len(samples), _MOST_REPEATED), name.replace("_", " ")
-        work = setup.sampler.ends(setup.plan)[-1] * num * setup.truth.num_components
+        work = setup.num_steps * num * setup.truth.num_components
         own = self._entry(name, samples[:num])
         if self.exact is None:
             return "these numbers do not tell"

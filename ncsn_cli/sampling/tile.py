@@ -56,6 +56,11 @@ class Setup:
     chains_in_tile: int | None = None
 
     @property
+    def num_steps(self) -> int:
+        """The number of steps of a chain."""
+        return self.sampler.ends(self.plan)[-1]
+
+    @property
     def tile_size(self) -> int:
         """The number B of chains in a tile."""
         return self.chains_in_tile or TILE[self.device.type]
