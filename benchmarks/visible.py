@@ -9,9 +9,10 @@ the KL divergence of p_sigma_min from the law of the reverse diffusion that star
 and that of the probability flow (``metric=kl``). Then follow the rank correlations.
 
 In 1D the law of the reverse diffusion is that of 1000 Euler-Maruyama steps, by transition kernels
-on a grid. In 2D it solves the Fokker-Planck equation, in which steps are infinitely small. Both
-give the exact score's law with the same steps, too: the divergence is from that law, which takes
-away most of the grid's own error. What the exact score's law has against p itself is printed.
+(``sampling.law``), and the divergence is that of p_sigma_min. In 2D the law solves the
+Fokker-Planck equation on a grid, in which steps are infinitely small, and the divergence is that
+of the exact score's law on the same grid, which takes away most of the grid's own error. What the
+exact score's law has against p_sigma_min is printed.
 
 ``turned`` adds c J grad log p, a quarter turn of the true score, to one of these networks, and
 prints the same numbers and the sliced Wasserstein distance of samples; the picture shows these.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -42,18 +44,19 @@ from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.network import evaluate_training
+from ncsn_cli.inits import Data
 from ncsn_cli.losses import Denoising
 from ncsn_cli.metrics import KL, SlicedWasserstein, in_float64
 from ncsn_cli.plots.canvas import MODEL, TRUTH, new_figure, own_settings, to_png
 from ncsn_cli.runs.checkpoints import load_newest
-from ncsn_cli.samplers import ReverseDiffusion
+from ncsn_cli.samplers import ReverseDiffusion, plan_of
+from ncsn_cli.sampling.law import divergence, law_of_chain
 from ncsn_cli.schedules import Geometric
 
 Array = NDArray[np.float64]
 
 SIGMA_MAX, SIGMA_MIN = 10.0, 0.5
-LEVELS_1D, POINTS_1D = 1000, 801
-WINDOW_1D = np.arange(-32, 33)  # neighbouring points: 10 standard deviations of a step, or more
+LEVELS_1D = 1000
 STEPS_2D, POINTS_2D = 150, 97
 REACH = 6.0  # standard deviations beyond the modes
 CPU = torch.device("cpu")
@@ -83,24 +86,6 @@ def evaluate(score: Score, x: Array, sigma: float) -> Array:
     with torch.no_grad():
         found = score(points, torch.tensor(sigma, dtype=points.dtype))
     return found.double().numpy()
-
-
-def law_1d(score: Score, truth: Dataset) -> tuple[Array, Array]:
-    """Points and density of 1000 Euler-Maruyama steps from p_sigma_max, by transition kernels."""
-    sigmas = Geometric(SIGMA_MAX, SIGMA_MIN, LEVELS_1D).sigmas.tolist()
-    x = np.linspace(-1, 1, POINTS_1D) * reach(truth, SIGMA_MAX)
-    q = truth.log_prob(torch.from_numpy(x[:, None]), SIGMA_MAX).exp().numpy()
-    for sigma, following in pairwise(sigmas):
-        change = sigma**2 - following**2
-        means = x + change * evaluate(score, x[:, None], sigma)[:, 0]
-        mass, x = q * (x[1] - x[0]), np.linspace(-1, 1, POINTS_1D) * reach(truth, following)
-        # A point gets its mass from the points nearest to it before.
-        nearest = np.interp(x, [-reach(truth, sigma), reach(truth, sigma)], [0, POINTS_1D - 1])
-        near = nearest.round().astype(int)[:, None] + WINDOW_1D  # (G, W)
-        inside, near = (near >= 0) & (near < POINTS_1D), near.clip(0, POINTS_1D - 1)
-        kernel = np.exp(-((x[:, None] - means[near]) ** 2) / (2 * change))
-        q = (inside * kernel * mass[near]).sum(1) / math.sqrt(2 * math.pi * change)
-    return x[:, None], q
 
 
 def law_2d(score: Score, truth: Dataset) -> tuple[Array, Array]:
@@ -149,7 +134,7 @@ def law_2d(score: Score, truth: Dataset) -> tuple[Array, Array]:
     return box * nodes, q / box**2
 
 
-def divergence(p: Array, q: Array) -> float:
+def on_grid(p: Array, q: Array) -> float:
     """KL(p || q) of two densities on the same grid, both scaled to mass 1."""
     p, q = p / p.sum(), q / q.sum()
     is_seen = p > 1e-12 * p.max()
@@ -157,18 +142,34 @@ def divergence(p: Array, q: Array) -> float:
     return float(ratio.sum() - p[is_seen].sum() + q[is_seen].sum())
 
 
-class Reference:
-    """The law of the exact score by the same steps, and how far it is from p_sigma_min."""
+class Diffusion1D:
+    """The law of 1000 Euler-Maruyama steps from p_sigma_max, by the package's own kernels."""
 
     def __init__(self, truth: Dataset) -> None:
-        self.truth, self.law = truth, law_1d if truth.dim == 1 else law_2d
-        x, self.q = self.law(truth.score, truth)
+        self.truth = truth
+        self.error = self.kl(truth.score)
+
+    def kl(self, score: Score) -> float:
+        """The KL divergence of p_sigma_min from the law of ``score``."""
+        sampler = ReverseDiffusion()
+        plan = plan_of(sampler, Geometric(SIGMA_MAX, SIGMA_MIN, LEVELS_1D).sigmas)
+        law = law_of_chain(sampler, plan, score, Data().law(self.truth, SIGMA_MAX), self.truth)
+        kl = divergence(law, partial(self.truth.log_prob, sigma=SIGMA_MIN)).kl
+        return math.nan if kl is None else kl
+
+
+class Diffusion2D:
+    """The law of the exact score on a grid, and how far it is from p_sigma_min."""
+
+    def __init__(self, truth: Dataset) -> None:
+        self.truth = truth
+        x, self.q = law_2d(truth.score, truth)
         p = truth.log_prob(torch.from_numpy(x), SIGMA_MIN).exp().numpy()
-        self.error = divergence(p, self.q)
+        self.error = on_grid(p, self.q)
 
     def kl(self, score: Score) -> float:
         """The KL divergence of the exact score's law from that of ``score``."""
-        return divergence(self.q, self.law(score, self.truth)[1])
+        return on_grid(self.q, law_2d(score, self.truth)[1])
 
 
 def train(name: str, place: int, folder: Path) -> ncsn.Run:
@@ -198,7 +199,7 @@ def networks(num: int, folder: Path, only: list[str]) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in only:
         truth = TRUTHS[name]
-        reference = Reference(truth)
+        reference = Diffusion1D(truth) if truth.dim == 1 else Diffusion2D(truth)
         for place in range(math.ceil(num / len(TRUTHS))):
             run = train(name, place, folder)
             metrics, score = run.metrics, score_of(run, truth.dim)
@@ -249,7 +250,7 @@ def turned(folder: Path, picture: Path | None) -> None:
     """The table of a network with more and more that does not show, and its picture."""
     name = "three_modes_2d"
     truth, run = TRUTHS[name], train(name, TURNED, folder)
-    network, reference = score_of(run, 2), Reference(truth)
+    network, reference = score_of(run, 2), Diffusion2D(truth)
     sigmas = torch.tensor(run.metrics["sigmas"], dtype=torch.float64)
     fine = Geometric(SIGMA_MAX, SIGMA_MIN, STEPS).sigmas
     metric, drawn = SlicedWasserstein(), {}
