@@ -12,7 +12,7 @@ install: .venv/installed  ## Create .venv with this package and everything it ne
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
-	-$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib > .venv/compiled  # pip uses one core
+	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib > .venv/compiled || true  # pip uses one core
 	touch $@
 
 demo: install  ## Train a network, sample 10 000 points from it, and list the pictures

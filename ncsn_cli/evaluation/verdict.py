@@ -154,7 +154,12 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
 def _worst_against_data(report: Mapping[str, Any]) -> str | None:
     """Return the metric of the budget in which the data are missed most; None without metrics."""
     clean = report["clean"]
-    excess = {name: Line(name, clean[name], None).excess for name in report["budget"]["metrics"]}
+    entries = {name: clean[name] for name in report["budget"]["metrics"]}
+    excess = {
+        name: Line(name, entry, None).excess
+        for name, entry in entries.items()
+        if word_for(entry) is not None
+    }
     return max(excess, key=lambda name: excess[name], default=None)
 
 

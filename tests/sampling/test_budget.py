@@ -10,6 +10,7 @@ from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.parts import PARTS, in_words
 from ncsn_cli.evaluation.samples import evaluate_samples
+from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.inits import Data, Normal, Prior
 from ncsn_cli.metrics import ModeWeights, Moments, Wasserstein, Width
 from ncsn_cli.samplers import Langevin, ProbabilityFlow, ReverseDiffusion, plan_of
@@ -97,6 +98,14 @@ def test_a_fault_is_first(part, metric, planted):
     assert found["first"] == part
     words = in_words(budget, metric)
     assert words.startswith(f"cause: the {part.replace('_', ' ')} ({metric.replace('_', ' ')} +")
+
+
+def test_a_metric_that_cannot_err_does_not_hide_a_fault():
+    # With one mode, the mode weights of any samples are right.
+    budget, clean = budget_of(init=Normal(std=90.0), truth=GaussianMixture([1.0], [1.0], stds=1.0))
+    assert budget["metrics"]["mode_weights"]["first"] is None
+    (sentence,) = of_samples({"budget": budget, "clean": clean, "perturbed": clean}).sentences
+    assert sentence.startswith("cause: the start (")
 
 
 def test_hybrids_share_their_random_numbers():

@@ -6,11 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from pydantic.dataclasses import dataclass
 
 from ncsn_cli.core.score import detached_jacobian
 from ncsn_cli.core.settings import STRICT
-from ncsn_cli.datasets import Denoised, GaussianMixture, Sampled, grid, moons, ring
+from ncsn_cli.datasets import Denoised, GaussianMixture, Sampled
 from ncsn_cli.inits import Data, Normal, Prior, Uniform
 from ncsn_cli.metrics import log_likelihood
 from ncsn_cli.mistakes import NoiseNotAnnealed
@@ -27,7 +28,8 @@ from ncsn_cli.samplers import (
 )
 from ncsn_cli.sampling.law import divergence, law_of_chain
 from ncsn_cli.sampling.transition import NoLaw
-from ncsn_cli.schedules import Geometric
+from ncsn_cli.schedules import Geometric, Karras, technique_1
+from tests.helpers.commands import CONFIGS, composed
 from tests.helpers.problems import stream, two_modes_1d, two_modes_2d
 from tests.helpers.statistics import LIMIT, NUM_DRAWS, kolmogorov_distance
 
@@ -214,29 +216,34 @@ def test_fine_steps_of_the_flow_have_the_nats_of_the_equation():
     assert float((some.log_q - truth.log_prob(some.x, 0.3)).abs().max()) > 0.1
 
 
+PRESETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("truth", "solver"),
-    [(ring(), "heun"), (grid(), "multistep"), (two_modes_2d(), "multistep"), (moons(), "euler")],
-    ids=["ring", "grid", "two modes", "moons"],
+    ("name", "solver"),
+    [*((name, "euler") for name in PRESETS), ("ring_2d", "heun"), ("grid_2d", "multistep")],
 )
-def test_the_nats_in_the_plane_are_those_of_random_points(truth, solver):
+def test_the_nats_of_each_preset_are_those_of_random_points(name, solver):
     # KL = E[r log r - r + 1] over points of the start, r = p(T) |det dT|/q_0: no grid, no seams.
-    flow, sigmas = ProbabilityFlow(solver=solver), Geometric(20.0, 0.1, 20).sigmas
-    start = Prior().law(truth, 20.0)
-    x = Prior()(40_000, truth, 20.0, stream(5)).double()
+    config = composed("train", f"dataset={name}", "dataset.num_samples=null")
+    truth = instantiate(config["dataset"], _convert_="all")
+    high, low = technique_1(truth.sample(5000, generator=stream())), truth.smallest_std / 3
+    flow, sigmas = ProbabilityFlow(solver=solver), Karras(high, low, 20).sigmas
+    start = Prior().law(truth, high)
+    x = Prior()(10_000, truth, high, stream(5)).double()
 
     def end(x, _):
         return flow(truth.score, x, sigmas, generator=stream())
 
     parts = [detached_jacobian(end, part, torch.zeros(())) for part in x.split(2000)]
     ends, jacobians = (torch.cat(both) for both in zip(*parts, strict=True))
-    log_r = truth.log_prob(ends, 0.1) + torch.linalg.det(jacobians).log() - start.log_prob(x)
+    log_r = truth.log_prob(ends, low) + torch.linalg.det(jacobians).log() - start.log_prob(x)
     values = log_r.exp() * (log_r - 1) + 1
     known, error = float(values.mean()), float(values.std()) / math.sqrt(len(x))
     found = nats(flow, truth, Prior(), sigmas)
-    assert abs(found.kl - known) < found.kl_error + 4 * error
-    assert found.kl_error < 5e-3
+    assert abs(found.kl - known) < found.kl_error + 5 * error
+    assert found.kl_error < max(2e-3, known / 3)
 
 
 def test_a_grid_becomes_wide_enough_for_the_target():
