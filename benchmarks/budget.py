@@ -29,7 +29,8 @@ QUIET: dict[str, Any] = {"plot": [], "animation": []}
 def sentence(run: Run) -> str:
     """Return the first part of the run's budget, as its verdict names it."""
     words = next(s for s in of_samples(run.metrics).sentences if s.startswith(("cause", "error")))
-    return words.removeprefix("cause: the ").removeprefix("error budget: all ").partition(" (")[0]
+    first = words.removeprefix("cause: ").removeprefix("error budget: all ").partition(" (")[0]
+    return first.partition("; in nats")[0].removeprefix("the ")
 
 
 def rows(name: str, steps: int, folder: Path) -> dict[str, str]:

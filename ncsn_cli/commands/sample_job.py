@@ -43,6 +43,7 @@ from ncsn_cli.core.errors import (
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
+from ncsn_cli.evaluation.parts import FINITE_DATA
 from ncsn_cli.evaluation.schedule_advice import examine, unresolved
 from ncsn_cli.inits import Init
 from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
@@ -156,7 +157,7 @@ class Job:
         """What the score of the chains is, in words; None if it is the exact score."""
         if self.run.score == "exact" and self.parts.dataset.truth is self.parts.dataset:
             return None
-        return {"checkpoint": "network", "empirical": "finite data"}.get(self.run.score, "score")
+        return {"checkpoint": "network", "empirical": FINITE_DATA}.get(self.run.score, "score")
 
 
 def build(request: Request) -> Job:

@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> float | None:
         seconds, config = run_training(job, folder)
         metrics = measure(job, seconds, folder)
         losses = [row["excess_loss"] for row in job.history if row["excess_loss"] is not None]
-        verdict = of_network(metrics, losses, _more_work(job.training))
+        verdict = of_network(metrics, losses, _more_work(job.training), _more_data(job.config))
         scene = partial(scene_of, job, metrics)
         present(folder, job.parts.pictures, scene, config, metrics, verdict)
         if job.board is not None:
@@ -110,6 +110,12 @@ def _more_work(training: Training) -> str:
     if training.step < trainer.steps and trainer.max_seconds is not None:
         return override("trainer.max_seconds", 2 * trainer.max_seconds)
     return override("trainer.steps", 2 * training.step)
+
+
+def _more_data(config: Config) -> str | None:
+    """Return the override that doubles the training set; None if its size is not set."""
+    num = config["dataset"].get("num_samples")
+    return None if num is None else override("dataset.num_samples", 2 * num)
 
 
 def run_training(job: Job, folder: RunFolder) -> tuple[float, Config]:

@@ -8,6 +8,9 @@ from typing import Any
 PARTS = ("smallest_level", "steps", "start", "network")
 """The parts in their order; see ``sampling.budget``. With the exact score the last is missing."""
 
+FINITE_DATA = "finite data"
+"""What the part of a network that memorises its training set is called."""
+
 _BEYOND_NOISE = 3.0  # standard errors; chance alone exceeds them once in 70 cases
 
 _SMALL = 0.02  # of the largest part: what is not written
@@ -49,7 +52,9 @@ def in_words(budget: Mapping[str, Any], metric: str | None) -> str:
         return f"error budget: all within noise{nats}"
     total = sum(part["value"] for part in found["parts"].values())
     split = _as_sum(beyond_noise(found["parts"]), names, total)
-    return f"cause: the {names[found['first']]} ({str(metric).replace('_', ' ')} {split}{nats})"
+    name = names[found["first"]]
+    first = name if name == FINITE_DATA else f"the {name}"
+    return f"cause: {first} ({str(metric).replace('_', ' ')} {split}{nats})"
 
 
 def _as_sum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ncsn_cli.evaluation.parts import in_words
@@ -21,6 +22,8 @@ _MOST_MODES = 3  # whose shares fit on a line
 _FEWEST_EVALUATIONS = 6  # of the excess loss, to see whether it still falls
 
 _STILL_FALLING = 0.8  # of the excess loss at half of the steps; evaluations scatter by .1
+
+_RISEN = 2.0  # times the lowest excess loss
 
 Entry = Mapping[str, Any]
 """What ``evaluate_samples`` returns for one metric."""
@@ -164,12 +167,16 @@ def _worst_against_data(report: Mapping[str, Any]) -> str | None:
 
 
 def of_network(
-    metrics: Mapping[str, Any], excess_losses: Sequence[float], more_work: str
+    metrics: Mapping[str, Any],
+    excess_losses: Sequence[float],
+    more_work: str,
+    more_data: str | None = None,
 ) -> Verdict:
     """Return what the ``metrics.json`` of a training run says about the network.
 
-    ``excess_losses`` are those of the history, in order. ``more_work`` is the override that makes
-    the training longer.
+    ``excess_losses`` are those of the history, in order. ``more_work`` and ``more_data`` are the
+    overrides that make the training longer and the training set larger; the latter is None if the
+    data are endless.
     """
     sentences = []
     error, levels = metrics["score_error"], metrics["score_error_per_level"]
@@ -193,17 +200,24 @@ def of_network(
             + (f", {total} if all of it reached them" if least != total else "")
         )
     if len(excess_losses) >= _FEWEST_EVALUATIONS and min(excess_losses) > 0:
-        sentences.append(f"change first: {_first_change(excess_losses, more_work)}")
+        sentences.append(f"change first: {_first_change(excess_losses, more_work, more_data)}")
     return Verdict([], sentences)
 
 
-def _first_change(excess_losses: Sequence[float], more_work: str) -> str:
-    """Return what to change first, from how far the excess loss fell over the second half.
+def _first_change(excess_losses: Sequence[float], more_work: str, more_data: str | None) -> str:
+    """Return what to change first, from how the excess loss fell or rose.
 
-    Two evaluations in the middle are compared with the last two: each alone is a little noisy.
+    If it rose far above its lowest value, the network learns the training set instead of p.
+    Otherwise the last value is compared with that at half of the steps. Each is the mean of two
+    evaluations, because one alone is a little noisy.
     """
-    middle = len(excess_losses) // 2
-    before, after = sum(excess_losses[middle - 1 : middle + 1]), sum(excess_losses[-2:])
+    pairs = [(a + b) / 2 for a, b in pairwise(excess_losses)]
+    lowest, before, after = min(pairs), pairs[len(excess_losses) // 2 - 1], pairs[-1]
+    if more_data is not None and after > _RISEN * lowest:
+        return (
+            f"{more_data} (the excess loss was {lowest:.2g} and rose to {after:.2g}: the network"
+            " memorises its training set)"
+        )
     fall = f"over the last half of the steps, the excess loss fell by {1 - after / before:.0%}"
     if after < _STILL_FALLING * before:
         return f"{more_work} ({fall})"

@@ -34,7 +34,7 @@ from ncsn_cli.core.errors import DivergedError
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
-from ncsn_cli.evaluation.parts import beyond_noise, part_names
+from ncsn_cli.evaluation.parts import FINITE_DATA, beyond_noise, part_names
 from ncsn_cli.evaluation.verdict import GOOD, Entry
 from ncsn_cli.inits import StartLaw
 from ncsn_cli.metrics import Distance, SampleMetric
@@ -100,7 +100,7 @@ class Budget:
             found["distance_to_empirical_score"] = empirical
             found["distance_to_true_score"] = true
             if empirical < _NEARER * true:
-                found["parts"] = part_names("finite data")
+                found["parts"] = part_names(FINITE_DATA)
         try:
             hybrids = self._hybrids(samples[:num])
         except _HybridDivergedError as error:
@@ -184,7 +184,7 @@ class Budget:
         one_tile = replace(self.setup, log_prob=None, chains_in_tile=num)
         with suppress(_HybridDivergedError):
             return [
-                self._run(replace(one_tile, score=each), num, "finite data")
+                self._run(replace(one_tile, score=each), num, FINITE_DATA)
                 for each in (self.exact[0], score)
             ]
         return []

@@ -139,6 +139,12 @@ def test_a_network_in_words():
         .sentences[-1]
         .endswith("more steps change little")
     )
+    rising, data = [9.0, 1, 0.5, 0.5, 2, 3], "dataset.num_samples=120"
+    assert of_network(numbers, rising, "trainer.steps=200", data).sentences[-1] == (
+        "change first: dataset.num_samples=120 (the excess loss was 0.5 and rose to 2.5: the"
+        " network memorises its training set)"
+    )
+    assert "num_samples" not in of_network(numbers, flat, "trainer.steps=200", data).sentences[-1]
     assert of_network(numbers, [1.0, 0.1], "").as_text(120).splitlines() == [
         "score: 20 % off the true one (root mean square), at most 30 %, at sigma = 0.1",
         "loss: 2.00e-02 above its floor, 0.5000 (± 0.0001)",

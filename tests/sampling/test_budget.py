@@ -168,6 +168,7 @@ def test_a_network_that_memorises_is_named_finite_data():
     sigmas = Karras(20.0, 0.03, 30).sigmas
     budget, _ = budget_of(sigmas=sigmas, score=score, truth=truth, empirical=empirical)
     assert budget["parts"]["network"] == "finite data"
+    assert in_words(budget, "width").startswith("cause: finite data (width +")
     assert budget["distance_to_empirical_score"] < 1e-6 * budget["distance_to_true_score"]
     for found in budget["metrics"].values():
         # The chain with the empirical score is the run's own.
