@@ -42,11 +42,11 @@ def rows(name: str, steps: int, folder: Path) -> dict[str, str]:
 
     def sample(fault: str, source: Run | None = None, **changes: Any) -> str:  # noqa: ANN401
         options = {
-            "dataset": name, "schedule": "karras", "schedule.sigma_max": sigma_max,
+            "schedule": "karras", "schedule.sigma_max": sigma_max,
             "schedule.sigma_min": width / 10, "schedule.num_levels": 60, "init": "prior",
             "sampler": "probability_flow", "budget": True, **QUIET, **changes,
         }  # fmt: skip
-        words = {"score": "exact"} if source is None else {}
+        words = {"score": "exact", "dataset": name} if source is None else {}
         made = ncsn.sample(source, folder=folder / fault, **words, **options)
         return sentence(made)
 
