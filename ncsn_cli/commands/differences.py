@@ -18,6 +18,7 @@ Key = tuple[Value, ...]
 
 IGNORED = (
     "paths", "plot", "animation", "metric", "objective", "trainer.resume", "trainer.snapshots",
+    "trajectories", "trajectory_metrics", "log_density", "budget",
 )  # fmt: skip
 """The first words of keys that do not tell runs apart."""
 

@@ -45,12 +45,24 @@ def choose_metrics(runs: list[Run], chosen: list[str], against: str) -> list[str
     if not losses and "loss" in known:
         losses = ["loss"]
     ratios = [key for key in known if re.fullmatch(rf"({against})\..*\.ratio", key)]
-    parts = [key for key in known if re.fullmatch(r"budget\..*\.parts\.\w+\.value", key)]
-    # Nats, if they are known, or the first metric.
-    about = "budget.nats." if any("budget.nats." in key for key in parts) else "budget.metrics."
-    first = next((key.rpartition(".parts.")[0] for key in parts if key.startswith(about)), None)
-    split = [key for key in parts if key.rpartition(".parts.")[0] == first]
+    about = _split_by_budget(runs)
+    split = [key for key in known if re.fullmatch(rf"{about}\.parts\.\w+\.value", key)]
     return [*losses, *ratios, *split, *([WORK] if WORK in known else [])]
+
+
+def _split_by_budget(runs: list[Run]) -> str:
+    """Return whose parts to show of the runs' budgets: nats, if all of their parts are known.
+
+    Otherwise it is the metric in which the data are missed most.
+    """
+    part = re.compile(r"budget\.metrics\.(\w+)\.parts\.")
+    split = [run for run in runs if any(map(part.match, run.metrics))]
+    if all("budget.nats.value" in run.metrics for run in split):
+        return "budget.nats"
+    found = (part.match(key) for run in split for key in run.metrics)
+    names = dict.fromkeys(match[1] for match in found if match)
+    missed = {name: sum(values_of(split, f"clean.{name}.ratio")) for name in names}
+    return f"budget.metrics.{max(missed, key=lambda name: missed[name])}"
 
 
 def values_of(runs: list[Run], metric: str) -> list[float]:

@@ -723,3 +723,44 @@ def test_samples_of_an_unknown_law_are_shown_without_a_truth(tmp_path, monkeypat
     compare(["runs"])
     assert [len(axes.lines) for axes in figures[-1].axes] == [0, 0]
     assert all(axes.patches for axes in figures[-1].axes)
+
+
+def part(value):
+    return {"value": value, "standard_error": 0.01}
+
+
+def sampling_with_budget(nats):
+    # With one mode, the mode weights are right whatever the samples are.
+    splits = {"mode_weights": (0, 0.0), "moments": (2, 0.1), "width": (9, 0.7)}
+    budget = {
+        "metrics": {
+            name: {"parts": {"steps": part(split), "network": part(split)}}
+            for name, (_, split) in splits.items()
+        },
+        "nats": {"value": nats, "parts": {"steps": part(0.2)}},
+    }
+    if nats is not None:
+        budget["nats"]["parts"]["network"] = part(0.1)
+    clean = {name: {"value": 1, "ratio": ratio or None} for name, (ratio, _) in splits.items()}
+    return {"clean": clean, "budget": budget}
+
+
+@pytest.mark.parametrize(
+    ("nats", "shown"), [((0.3, 0.3), "nats"), ((0.3, None), "metrics.width")], ids=str
+)
+def test_a_budget_is_shown_in_nats_or_where_the_error_is_largest(
+    nats, shown, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for job, value in enumerate(nats):
+        numbers = sampling_with_budget(value)
+        write(tmp_path / "s" / str(job), {"seed": 0, "sampler": {"steps": job}}, numbers)
+    del numbers["budget"]  # of a run like the last one
+    config = {"seed": 1, "sampler": {"steps": 1}, "budget": False}
+    write(tmp_path / "s" / "plain", config, numbers)
+    compare(["s"])
+    header, *rows = the_table(capsys.readouterr().out)
+    assert [name for name in header.split() if name.startswith("budget")] == [
+        f"budget.{shown}.parts.steps.value", f"budget.{shown}.parts.network.value",
+    ]  # fmt: skip
+    assert len(rows) == 2
