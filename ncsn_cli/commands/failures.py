@@ -234,6 +234,8 @@ def _unknown(name: str, error: BaseException) -> list[str]:
         r"Could not override '(.*)'\.\nDid you mean to override (.*)\?", message
     ):
         return [f"{match[1]}: there is no such group here; did you mean {match[2]}?"]
+    if match := re.search(r"Cannot find primary config '([^']*)'", message):
+        return [f"--config-name {match[1]}: there is no such file in the folders of configs"]
     if match := re.search(r"Could not (?:find|load) '([^']*)'", message):
         return [_unknown_option(match[1], error)]
     if match := re.search(r"Could not override '([^']*)'", message):

@@ -27,6 +27,8 @@ from ncsn_cli.core.errors import ConfigError
 START = re.compile(r"~|[+]{0,2}[\w./@-]+=", re.ASCII)
 """The start of a word that is an override."""
 
+_DOUBLED = re.compile(r"([+]{0,2}[\w./@-]+)==+([^=].*)", re.ASCII)
+
 
 def refuse_mistyped(name: str, words: list[str], has_files: bool = False) -> None:
     """Check that ``words``, after ``ncsn-name``, are Hydra's flags and overrides ``key=value``.
@@ -38,6 +40,7 @@ def refuse_mistyped(name: str, words: list[str], has_files: bool = False) -> Non
     """
     # Read flags that name a key, such as --seed, as that key; Hydra would read --e or -m in them.
     meant = {w: _as_key(w) for w in words if len(w) > 2 and _names_a_key(name, w)}
+    meant |= {w: "=".join(both.groups()) for w in words if (both := _DOUBLED.match(w))}
     args, unknown = _parse(words, meant)
     if args.help or args.hydra_help or args.shell_completion:
         return

@@ -152,6 +152,9 @@ MISTAKES = [
     ("train", "seed=0 -m loss=explicit", "overrides stand side by side, behind the flags;"
      " type ncsn-train -m seed=0 loss=explicit"),
     ("train", "trainer.steps = 100", ONE_WORD.format("trainer.steps = 100", "trainer.steps=100")),
+    ("train", "trainer.steps==100", ONE_WORD.format("trainer.steps==100", "trainer.steps=100")),
+    ("train", "--config-name trian",
+     "--config-name trian: there is no such file in the folders of configs"),
     # Found once the job has started.
     ("train", "+sed=1", "sed: there is no such key; did you mean seed?"),
     ("train", "+trainer.step=1", "trainer.step: there is no such key; did you mean steps?"),
