@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import fill
 from typing import Any
 
 from ncsn_cli.evaluation.parts import in_words
@@ -18,6 +19,8 @@ _WORDS = (GOOD, VISIBLE, WRONG)
 _MOST_LINES = 4  # on metrics; with causes, the flow, the report and the next command: 8
 
 _MOST_MODES = 3  # whose shares fit on a line
+
+_WRAPPED: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False}
 
 _FEWEST_EVALUATIONS = 6  # of the excess loss, to see whether it still falls
 
@@ -60,7 +63,7 @@ class Verdict:
         lines = _aligned(self.rows)
         if max(map(len, lines), default=0) > columns:
             lines = _aligned([[*row[:-2], row[-1]] for row in self.rows])
-        return "\n".join([*lines, *self.sentences])
+        return "\n".join(fill(line, columns, **_WRAPPED) for line in [*lines, *self.sentences])
 
 
 @dataclass(frozen=True)

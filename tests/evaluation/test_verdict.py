@@ -1,5 +1,7 @@
 """The words for numbers, and the lines that a run ends with."""
 
+import re
+
 import pytest
 
 from ncsn_cli.evaluation.verdict import (
@@ -101,6 +103,18 @@ def test_lines_fit_eighty_columns():
     weights = entry(0.0195, 0.006, 0.0017, **shares, interval=[[0.944, 0.956], [0.044, 0.056]])
     verdict = of_samples(report(mode_weights=weights, width=entry(0.5, width=1.5)))
     assert max(map(len, verdict.as_text(80).splitlines())) <= 80
+
+
+def test_no_line_is_longer_than_the_terminal():
+    # A verdict with a second one against the data, and a long sentence, continue on a new line.
+    numbers = report(width=entry(0.5, width=1.5)) | {"causes": ["too few steps"] * 10}
+    numbers["clean"] = {"width": entry(5.0, width=6.0)}
+    whole = re.sub(r" \(exact draws: .*?\)", "", of_samples(numbers).as_text(1000))
+    assert "(against the data itself: wrong)" in whole
+    for columns in (40, 60, 80):
+        lines = of_samples(numbers).as_text(columns).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert " ".join(lines).split() == whole.split()
 
 
 def test_own_metrics_may_call_their_details_as_they_like():
