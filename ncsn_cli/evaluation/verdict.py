@@ -60,9 +60,11 @@ class Verdict:
 
     def as_text(self, columns: int) -> str:
         """Return the lines, with aligned cells, for a terminal of this many columns."""
-        lines = _aligned(self.rows)
-        if max(map(len, lines), default=0) > columns:
-            lines = _aligned([[*row[:-2], row[-1]] for row in self.rows])
+        without_bands = [[*row[:-2], row[-1]] for row in self.rows]
+        for rows, gap in ((self.rows, "  "), (without_bands, "  "), (without_bands, " ")):
+            lines = _aligned(rows, gap)
+            if max(map(len, lines), default=0) <= columns:
+                break
         return "\n".join(fill(line, columns, **_WRAPPED) for line in [*lines, *self.sentences])
 
 
@@ -227,10 +229,10 @@ def _first_change(excess_losses: Sequence[float], more_work: str, more_data: str
     return "model or loss; more steps change little"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def _aligned(rows: list[list[str]], gap: str) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip()
+        gap.join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip()
         for row in rows
     ]
 
