@@ -11,7 +11,7 @@ PACKAGE = Path(ncsn_cli.__file__).parent
 MOST_OF_A_FILE, MOST_OF_A_FUNCTION = 300, 40
 LONGER = {
     "training/loop.py:fit": "the table of what happens between two steps; parts would share state",
-    "sampling/workers.py:run_in_processes": "the loop that holds every fork, and its one cleanup",
+    "runs/workers.py:run_in_processes": "the loop that holds every fork, and its one cleanup",
     "core/expectation.py:moments_by_draws": "one estimator and its error, line by line",
 }
 NO_CODE = {

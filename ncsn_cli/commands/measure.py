@@ -34,7 +34,7 @@ from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
-from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.floors import Floors
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.samples import against_truth
 from ncsn_cli.evaluation.verdict import of_samples
@@ -118,11 +118,12 @@ def build(run: MeasureSettings, config: Config, read: Callable[[int], Samples]) 
 def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
     """Measure the samples; write and return ``metrics.json``."""
     start, run = time.monotonic(), job.run
-    floors = partial(noise_floor, cache=Path(job.config["paths"]["outputs"], "floors"))
+    floors = Floors(Path(job.config["paths"]["outputs"], "floors"))
+    laws = [(job.truth, 0.0), (job.denoised or job.truth, run.sigma)]
+    floors.prepare(job.metrics.values(), laws, len(job.samples))
     found = against_truth(
-        job.samples, job.truth, run.sigma, job.metrics, floors, run.seed,
-        job.denoised,
-    )  # fmt: skip
+        job.samples, job.truth, run.sigma, job.metrics, floors, run.seed, job.denoised
+    )
     seconds = round(time.monotonic() - start, 3)
     report = {"num_samples": len(job.samples), "seconds": seconds, **found}
     folder.write("metrics.json", to_json(report))

@@ -48,7 +48,7 @@ from ncsn_cli.core.errors import (
     RefusedStart,
     one_line,
 )
-from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.floors import Floors
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, read_npz
@@ -234,7 +234,9 @@ def measure(
         run: MeasureSettings = settings(MeasureSettings, config)
         job = build(run, config, partial(_points_of, samples, run.key))
         law = job.denoised or job.truth
-        found = evaluate_samples(job.samples, law, run.sigma, job.metrics, noise_floor, run.seed)
+        floors = Floors()
+        floors.prepare(job.metrics.values(), [(law, run.sigma)], len(job.samples))
+        found = evaluate_samples(job.samples, law, run.sigma, job.metrics, floors, run.seed)
         if unknown := [name for name, entry in found.items() if entry is None]:
             log.warning("%s", why_unknown(unknown))
         return found

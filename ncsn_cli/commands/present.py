@@ -22,7 +22,7 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
-from ncsn_cli.sampling.workers import run_in_processes
+from ncsn_cli.runs.workers import run_in_processes
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.floors import Floors
 from ncsn_cli.evaluation.grid import compose_scene
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
@@ -128,7 +128,9 @@ def measure(
     Removes the saved state of the chains, which is not needed any more.
     """
     run, truth = job.run, job.truth
-    floors = partial(noise_floor, cache=Path(job.config["paths"]["outputs"], "floors"))
+    floors = Floors(Path(job.config["paths"]["outputs"], "floors"))
+    laws = [(truth, 0.0), (job.target, job.parts.plan[-1].sigma)]
+    floors.prepare(job.parts.of_samples.values(), laws, run.num_samples)
     report: dict[str, Any] = {
         "num_samples": run.num_samples,
         "seconds": seconds,
@@ -230,7 +232,7 @@ def _reference(job: Job, floors: FloorOf) -> Reference:
 
 
 def _along_the_way(
-    job: Job, chains: Chains, clean: dict[str, Any], floors: FloorOf
+    job: Job, chains: Chains, clean: dict[str, Any], floors: Floors
 ) -> dict[str, Any] | None:
     """Return distances level by level; None for what is not known, as in ``clean``."""
     states = [*chains.by_level.items()]
@@ -239,6 +241,8 @@ def _along_the_way(
     known = {k: metric for k, metric in job.parts.of_samples.items() if clean[k] is not None}
     if not states:
         return None
+    laws = [(job.truth, sigma) for sigma, _ in states[:-1]]
+    floors.prepare(known.values(), laws, job.run.num_samples)
     found = evaluate_trajectory(dict(states), job.truth, known, floors, job.run.seed, job.target)
     return found | dict.fromkeys(k for k in job.parts.of_samples if k not in known)
 

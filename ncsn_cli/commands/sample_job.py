@@ -50,6 +50,7 @@ from ncsn_cli.metrics import SampleMetric, ScoreMetric, check_flow
 from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
 from ncsn_cli.runs.files import read_json, to_json
 from ncsn_cli.runs.folder import STOPPED_CHAINS
+from ncsn_cli.runs.workers import CORES
 from ncsn_cli.samplers import Level, LogProb, Sampler, plan_of
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
 from ncsn_cli.sampling.run import Sampling, Saved
@@ -57,8 +58,6 @@ from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
-
-_WORKERS = torch.get_num_threads()  # on import: the second job of a sweep would find 1
 
 _WITHOUT_CHECKPOINT: dict[str, Config] = {
     "schedule": {"_target_": "ncsn_cli.schedules.Single", "sigma": 0.0},
@@ -187,7 +186,7 @@ def build(request: Request) -> Job:
     init = partial(_initial_points, parts, truth.origin, device)
     init(1, random_stream(run.seed, "first try", device))
     setup = Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device)
-    workers = _WORKERS if device.type == "cpu" else 1
+    workers = CORES if device.type == "cpu" else 1
     sampling = Sampling(
         setup,
         run.num_samples,

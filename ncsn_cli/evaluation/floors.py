@@ -6,23 +6,27 @@ import functools
 import hashlib
 import logging
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.metrics import SampleMetric
 from ncsn_cli.runs.files import read_json, to_json, write_atomic
+from ncsn_cli.runs.workers import CORES, run_in_processes
 
 log = logging.getLogger(__name__)
 
 SETS = 200
 """Number of sets of exact draws behind a noise floor, unless the distances are cheap."""
 
-_CHEAP_SETS, _MOST_CHEAP_DRAWS = 1000, 20_000  # together a few seconds
+_MOST_SETS, _MOST_NUMBERS = 1000, 5 * 10**6  # if they are cheap; together less than a second
 
 _FIRST = 3  # sets whose distances identify a floor in the cache
 
@@ -37,13 +41,52 @@ SHIPPED = Path(__file__).with_name("floors.json")
 _kept: dict[str, Floor] = {}  # by digest; where there is no folder
 
 
+Case = tuple[SampleMetric, Law, float, int]
+"""A metric, the truth, sigma, and the number of points."""
+
+
+class Floors:
+    """Noise floors as ``FloorOf`` has them; those that are asked for in advance, in parallel.
+
+    Args:
+        cache: See ``noise_floor``.
+        workers: Max number of processes.
+    """
+
+    def __init__(self, cache: Path | None = None, workers: int = CORES) -> None:
+        self._cache, self._workers = cache, workers
+        self._found: dict[tuple[int, int, float, int], tuple[Case, Floor]] = {}
+
+    def prepare(
+        self, metrics: Iterable[SampleMetric], laws: Iterable[tuple[Law, float]], num: int
+    ) -> None:
+        """Find the floors of ``num`` points for each metric and each law p_sigma, (p, sigma)."""
+        cases = [(metric, law, sigma, num) for law, sigma in laws for metric in metrics]
+        floors = noise_floors(cases, self._cache, self._workers)
+        for case, floor in zip(cases, floors, strict=True):
+            if floor is not None:
+                self._found[_key(case)] = case, floor  # the case, so that its ids stay its own
+
+    def __call__(self, metric: SampleMetric, truth: Law, sigma: float, num: int) -> Floor:
+        """Return a noise floor; see ``noise_floor``."""
+        case = metric, truth, sigma, num
+        if _key(case) in self._found:
+            return self._found[_key(case)][1]
+        return noise_floor(*case, cache=self._cache)
+
+
+def _key(case: Case) -> tuple[int, int, float, int]:
+    metric, truth, sigma, num = case
+    return id(metric), id(truth), sigma, num
+
+
 def noise_floor(
     metric: SampleMetric, truth: Law, sigma: float, num: int, cache: Path | None = None
 ) -> Floor:
     """Return mean and quantiles of the distance between ``num`` exact draws and p_sigma.
 
     The mean is exact if the metric has a formula. Otherwise the mean, and always the quantiles,
-    are estimated from 200 sets of draws, or from 1000 sets if the distances are cheap. Every call
+    are estimated from 200 sets of draws, or from up to 1000 if the distances are cheap. Every call
     draws the same sets. The quantiles are Weibull's: on average, 99 % of other draws lie between
     them. (Quantiles that interpolate between the sets enclose only 98 %.)
 
@@ -56,9 +99,38 @@ def noise_floor(
     The file's name is a digest that includes the first distances: any change of the law or of the
     metric, code included, changes these distances. The floors of the presets, for their default
     numbers, come with the package (``shipped``).
+
+    Raises:
+        UnknownTruthError: If the metric needs more of the truth than is known.
     """
+    draws = _Draws(metric, truth, sigma, min(num, metric.floor_draws))
+    _complete([draws], cache, 1)
+    return _scaled(draws.floor, metric, truth, sigma, num)
+
+
+def noise_floors(
+    cases: Sequence[Case], cache: Path | None = None, workers: int = 1
+) -> list[Floor | None]:
+    """Return the ``noise_floor`` of each case; None where more of the truth is needed.
+
+    The distances are computed in at most ``workers`` processes.
+    """
+    begun: list[_Draws | None] = []
+    for metric, truth, sigma, num in cases:
+        try:
+            begun.append(_Draws(metric, truth, sigma, min(num, metric.floor_draws)))
+        except UnknownTruthError:
+            begun.append(None)
+    _complete([draws for draws in begun if draws is not None], cache, workers)
+    return [
+        None if draws is None else _scaled(draws.floor, *case)
+        for draws, case in zip(begun, cases, strict=True)
+    ]
+
+
+def _scaled(found: Floor, metric: SampleMetric, truth: Law, sigma: float, num: int) -> Floor:
+    """Return the floor of ``num`` points from that of at most ``floor_draws``."""
     drawn = min(num, metric.floor_draws)
-    found = _by_draws(metric, truth, sigma, drawn, cache)
     compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, drawn))
     if compared <= of_draws:
         return found
@@ -70,44 +142,84 @@ def noise_floor(
     return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": of_draws}
 
 
-def _by_draws(
-    metric: SampleMetric, truth: Law, sigma: float, num: int, cache: Path | None
-) -> Floor:
-    """Return the floor of ``num`` draws; see ``noise_floor``."""
-    distance = metric.distance(truth, sigma, num)
-    stream = random_stream(0, "noise floor")
-    sets = _CHEAP_SETS if metric.is_cheap and num <= _MOST_CHEAP_DRAWS else SETS
+class _Draws:
+    """The distances of sets of exact draws, of which the first are computed at once.
 
-    def repeat() -> float:
-        return float(distance(truth.sample(num, sigma=sigma, generator=stream), stream))
+    Args:
+        metric: The metric.
+        truth: The law.
+        sigma: The level of p_sigma.
+        num: Number of draws in a set.
+    """
 
-    values = [repeat() for _ in range(_FIRST)]
-    first = [f"{value:.6g}" for value in values]  # processors differ in the last bits
-    inputs = repr((metric, type(truth).__name__, sigma, num, sets, "weibull", first))
-    name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
-    path = None if cache is None else cache / name
-    if path is None and name in _kept:
-        return _kept[name]
-    if name in shipped():
-        return shipped()[name]
-    if path is not None and (kept := _read(path)) is not None:
-        return kept
-    repeats = range(sets - _FIRST)
-    values += [repeat() for _ in tqdm(repeats, desc="noise floor", disable=HIDDEN, leave=False)]
-    exact = metric.exact_floor(truth, sigma, num)
-    found: Floor = {"floor": float(np.mean(values)) if exact is None else exact}
-    if exact is None:
-        found["floor_standard_error"] = float(np.std(values, ddof=1) / np.sqrt(sets))
-    found["floor_quantiles"] = np.quantile(values, [0.005, 0.995], method="weibull").tolist()
-    if path is None:
-        _kept[name] = found
-    else:
-        what = {"metric": repr(metric), "sigma": sigma, "num_samples": num, "sets": sets}
+    floor: Floor
+
+    def __init__(self, metric: SampleMetric, truth: Law, sigma: float, num: int) -> None:
+        self.metric, self.truth, self.sigma, self.num = metric, truth, sigma, num
+        affordable = min(_MOST_SETS, _MOST_NUMBERS // (num * truth.dim))
+        self.sets = max(SETS, affordable) if metric.is_cheap else SETS
+        self._distance = metric.distance(truth, sigma, num)
+        self._stream = random_stream(0, "noise floor")
+        self.values = list(self.more(_FIRST))
+        first = [f"{value:.6g}" for value in self.values]  # processors differ in the last bits
+        inputs = repr((metric, type(truth).__name__, sigma, num, self.sets, "weibull", first))
+        self.file_name = f"{hashlib.sha256(inputs.encode()).hexdigest()}.json"
+
+    def more(self, sets: int) -> Iterator[float]:
+        """Yield the distances of the next sets."""
+        for _ in range(sets):
+            x = self.truth.sample(self.num, sigma=self.sigma, generator=self._stream)
+            yield float(self._distance(x, self._stream))
+
+    def to_floor(self) -> Floor:
+        """Return the floor that the distances of all sets give."""
+        exact = self.metric.exact_floor(self.truth, self.sigma, self.num)
+        found: Floor = {"floor": float(np.mean(self.values)) if exact is None else exact}
+        if exact is None:
+            error = np.std(self.values, ddof=1) / np.sqrt(self.sets)
+            found["floor_standard_error"] = float(error)
+        quantiles = np.quantile(self.values, [0.005, 0.995], method="weibull")
+        return found | {"floor_quantiles": quantiles.tolist()}
+
+
+def _complete(all_draws: Sequence[_Draws], cache: Path | None, workers: int) -> None:
+    """Set the ``floor`` of each; store those that were not known."""
+    missing = []
+    for draws in all_draws:
+        if (known := _known(draws.file_name, cache)) is None:
+            missing.append(draws)
+        else:
+            draws.floor = known
+    missing.sort(key=lambda draws: draws.metric.is_cheap)  # those that take longest first
+    counts = [draws.sets - _FIRST for draws in missing]
+    tasks = [draws.more(count) for draws, count in zip(missing, counts, strict=True)]
+    with (
+        tqdm(total=sum(counts), desc="noise floors", disable=HIDDEN, leave=False) as bar,
+        closing(run_in_processes(tasks, workers)) as all_news,
+    ):
+        for news in all_news:
+            for number, value in news:
+                missing[number].values.append(value)
+                bar.update()
+    for draws in missing:
+        draws.floor = draws.to_floor()
+        if cache is None:
+            _kept[draws.file_name] = draws.floor
+            continue
+        what = {"metric": repr(draws.metric), "sigma": draws.sigma, "num_samples": draws.num,
+                "sets": draws.sets}  # fmt: skip
+        path = cache / draws.file_name
         try:
-            write_atomic(path, to_json(what | found))
+            write_atomic(path, to_json(what | draws.floor))
         except OSError as error:
             log.warning("%s: cannot store this noise floor for other runs (%s)", path, error)
-    return found
+
+
+def _known(name: str, cache: Path | None) -> Floor | None:
+    """Return the floor by its file's name; None if it is not known yet."""
+    if cache is None and name in _kept:
+        return _kept[name]
+    return shipped().get(name) or (None if cache is None else _read(cache / name))
 
 
 @functools.cache

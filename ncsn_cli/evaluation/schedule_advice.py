@@ -63,7 +63,7 @@ def examine(
     except ConfigError as error:  # training works without a sampler
         complaints.append(f"ncsn-sample will refuse this sampler: {error}")
     else:
-        steps, more = _examine_steps(levels, sampler, smallest_std, notes)
+        steps, more = _examine_steps(levels, sampler, smallest_std, notes, is_fixed)
         report, complaints = report | steps, complaints + more
         tau = levels[-1].tau
     if lost := unresolved(data, sigmas, tau, smallest_std):
@@ -153,14 +153,18 @@ def _examine_ratios(
 
 
 def _examine_steps(
-    levels: list[Level], sampler: Sampler, smallest_std: float | None, notes: list[str]
+    levels: list[Level],
+    sampler: Sampler,
+    smallest_std: float | None,
+    notes: list[str],
+    is_fixed: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return eta, Technique 4 and the expected widths, and a list of complaints; add to ``notes``.
 
     Each level with a Langevin step has eta = tau/sigma^2. On the narrowest component, of standard
     deviation s, unadjusted Langevin steps are stable for tau/(s^2 + sigma^2) < 2. If the data are
     this component alone, the standard deviation of the chains is known in closed form. If s is not
-    known, steps are judged as for s = 0.
+    known, steps are judged as for s = 0. ``is_fixed``: see ``examine``.
     """
     narrowest = smallest_std or 0.0
     etas = [level.tau / level.sigma**2 for level in levels if level.tau > 0 and level.sigma > 0]
@@ -171,9 +175,11 @@ def _examine_steps(
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}
-    has_size = hasattr(sampler, "step_size")  # a sampler of the user's own may have none
+    # A sampler of the user's own may have no step_size. With a checkpoint, ++ changes a value.
+    key = ("++" if is_fixed else "") + "sampler.step_size"
+    step_key = key if hasattr(sampler, "step_size") else None
     if max(stability) >= 2:
-        longest = f", sampler.step_size={levels[-1].tau / max(stability):.2g}" if has_size else ""
+        longest = f", {step_key}={levels[-1].tau / max(stability):.2g}" if step_key else ""
         return report, [
             f"steps are too large: tau/(s^2 + sigma^2) reaches {max(stability):.3g} on the"
             f" narrowest component (s = {narrowest:.3g}), and chains are stable below 2. Try"
@@ -185,12 +191,12 @@ def _examine_steps(
         report["technique_4"] = _examine_step_size(levels, notes)
     if smallest_std is None:
         return report, []
-    widths, complaints = _examine_widths(levels, smallest_std, notes, has_size)
+    widths, complaints = _examine_widths(levels, smallest_std, notes, step_key)
     return report | widths, complaints
 
 
 def _examine_widths(
-    levels: list[Level], std: float, notes: list[str], has_size: bool
+    levels: list[Level], std: float, notes: list[str], step_key: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the expected and the true widths, and a list of complaints; add to ``notes``."""
     stds = predicted_stds(levels, std)
@@ -201,8 +207,8 @@ def _examine_widths(
     if excess <= _TOO_WIDE:
         return report, []
     remedy, best = _best_step_size(levels, std)
-    advice = f"sampler.step_size={remedy:.2g} for {best:.2f}"
-    if best > _TOO_WIDE or not has_size:
+    advice = f"{step_key}={remedy:.2g} for {best:.2f}"
+    if best > _TOO_WIDE or step_key is None:
         advice = "other steps" if best <= _TOO_WIDE else "more steps per level"
     return report, [f"chains will end {excess:.2f} times as wide as p_sigma_min. Try {advice}"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.metrics import mode_commitment
+from ncsn_cli.runs.workers import shared_zeros
 from ncsn_cli.samplers import Level, Sampler, some_levels
 from ncsn_cli.sampling.chains import Chains
-from ncsn_cli.sampling.workers import shared_zeros
 
 _FRAMES = 200  # max states of a kept path
 _KEPT_LEVELS = 20  # max levels at whose end all chains are kept

@@ -25,11 +25,11 @@ from ncsn_cli.core.errors import BadCheckpointError, InterruptedRun
 from ncsn_cli.core.progress import BAR, HIDDEN, Lines, tqdm
 from ncsn_cli.metrics import count_commitment
 from ncsn_cli.runs.signals import collect_stop_signals, hand_to_scheduler
+from ncsn_cli.runs.workers import run_in_processes
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.compiled_langevin import CompiledLangevin
 from ncsn_cli.sampling.recording import Recording
 from ncsn_cli.sampling.tile import Finished, ResumePoint, Running, Setup, run_tile
-from ncsn_cli.sampling.workers import run_in_processes
 
 log = logging.getLogger(__name__)
 

@@ -182,8 +182,8 @@ def test_the_law_of_many_draws_is_scaled(tmp_path, succeed):
     )  # fmt: skip
     found = read(out / "metrics.json")["clean"]
     # d^2 = (m - m*)^2 + (s - s*)^2, so that E d = E sqrt(z^2 + z'^2/2)/sqrt(n) = 1.077/sqrt(n) for
-    # two standard normal z; 1000 sets estimate it to .017 of itself.
-    assert found["moments"]["floor"] == pytest.approx(1.077 / np.sqrt(num), rel=5 * 0.017)
+    # two standard normal z; 500 sets estimate it to .024 of itself.
+    assert found["moments"]["floor"] == pytest.approx(1.077 / np.sqrt(num), rel=5 * 0.024)
     assert found["moments"]["floor_scaled_from"] == 10_000
     # W1 has a formula, also for these draws: sqrt(2/pi) integral sqrt(F (1 - F)) dx = 1.288.
     assert "floor_standard_error" not in found["wasserstein"]

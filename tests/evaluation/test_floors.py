@@ -8,10 +8,17 @@ import torch
 from scipy.stats import binom
 
 from benchmarks.floors import requests
-from ncsn_cli.datasets import Denoised, GaussianMixture
+from ncsn_cli.datasets import Denoised, GaussianMixture, Sampled
 from ncsn_cli.evaluation import floors
-from ncsn_cli.evaluation.floors import noise_floor
-from ncsn_cli.metrics import MMD, EnergyDistance, ModeWeights, SlicedWasserstein, Wasserstein
+from ncsn_cli.evaluation.floors import Floors, noise_floor
+from ncsn_cli.metrics import (
+    MMD,
+    EnergyDistance,
+    ModeWeights,
+    Moments,
+    SlicedWasserstein,
+    Wasserstein,
+)
 from ncsn_cli.metrics.binomial import mean_absolute_deviation, mean_absolute_difference
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d
 from tests.helpers.slow import slow_but
@@ -26,6 +33,34 @@ def ask(folder, metric=METRIC, truth=None, sigma=0.5, num=20):
 
 def test_a_floor_is_found_once(tmp_path):
     assert ask(tmp_path) == ask(tmp_path) == ask(None)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_floors_in_advance_are_those_found_one_by_one(has_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(floors, "_kept", {})
+    folder, truth, both = tmp_path if has_folder else None, two_modes_1d(), (0.0, 0.5)
+    metrics = [METRIC, Moments(), ModeWeights(), Wasserstein()]
+    made = Floors(folder, workers=2)
+    made.prepare(metrics, [(truth, sigma) for sigma in both], 20)
+    expected = {
+        (metric, sigma): ask(None, metric=metric, sigma=sigma)
+        for metric in metrics
+        for sigma in both
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(floors, "noise_floor", None)  # no floor is found twice
+        assert {key: made(key[0], truth, key[1], 20) for key in expected} == expected
+    assert len(list(tmp_path.iterdir())) == (len(expected) if has_folder else 0)
+    # What was not asked for in advance is found, too.
+    assert made(METRIC, truth, 0.7, 20) == ask(None, sigma=0.7)
+
+
+def test_floors_that_need_more_of_the_truth_are_left_out(tmp_path):
+    unknown, metric = Sampled(two_modes_1d()), Wasserstein()
+    made = Floors(tmp_path, workers=1)
+    made.prepare([ModeWeights(), metric], [(unknown, 0.5)], 20)
+    assert made(metric, unknown, 0.5, 20) == ask(None, metric=metric, truth=unknown)
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -101,6 +101,14 @@ def test_one_line_names_what_is_bad(schedule, sampler, words, caplog):
     assert warned.startswith(f"schedule: {report['warnings'][0]}")
 
 
+def test_the_step_size_of_a_checkpoint_is_changed_as_hydra_takes_it():
+    data = two_modes_2d(num_samples=1000).training_set()
+    for is_fixed, key in ((False, " sampler.step_size="), (True, " ++sampler.step_size=")):
+        sampler = AnnealedLangevin(step_size=0.03, steps_per_level=100, denoise=False)
+        report = examine(Geometric(20.0, 0.1, 20).sigmas, sampler, data, 1.0, is_fixed=is_fixed)
+        assert f"Try smaller steps,{key}" in report["warnings"][-1]
+
+
 def test_a_good_schedule_and_a_published_one_say_so(caplog):
     with caplog.at_level(logging.INFO):
         examined(Geometric(20.0, 0.1, 20))

@@ -337,7 +337,7 @@ def test_a_configuration_runs_or_is_refused(
         (network, "_MOST_RECOVERED", 1000), (network, "_MOST_INFORMATIONS", 4),
         (mixture, "MOST_GRID_TERMS", 1e4), (checkerboard, "MOST_GRID_TERMS", 1e4),
         (expectation, "_DRAWS_PER_ROUND", 1000), (expectation, "_MOST_DRAWS", 1000),
-        (floors, "SETS", 4), (floors, "_CHEAP_SETS", 4),
+        (floors, "SETS", 4), (floors, "_MOST_SETS", 4),
         (hydra, "compose", functools.cache(compose)),
         (network, "recovered_density", functools.partial(recovered_density, most_points=1000)),
     ]:  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ncsn_cli.core.errors import DivergedError
-from ncsn_cli.sampling.workers import run_in_processes, shared_zeros
+from ncsn_cli.runs.workers import run_in_processes, shared_zeros
 
 
 def is_running(process):
@@ -124,7 +124,7 @@ def test_workers_hear_no_signals_and_end_with_the_iteration():
 def test_workers_end_with_a_process_that_is_killed():
     source = (
         "import os, time\n"
-        "from ncsn_cli.sampling.workers import run_in_processes\n"
+        "from ncsn_cli.runs.workers import run_in_processes\n"
         "def task():\n"
         "    yield os.getpid()\n"
         "    time.sleep(60)\n"

@@ -22,6 +22,9 @@ from ncsn_cli.runs.signals import STOPPING
 
 T = TypeVar("T")
 
+CORES = torch.get_num_threads()  # on import: the second job of a sweep would find 1
+"""How many processes may compute at a time."""
+
 _SECONDS_BETWEEN_LOOKS = 0.1  # max wait for news from the forks
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
