@@ -148,7 +148,7 @@ def view_of(dataset: Dataset) -> Grid | Projection:
 def visible_on_grid(
     score: Score, dataset: Dataset, sigmas: Tensor, device: torch.device
 ) -> dict[str, Any]:
-    """Return a scene's visible errors and their shares, which take longer than all else in it.
+    """Return a scene's visible errors and their shares.
 
     Return {} unless D = 2 and the true score is known.
     """
@@ -159,6 +159,23 @@ def visible_on_grid(
     found = [visible_field(score, dataset, sigma, points, device) for sigma in levels]
     fields, shares = zip(*found, strict=True)
     return {"visible_errors": np.stack(fields), "visible_shares": np.array(shares)}
+
+
+@torch.no_grad()
+def recovered_on_grid(score: Score, dataset: Dataset, sigmas: Tensor) -> dict[str, Any]:
+    """Return a scene's densities recovered from the score, and their KL divergences.
+
+    Return {} unless D = 1 and the true score is known.
+    """
+    if dataset.dim != 1 or not dataset.is_known:
+        return {}
+    (axis,), _ = grid_of(dataset)
+    precise = in_float64(score)  # one copy for all levels
+    levels = levels_shown(1, sigmas).tolist()
+    found = [recovered_density(precise, dataset, sigma) for sigma in levels]
+    densities = [np.interp(axis.numpy(), each.x, each.log_prob.exp()) for each in found]
+    kl = np.array([each.kl for each in found], dtype=float)
+    return {"recovered": np.stack(densities), "recovered_kl": kl}
 
 
 @torch.no_grad()
@@ -185,8 +202,6 @@ def compose_scene(
     view = view_of(dataset)
     points = [view.points(s) for s in levels]  # where scores are shown
 
-    if dataset.dim == 1 and dataset.is_known and score is not None:
-        arrays |= _recovered(score, dataset, levels, view.axes[0])
     if denoised is not None:
         arrays |= {"is_denoised": True} | _denoised_density(denoised, levels[-1], view)
     # Points, projected and in data units.
@@ -241,17 +256,6 @@ def _learned(
         view.project(score(x.float().to(device), torch.tensor(sigma, device=device)).cpu())
         for x, sigma in pairs
     ])  # fmt: skip
-
-
-def _recovered(
-    score: Score, dataset: Dataset, levels: list[float], axis: Array
-) -> dict[str, Array]:
-    """Return the densities recovered from the score at each level, and their KL divergences."""
-    precise = in_float64(score)  # one copy for all levels
-    found = [recovered_density(precise, dataset, sigma) for sigma in levels]
-    densities = [np.interp(axis, each.x, each.log_prob.exp()) for each in found]
-    kl = np.array([each.kl for each in found], dtype=float)
-    return {"recovered": np.stack(densities), "recovered_kl": kl}
 
 
 def _denoised_density(law: Law, sigma: float, view: Grid | Projection) -> dict[str, Array]:
