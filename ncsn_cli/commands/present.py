@@ -43,10 +43,18 @@ class Pictures:
     def __init__(self, config: Config) -> None:
         self.plots: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "plot")
         self.animations: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "animation")
+        groups = [config.get(group) or {} for group in ("plot", "animation")]
+        chosen = [each for group in groups for each in group.values() if each is not None]
+        targets = [str(each["_target_"]) for each in chosen]
+        self._has_own = any(not target.startswith("ncsn_cli.") for target in targets)
 
     def __bool__(self) -> bool:
         """Return whether there is anything to draw."""
         return bool(self.plots or self.animations)
+
+    def may_show(self, plot: str) -> bool:
+        """Return whether a picture may show what ``plot`` shows: also the user's own may."""
+        return plot in self.plots or self._has_own
 
     @property
     def by_key(self) -> dict[str, Callable[[Scene], Any]]:

@@ -37,7 +37,7 @@ from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floors
-from ncsn_cli.evaluation.grid import compose_scene
+from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
@@ -195,6 +195,9 @@ def scene_of(
     """Return what the pictures of the run show. Slow: truth and score are evaluated on a grid."""
     run = job.run
     stream = random_stream(run.seed, "exact draws shown")
+    arrays: dict[str, Any] = {}
+    if run.score != "exact" and job.parts.pictures.may_show("recovered_density"):
+        arrays |= recovered_on_grid(job.setup.score, job.truth, job.parts.sigmas)
     exact = job.target.sample(run.num_samples, sigma=job.parts.plan[-1].sigma, generator=stream)
     return compose_scene(
         SamplingScene,
@@ -215,6 +218,7 @@ def scene_of(
         distances=report.get("trajectory"),
         budget=report.get("budget"),
         log_density=log_density.get("log_density"),
+        **arrays,
     )
 
 

@@ -36,7 +36,7 @@ from ncsn_cli.commands.startup import prepare_process
 from ncsn_cli.commands.train_job import Job, Request, build
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import TrainingScene
-from ncsn_cli.evaluation.grid import compose_scene, visible_on_grid
+from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid, visible_on_grid
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.verdict import of_network
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
@@ -168,14 +168,18 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
 def scene_of(job: Job, metrics: dict[str, Any]) -> TrainingScene:
     """Return what the pictures of the run show. Slow: truth and score are evaluated on a grid."""
     truth, sigmas, score = job.parts.dataset.truth, job.parts.sigmas, job.training.score
-    is_split = "visible_error" in job.parts.pictures.plots
+    arrays: dict[str, Any] = {}
+    if job.parts.pictures.may_show("visible_error"):
+        arrays |= visible_on_grid(score, truth, sigmas, job.device)
+    if job.parts.pictures.may_show("recovered_density"):
+        arrays |= recovered_on_grid(score, truth, sigmas)
     return compose_scene(
         TrainingScene,
         truth,
         sigmas,
         job.device,
         score=score,
-        **(visible_on_grid(score, truth, sigmas, job.device) if is_split else {}),
+        **arrays,
         data=job.parts.data.numpy(),
         history={c: np.array([row[c] for row in job.history], dtype=float) for c in COLUMNS},
         loss_floor=metrics["loss_floor"],

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, stop_signals
 from ncsn_cli.runs import workers
+from ncsn_cli.runs.signals import STOPPING, collect_stop_signals, stop_signals
 from tests.helpers.commands import BIN, only_run, read
 from tests.helpers.slow import slow_but
 

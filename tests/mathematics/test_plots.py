@@ -10,7 +10,7 @@ from PIL import Image
 from ncsn_cli import plots
 from ncsn_cli.core.scene import SamplingScene, Scene, TrainingScene
 from ncsn_cli.datasets import GaussianMixture, grid
-from ncsn_cli.evaluation.grid import compose_scene, visible_on_grid
+from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid, visible_on_grid
 from ncsn_cli.plots import animations
 from ncsn_cli.plots.canvas import as_image, own_settings, to_gif, to_png
 from ncsn_cli.schedules import Geometric, Single
@@ -38,6 +38,7 @@ def training_scene(dataset, sigmas=SIGMAS):
         CPU,
         score=score,
         **visible_on_grid(score, dataset, sigmas, CPU),
+        **recovered_on_grid(score, dataset, sigmas),
         data=dataset.sample(300, generator=stream()).numpy(),
         history=history,
         loss_floor=0.2,
@@ -182,7 +183,8 @@ def test_every_picture_says_what_it_needs():
 def test_the_picture_of_the_recovered_density_agrees_with_the_truth():
     # From sigma_max = 10 most of p_sigma lies outside the picture.
     dataset, sigmas = two_modes_1d(), Geometric(10.0, 0.5, 5).sigmas
-    scene = compose_scene(Scene, dataset, sigmas, CPU, score=dataset.score)
+    found = recovered_on_grid(dataset.score, dataset, sigmas)
+    scene = compose_scene(Scene, dataset, sigmas, CPU, score=dataset.score, **found)
     lines = plots.recovered_density(scene).axes[0].lines
     learned, true = lines[:5], lines[5:]
     for line, truth in zip(learned, true, strict=True):
