@@ -22,10 +22,10 @@ demo: install  ## Train a network, sample 10 000 points from it, and list the pi
 	@for run in "$$(ls -d outputs/train/runs/* | tail -n 1)" "$$(ls -d outputs/sample/runs/* | tail -n 1)"; do \
 	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html | sort; done
 
-test: install  ## Run the tests that every change needs (4 minutes)
+test: install  ## Run the tests that every change needs (2 to 4 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: install  ## Run the other tests (20 minutes)
+test-slow: install  ## Run the other tests (8 to 20 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-faults: install  ## Kill, starve, damage and attack runs, and print a table (under 45 minutes)

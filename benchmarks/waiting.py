@@ -111,7 +111,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = [*TRAIN, *QUIET, "hydra.run.dir=trained"]
-        subprocess.run([str(BIN / words[0]), *words[1:]], cwd=folder, check=True)
+        made = [str(BIN / words[0]), *words[1:]]
+        subprocess.run(made, cwd=folder, check=True, capture_output=True)
         for row in COMMANDS:
             if any(word in row for word in args.only):
                 print(measure(row, packages, folder, args.repeats), flush=True)
