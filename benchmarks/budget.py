@@ -38,7 +38,7 @@ def rows(name: str, steps: int, folder: Path) -> dict[str, str]:
     truth = dataset(name)
     x = truth.sample(10_000, generator=random_stream(0, "benchmark"))
     sigma_max, spread = technique_1(x), float(x.std(0).max())
-    width = max(truth.smallest_std, spread / 40)  # that of the circle shows in no metric
+    width = max(truth.smallest_std, spread / 40)  # the circle's own shows in no metric
 
     def sample(fault: str, source: Run | None = None, **changes: Any) -> str:  # noqa: ANN401
         options = {

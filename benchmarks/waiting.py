@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -63,15 +64,17 @@ def run(words: list[str], package: Path, folder: Path) -> tuple[float, float]:
     made = folder / "made"
     place = [f"hydra.run.dir={made}"] if words[1] != "--help" else []
     start = time.perf_counter()
-    subprocess.run(
-        [str(BIN / words[0]), *words[1:], *place], cwd=folder, capture_output=True, check=False,
-        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(package)},
+    result = subprocess.run(
+        [str(BIN / words[0]), *words[1:], *place], cwd=folder, capture_output=True, text=True,
+        check=False, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(package)},
     )  # fmt: skip
     seconds, computing = time.perf_counter() - start, 0.0
-    if (made / "metrics.json").is_file():
+    if words[:2] in (TRAIN, SAMPLE):
+        if result.returncode != 0:
+            raise SystemExit(result.stderr)
         computing = json.loads((made / "metrics.json").read_text())["seconds"]
-    for each in ("made", "new"):
-        subprocess.run(["rm", "-rf", str(folder / each)], check=True)
+    for each in (made, folder / "new"):
+        shutil.rmtree(each, ignore_errors=True)
     return seconds, computing
 
 

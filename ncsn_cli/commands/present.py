@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, cast
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -22,13 +21,12 @@ from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
 from ncsn_cli.runs.records import flatten
-from ncsn_cli.runs.workers import run_in_processes
+from ncsn_cli.runs.workers import CORES, run_in_processes
 
 log = logging.getLogger(__name__)
 
-_WORKERS = min(4, torch.get_num_threads())
-"""Processes that draw. More would hardly help, as the longest animation takes a third of all time.
-The number is taken on import: the second job of a sweep would find one thread."""
+_WORKERS = min(4, CORES)
+"""Processes that draw. More would hardly help: the longest animation takes a third of all time."""
 
 
 class Pictures:
@@ -45,8 +43,7 @@ class Pictures:
         self.animations: dict[str, Callable[[Scene], Any]] = instantiate_list(config, "animation")
         groups = [config.get(group) or {} for group in ("plot", "animation")]
         chosen = [each for group in groups for each in group.values() if each is not None]
-        targets = [str(each["_target_"]) for each in chosen]
-        self._has_own = any(not target.startswith("ncsn_cli.") for target in targets)
+        self._targets = [str(each["_target_"]) for each in chosen]
 
     def __bool__(self) -> bool:
         """Return whether there is anything to draw."""
@@ -54,7 +51,8 @@ class Pictures:
 
     def may_show(self, plot: str) -> bool:
         """Return whether a picture may show what ``plot`` shows: also the user's own may."""
-        return plot in self.plots or self._has_own
+        ours = f"ncsn_cli.plots.{plot}"
+        return any(name == ours or not name.startswith("ncsn_cli.") for name in self._targets)
 
     @property
     def by_key(self) -> dict[str, Callable[[Scene], Any]]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ncsn_cli.commands.differences import differ, moving
+from ncsn_cli.commands.differences import IGNORED, differ, moving
 from ncsn_cli.commands.found_runs import Run
 from ncsn_cli.core.errors import ConfigError
 
@@ -61,8 +61,14 @@ def _split_by_budget(runs: list[Run]) -> str:
         return "budget.nats"
     found = (part.match(key) for run in split for key in run.metrics)
     names = dict.fromkeys(match[1] for match in found if match)
-    missed = {name: sum(values_of(split, f"clean.{name}.ratio")) for name in names}
+    missed = {name: sum(_excess(run, f"clean.{name}") for run in split) for name in names}
     return f"budget.metrics.{max(missed, key=lambda name: missed[name])}"
+
+
+def _excess(run: Run, metric: str) -> float:
+    """Return a distance over the upper end of the band of exact draws; 0 if it cannot err."""
+    value, upper = run.metrics.get(f"{metric}.value", 0.0), run.highest.get(metric, 0.0)
+    return value / upper if upper > 0 else math.inf if value > 0 else 0.0
 
 
 def values_of(runs: list[Run], metric: str) -> list[float]:
@@ -130,9 +136,12 @@ def _several(metric: str, rows: Sequence[list[Run]]) -> list[list[float]]:
 def _independent(runs: list[Run], metric: str) -> list[float]:
     """Return the values of a metric; a run that was repeated with the same seed counts once."""
     found = {
-        (frozenset(run.settings.items()), run.metrics[metric])
+        (
+            frozenset(each for each in run.settings.items() if not each[0].startswith(IGNORED)),
+            value,
+        )
         for run in runs
-        if metric in run.metrics
+        if (value := run.metrics.get(metric)) is not None
     }
     return [value for _, value in found]
 

@@ -137,7 +137,7 @@ def _unmarked(unmarked: dict[str, list[str]]) -> list[str]:
         if words:
             reasons.setdefault(", ".join(words), []).append(metric)
     return [
-        f"no mark on {', '.join(metrics)}: what they measure changes with {words}"
+        f"not ranked by {', '.join(metrics)}: what they measure changes with {words}"
         for words, metrics in reasons.items()
     ]
 
@@ -183,11 +183,13 @@ def legend(tables: list[RunTable]) -> list[str]:
     if any(" ± " in cell for cell in cells):
         lines.append("± is the standard deviation over the runs of a row.")
     if is_best:
-        lines.append(f"{BEST} is better than every other row beyond the noise (99 %).")
+        lines.append(f"{BEST} is better than every other row, by more than chance (99 %).")
     if is_tied:
-        lines.append(f"{TIED} is tied: the best rows, which the noise does not tell apart.")
+        lines.append(f"{TIED} is tied with the best row: chance may explain the difference.")
     if is_best or is_tied:
-        lines.append("The noise is that over seeds; for one run, that of as many exact draws.")
+        lines.append("Chance is the spread over seeds; for a row of one run, that of exact draws.")
+    if any(metric.endswith(".ratio") for table in tables for metric in table.metrics):
+        lines.append("A ratio is the error over that of exact draws: about 1 is perfect.")
     trainings = [table for table in tables if not _has_samples(table)]
     if any(len(t.groups) > 1 and all(len(g) == 1 for g in t.groups.values()) for t in trainings):
         lines.append("One training a row: more seeds, such as seed=0,1,2, show the noise.")

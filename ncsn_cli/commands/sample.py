@@ -33,6 +33,7 @@ from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_budget import budget_of
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
+from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
@@ -127,10 +128,7 @@ def measure(
 
     Removes the saved state of the chains, which is not needed any more.
     """
-    run, truth = job.run, job.truth
-    floors = Floors(Path(job.config["paths"]["outputs"], "floors"))
-    laws = [(truth, 0.0), (job.target, job.parts.plan[-1].sigma)]
-    floors.prepare(job.parts.of_samples.values(), laws, run.num_samples)
+    run, truth, floors = job.run, job.truth, _floors_of(job)
     report: dict[str, Any] = {
         "num_samples": run.num_samples,
         "seconds": seconds,
@@ -162,6 +160,17 @@ def measure(
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
     return report, log_density
+
+
+def _floors_of(job: Job) -> Floors:
+    """Return the noise floors; those of the samples are found at once."""
+    floors = Floors(Path(job.config["paths"]["outputs"], "floors"), job.workers)
+    laws: list[tuple[Law, float]] = [(job.truth, 0.0)]
+    sigma = job.parts.plan[-1].sigma
+    if sigma > 0 and (job.truth.is_known or not job.parts.sampler.denoise):
+        laws.append((job.target, sigma))
+    floors.prepare(job.parts.of_samples.values(), laws, job.run.num_samples)
+    return floors
 
 
 def _measure_score(

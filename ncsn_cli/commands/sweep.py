@@ -29,8 +29,8 @@ from ncsn_cli.commands.names import ROSTER, for_shell, override
 from ncsn_cli.core.errors import InterruptedRun, one_line
 from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
-from ncsn_cli.runs.folder import release_all
-from ncsn_cli.runs.records import flatten, from_here, without_home
+from ncsn_cli.runs.folder import CHECKPOINTS, release_all
+from ncsn_cli.runs.records import flatten, from_here, read_yaml, without_home
 from ncsn_cli.runs.signals import stop_signals
 
 STOPPED = "stopped"  # a file in the roster, after which no further job starts
@@ -189,7 +189,8 @@ def conclude() -> list[Job]:
     """Release all folders; if there was a sweep, write the table of its jobs.
 
     Called at the end of a command, however it ended. Returns the jobs of the sweep, and prints
-    the command that resumes it; returns no jobs if there was no sweep.
+    the command that resumes it, or that samples from its networks; returns no jobs if there was no
+    sweep.
     """
     release_all()
     watch, Watch.current = Watch.current, None
@@ -219,6 +220,11 @@ def conclude() -> list[Job]:
         compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
     if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
         print(f"\nfinished jobs are kept; for the rest: {program} {watch.with_place(words)}")
+    elif jobs and (jobs[0].folder / CHECKPOINTS).is_dir():
+        from ncsn_cli.commands.config import sample_command
+
+        config = read_yaml(jobs[0].folder / "config.yaml", {})
+        print(f"\nnext: {sample_command(watch.folder, config)}")
     return jobs
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,8 @@ from ncsn_cli.commands.config import (
     Config,
     SampleSettings,
     TrainSettings,
-    own_modules,
     read_config,
+    sample_command,
     settings,
     without_paths,
 )
@@ -66,7 +65,7 @@ def train(cfg: DictConfig) -> float | None:
     request = read_request(cfg)
     resume = flatten(request.config).get(RESUME["train"])
     if finished := done_before(request.digest, resume):
-        log_next(output_folder(), next_command(request.config))
+        log_next(output_folder(), sample_command(output_folder(), request.config))
         return objective_of(finished, request.run.objective)
     prepare_process()
     job = build(request)
@@ -83,7 +82,7 @@ def train(cfg: DictConfig) -> float | None:
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)
         log.info("everything is in %s", folder.path)
-        log_next(folder.path, next_command(config), verdict)
+        log_next(folder.path, sample_command(folder.path, config), verdict)
         return objective_of(metrics, job.run.objective)
 
 
@@ -95,13 +94,6 @@ def read_request(cfg: DictConfig) -> Request:
     if run.objective not in (None, *EVALUATED):
         raise ConfigError(f"objective: choose from {', '.join(EVALUATED)}, not {run.objective!r}")
     return Request(run, config, digest_of(config))
-
-
-def next_command(config: Config) -> str:
-    """Return the command that samples from the run; it names the modules of the user's classes."""
-    own = own_modules(config)
-    words = [override("checkpoint", os.path.relpath(output_folder()))]
-    return " ".join(["ncsn-sample", *words, *([override("plugins", own)] if own else [])])
 
 
 def _more_work(training: Training) -> str:

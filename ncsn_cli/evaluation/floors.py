@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.errors import UnknownTruthError
@@ -41,12 +43,8 @@ SHIPPED = Path(__file__).with_name("floors.json")
 _kept: dict[str, Floor] = {}  # by digest; where there is no folder
 
 
-Case = tuple[SampleMetric, Law, float, int]
-"""A metric, the truth, sigma, and the number of points."""
-
-
 class Floors:
-    """Noise floors as ``FloorOf`` has them; those that are asked for in advance, in parallel.
+    """Find noise floors, those that are asked for in advance in parallel. A call is a ``FloorOf``.
 
     Args:
         cache: See ``noise_floor``.
@@ -55,29 +53,29 @@ class Floors:
 
     def __init__(self, cache: Path | None = None, workers: int = CORES) -> None:
         self._cache, self._workers = cache, workers
-        self._found: dict[tuple[int, int, float, int], tuple[Case, Floor]] = {}
+        self._found: dict[tuple[int, int, float, int], _Draws] = {}
 
     def prepare(
         self, metrics: Iterable[SampleMetric], laws: Iterable[tuple[Law, float]], num: int
     ) -> None:
-        """Find the floors of ``num`` points for each metric and each law p_sigma, (p, sigma)."""
-        cases = [(metric, law, sigma, num) for law, sigma in laws for metric in metrics]
-        floors = noise_floors(cases, self._cache, self._workers)
-        for case, floor in zip(cases, floors, strict=True):
-            if floor is not None:
-                self._found[_key(case)] = case, floor  # the case, so that its ids stay its own
+        """Find the floors of ``num`` points for each metric and each law p_sigma, (p, sigma).
+
+        Metrics that need more of the truth than is known are left out.
+        """
+        begun: dict[tuple[int, int, float, int], _Draws] = {}
+        for metric, (truth, sigma) in itertools.product(list(metrics), laws):
+            with suppress(UnknownTruthError):
+                draws = _Draws(metric, truth, sigma, min(num, metric.floor_draws))
+                begun[id(metric), id(truth), sigma, num] = draws
+        _complete(list(begun.values()), self._cache, self._workers)
+        self._found |= begun  # they keep metrics and laws alive: a free id would be given anew
 
     def __call__(self, metric: SampleMetric, truth: Law, sigma: float, num: int) -> Floor:
         """Return a noise floor; see ``noise_floor``."""
-        case = metric, truth, sigma, num
-        if _key(case) in self._found:
-            return self._found[_key(case)][1]
-        return noise_floor(*case, cache=self._cache)
-
-
-def _key(case: Case) -> tuple[int, int, float, int]:
-    metric, truth, sigma, num = case
-    return id(metric), id(truth), sigma, num
+        draws = self._found.get((id(metric), id(truth), sigma, num))
+        if draws is None:
+            return noise_floor(metric, truth, sigma, num, self._cache)
+        return draws.scaled_to(num)
 
 
 def noise_floor(
@@ -105,41 +103,7 @@ def noise_floor(
     """
     draws = _Draws(metric, truth, sigma, min(num, metric.floor_draws))
     _complete([draws], cache, 1)
-    return _scaled(draws.floor, metric, truth, sigma, num)
-
-
-def noise_floors(
-    cases: Sequence[Case], cache: Path | None = None, workers: int = 1
-) -> list[Floor | None]:
-    """Return the ``noise_floor`` of each case; None where more of the truth is needed.
-
-    The distances are computed in at most ``workers`` processes.
-    """
-    begun: list[_Draws | None] = []
-    for metric, truth, sigma, num in cases:
-        try:
-            begun.append(_Draws(metric, truth, sigma, min(num, metric.floor_draws)))
-        except UnknownTruthError:
-            begun.append(None)
-    _complete([draws for draws in begun if draws is not None], cache, workers)
-    return [
-        None if draws is None else _scaled(draws.floor, *case)
-        for draws, case in zip(begun, cases, strict=True)
-    ]
-
-
-def _scaled(found: Floor, metric: SampleMetric, truth: Law, sigma: float, num: int) -> Floor:
-    """Return the floor of ``num`` points from that of at most ``floor_draws``."""
-    drawn = min(num, metric.floor_draws)
-    compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, drawn))
-    if compared <= of_draws:
-        return found
-    scale, exact = math.sqrt(of_draws / compared), metric.exact_floor(truth, sigma, num)
-    scaled: Floor = {"floor": scale * found["floor"] if exact is None else exact}
-    if exact is None:
-        scaled["floor_standard_error"] = scale * found["floor_standard_error"]
-    quantiles = [scale * quantile for quantile in found["floor_quantiles"]]
-    return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": of_draws}
+    return draws.scaled_to(num)
 
 
 class _Draws:
@@ -171,6 +135,19 @@ class _Draws:
             x = self.truth.sample(self.num, sigma=self.sigma, generator=self._stream)
             yield float(self._distance(x, self._stream))
 
+    def scaled_to(self, num: int) -> Floor:
+        """Return the floor of ``num`` points, which are at least as many as are drawn."""
+        metric, truth, found = self.metric, self.truth, self.floor
+        compared, of_draws = (metric.num_points(n, truth.dim) for n in (num, self.num))
+        if compared <= of_draws:
+            return found
+        scale, exact = math.sqrt(of_draws / compared), metric.exact_floor(truth, self.sigma, num)
+        scaled: Floor = {"floor": scale * found["floor"] if exact is None else exact}
+        if exact is None:
+            scaled["floor_standard_error"] = scale * found["floor_standard_error"]
+        quantiles = [scale * quantile for quantile in found["floor_quantiles"]]
+        return scaled | {"floor_quantiles": quantiles, "floor_scaled_from": of_draws}
+
     def to_floor(self) -> Floor:
         """Return the floor that the distances of all sets give."""
         exact = self.metric.exact_floor(self.truth, self.sigma, self.num)
@@ -183,36 +160,51 @@ class _Draws:
 
 
 def _complete(all_draws: Sequence[_Draws], cache: Path | None, workers: int) -> None:
-    """Set the ``floor`` of each; store those that were not known."""
-    missing = []
+    """Set the ``floor`` of each; store those that were not known as soon as they are found."""
+    missing: dict[str, _Draws] = {}
     for draws in all_draws:
         if (known := _known(draws.file_name, cache)) is None:
-            missing.append(draws)
+            missing[draws.file_name] = draws
         else:
             draws.floor = known
-    missing.sort(key=lambda draws: draws.metric.is_cheap)  # those that take longest first
-    counts = [draws.sets - _FIRST for draws in missing]
-    tasks = [draws.more(count) for draws, count in zip(missing, counts, strict=True)]
+    if not missing:
+        return
+    if torch.cuda.is_initialized():  # a user's metric may use the device, which no fork can
+        workers = 1
+    ordered = sorted(missing.values(), key=lambda each: each.metric.is_cheap)  # the longest first
+    tasks = [draws.more(draws.sets - _FIRST) for draws in ordered]
+    total = sum(draws.sets - _FIRST for draws in ordered)
     with (
-        tqdm(total=sum(counts), desc="noise floors", disable=HIDDEN, leave=False) as bar,
+        tqdm(total=total, desc="noise floors", disable=HIDDEN, leave=False) as bar,
         closing(run_in_processes(tasks, workers)) as all_news,
     ):
         for news in all_news:
             for number, value in news:
-                missing[number].values.append(value)
+                draws = ordered[number]
+                draws.values.append(value)
+                if len(draws.values) == draws.sets:
+                    draws.floor = draws.to_floor()
+                    _store(draws, cache)
                 bar.update()
-    for draws in missing:
-        draws.floor = draws.to_floor()
-        if cache is None:
-            _kept[draws.file_name] = draws.floor
-            continue
-        what = {"metric": repr(draws.metric), "sigma": draws.sigma, "num_samples": draws.num,
-                "sets": draws.sets}  # fmt: skip
-        path = cache / draws.file_name
-        try:
-            write_atomic(path, to_json(what | draws.floor))
-        except OSError as error:
-            log.warning("%s: cannot store this noise floor for other runs (%s)", path, error)
+    for draws in all_draws:
+        if draws.file_name in missing:  # there may be two of the same law
+            draws.floor = missing[draws.file_name].floor
+
+
+def _store(draws: _Draws, cache: Path | None) -> None:
+    """Keep the floor for other runs, or in memory if there is no folder."""
+    if cache is None:
+        _kept[draws.file_name] = draws.floor
+        return
+    what = {
+        "metric": repr(draws.metric), "sigma": draws.sigma, "num_samples": draws.num,
+        "sets": draws.sets,
+    }  # fmt: skip
+    path = cache / draws.file_name
+    try:
+        write_atomic(path, to_json(what | draws.floor))
+    except OSError as error:
+        log.warning("%s: cannot store this noise floor for other runs (%s)", path, error)
 
 
 def _known(name: str, cache: Path | None) -> Floor | None:

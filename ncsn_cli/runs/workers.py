@@ -47,15 +47,16 @@ def run_in_processes(  # noqa: C901  # one loop between the pipes' ends and the 
     for each other at every operation on small tensors.) This process sees only what a task yields
     and what it writes to shared memory. A task should yield arrays: torch sends each tensor
     through a file in memory, and the system limits the number of these files. The forks end with
-    this process, and with the iteration. With one worker, or if the system is not Linux, this
-    process runs all tasks itself.
+    this process, and with the iteration. With one worker, if the system is not Linux, and
+    in a worker of ``multiprocessing``, this process runs all tasks itself.
 
     Raises:
         Exception: If a task raises it.
         MemoryError: If a fork was killed; the system does so when memory is short.
         RuntimeError: If a fork ended in another way.
     """
-    if min(workers, len(tasks)) <= 1 or sys.platform != "linux":
+    is_daemon = multiprocessing.current_process().daemon  # a pool's worker, which may not fork
+    if min(workers, len(tasks)) <= 1 or sys.platform != "linux" or is_daemon:
         for number, task in enumerate(tasks):
             for made in task:
                 yield [(number, made)]
@@ -66,8 +67,9 @@ def run_in_processes(  # noqa: C901  # one loop between the pipes' ends and the 
     try:
         for _ in range(min(workers, len(tasks))):
             ours, theirs = context.Pipe()
-            forks[ours] = context.Process(target=_work, args=(tasks, theirs, os.getpid()))
-            forks[ours].start()
+            fork = context.Process(target=_work, args=(tasks, theirs, os.getpid()))
+            fork.start()
+            forks[ours] = fork
             theirs.close()  # so that ``ours`` is closed when the fork ends
             running[ours] = None
         while running:

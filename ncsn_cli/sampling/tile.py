@@ -258,6 +258,6 @@ def _refuse_non_finite(block: list[State], step: int) -> None:
     for number, state in enumerate(block, start=step + 1):
         if not bool(torch.isfinite(state.x).all()):
             raise DivergedError(
-                f"a sample is not finite at step {number}, level {state.level + 1} (sigma ="
-                f" {state.sigma:g}); take smaller steps"
+                f"a sample is not finite (inf or nan) at step {number}, level {state.level + 1}"
+                f" (sigma = {state.sigma:g}); take smaller steps"
             )

@@ -105,6 +105,7 @@ def test_a_grown_grid_runs_only_what_is_new(forked, tmp_path):
         assert (sweep / name / "run.json").stat().st_mtime_ns == written
     assert result.stdout.count("done before") == 2
     assert "sweep: 3 of 3 jobs done" in result.stdout
+    assert result.stdout.endswith("\nnext: ncsn-sample checkpoint=sweep\n")
     page = (sweep / "report.html").read_text()
     assert "<h1>ncsn-train -m hydra.sweep.dir=sweep" in page
     assert all(f'href="{quote(job.name)}/report.html"' in page for job in folders(sweep))

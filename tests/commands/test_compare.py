@@ -626,7 +626,7 @@ def test_where_targets_move_the_ranking_is_against_the_data(tmp_path, monkeypatc
     assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in panels}) == 1
     compare(["runs", "--metric", "perturbed.w.ratio"])
     out = capsys.readouterr().out
-    assert "no mark on perturbed.w.ratio: what they measure changes with sigma_min" in out
+    assert "not ranked by perturbed.w.ratio: what they measure changes with sigma_min" in out
     assert not {"*", "~"} & {*"".join(the_table(out)[1:])}
 
 
@@ -731,7 +731,7 @@ def part(value):
 
 def sampling_with_budget(nats):
     # With one mode, the mode weights are right whatever the samples are.
-    splits = {"mode_weights": (0, 0.0), "moments": (2, 0.1), "width": (9, 0.7)}
+    splits = {"mode_weights": (0, 0.0), "moments": (0.2, 0.1), "width": (0.9, 0.7)}
     budget = {
         "metrics": {
             name: {"parts": {"steps": part(split), "network": part(split)}}
@@ -741,7 +741,10 @@ def sampling_with_budget(nats):
     }
     if nats is not None:
         budget["nats"]["parts"]["network"] = part(0.1)
-    clean = {name: {"value": 1, "ratio": ratio or None} for name, (ratio, _) in splits.items()}
+    clean = {
+        name: {"value": value, "floor_quantiles": [0.0, value and 0.1]}
+        for name, (value, _) in splits.items()
+    }
     return {"clean": clean, "budget": budget}
 
 

@@ -88,3 +88,21 @@ def test_a_full_disk_is_an_error_still(monkeypatch):
         monkeypatch.setattr(present, "_WORKERS", workers)
         with pytest.raises(OSError, match="No space left"):
             list(present.files_of(full))
+
+
+def partial_of(target):
+    return {"_target_": target, "_partial_": True}
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "is_shown"),
+    [
+        ("plot", "ncsn_cli.plots.recovered_density", True),
+        ("plot", "ncsn_cli.plots.density", False),
+        ("plot", "tests.commands.test_present.Broken", True),  # it may show anything
+        ("animation", "tests.commands.test_present.Broken", True),
+    ],
+)
+def test_what_a_picture_may_show_goes_by_what_draws_it(group, target, is_shown):
+    pictures = present.Pictures({group: {"mine": partial_of(target), "none": None}})
+    assert pictures.may_show("recovered_density") == is_shown

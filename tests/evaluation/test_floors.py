@@ -41,13 +41,14 @@ def test_floors_in_advance_are_those_found_one_by_one(has_folder, tmp_path, monk
     monkeypatch.setattr(floors, "_kept", {})
     folder, truth, both = tmp_path if has_folder else None, two_modes_1d(), (0.0, 0.5)
     metrics = [METRIC, Moments(), ModeWeights(), Wasserstein()]
-    made = Floors(folder, workers=2)
-    made.prepare(metrics, [(truth, sigma) for sigma in both], 20)
     expected = {
         (metric, sigma): ask(None, metric=metric, sigma=sigma)
         for metric in metrics
         for sigma in both
     }
+    floors._kept.clear()
+    made = Floors(folder, workers=2)
+    made.prepare(metrics, [(truth, sigma) for sigma in (*both, 0.5)], 20)
     with monkeypatch.context() as patch:
         patch.setattr(floors, "noise_floor", None)  # no floor is found twice
         assert {key: made(key[0], truth, key[1], 20) for key in expected} == expected
@@ -60,8 +61,33 @@ def test_floors_that_need_more_of_the_truth_are_left_out(tmp_path):
     unknown, metric = Sampled(two_modes_1d()), Wasserstein()
     made = Floors(tmp_path, workers=1)
     made.prepare([ModeWeights(), metric], [(unknown, 0.5)], 20)
-    assert made(metric, unknown, 0.5, 20) == ask(None, metric=metric, truth=unknown)
     assert len(list(tmp_path.iterdir())) == 1
+    assert made(metric, unknown, 0.5, 20) == ask(None, metric=metric, truth=unknown)
+
+
+def test_floors_found_before_an_interruption_are_kept(tmp_path):
+    class Stops(SlicedWasserstein):
+        def distance(self, truth, sigma, num):
+            calls = iter(range(10))
+            return lambda x, generator: 1.0 if next(calls) < 5 else 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        Floors(tmp_path, workers=1).prepare(
+            [METRIC, Stops(num_directions=3)], [(two_modes_1d(), 0.5)], 20
+        )
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_equal_laws_are_measured_once(tmp_path):
+    calls = []
+
+    class Counted(SlicedWasserstein):
+        def distance(self, truth, sigma, num):
+            return lambda x, generator: calls.append(1) or 1.0
+
+    made, laws = Floors(tmp_path, workers=1), [(two_modes_1d(), 0.5), (two_modes_1d(), 0.5)]
+    made.prepare([Counted(num_directions=3)], laws, 20)
+    assert len(calls) == floors._MOST_SETS + 3
 
 
 def test_a_kept_floor_is_read(tmp_path):

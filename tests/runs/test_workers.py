@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -139,3 +140,13 @@ def test_workers_end_with_a_process_that_is_killed():
         parent.kill()
         said = parent.stdout.read()  # until nobody can write any more
     assert said == b""  # so their end was not that of their task, a minute later
+
+
+def made_by_forks(_):
+    tasks = [iter([np.array([number])]) for number in range(3)]
+    return sum(int(made[0]) for news in run_in_processes(tasks, 2) for _, made in news)
+
+
+def test_the_worker_of_a_pool_runs_all_itself():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map(made_by_forks, [0]) == [3]
