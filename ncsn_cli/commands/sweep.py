@@ -220,7 +220,7 @@ def conclude() -> list[Job]:
         compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
     if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
         print(f"\nfinished jobs are kept; for the rest: {program} {watch.with_place(words)}")
-    elif jobs and (jobs[0].folder / CHECKPOINTS).is_dir():
+    elif jobs and any(jobs[0].folder.glob(CHECKPOINTS)):
         from ncsn_cli.commands.config import sample_command
 
         config = read_yaml(jobs[0].folder / "config.yaml", {})
