@@ -48,9 +48,11 @@ def in_words(budget: Mapping[str, Any], metric: str | None) -> str:
     if (known := budget.get("nats")) and known["value"] is not None:
         values = {part: each["value"] for part, each in known["parts"].items()}
         nats = f"; in nats {_as_sum(values, names)}"
+    total = sum(part["value"] for part in found.get("parts", {}).values())
     if found.get("first") is None:
-        return f"error budget: all within noise{nats}"
-    total = sum(part["value"] for part in found["parts"].values())
+        shows = bool(found) and found["exact_draws"] + total > found["visible_above"]
+        what = "no part alone is beyond its noise" if shows else "all within noise"
+        return f"error budget: {what}{nats}"
     split = _as_sum(beyond_noise(found["parts"]), names, total)
     name = names[found["first"]]
     first = name if name == FINITE_DATA else f"the {name}"

@@ -160,13 +160,15 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
 
 
 def _worst_against_data(report: Mapping[str, Any]) -> str | None:
-    """Return the metric of the budget in which the data are missed most; None without metrics."""
-    clean = report["clean"]
-    entries = {name: clean[name] for name in report["budget"]["metrics"]}
+    """Return the metric of the budget in which the data are missed most; None without metrics.
+
+    A metric in which a part is beyond its noise comes before those without such a part.
+    """
+    clean, found = report["clean"], report["budget"]["metrics"]
     excess = {
-        name: Line(name, entry, None).excess
-        for name, entry in entries.items()
-        if word_for(entry) is not None
+        name: (each["first"] is not None, Line(name, clean[name], None).excess)
+        for name, each in found.items()
+        if word_for(clean[name]) is not None
     }
     return max(excess, key=lambda name: excess[name], default=None)
 

@@ -8,7 +8,7 @@ import torch
 from ncsn_cli.commands.score import empirical_score
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
-from ncsn_cli.evaluation.parts import PARTS, in_words
+from ncsn_cli.evaluation.parts import PARTS, in_words, part_names
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.inits import Data, Normal, Prior
@@ -106,6 +106,23 @@ def test_a_metric_that_cannot_err_does_not_hide_a_fault():
     assert budget["metrics"]["mode_weights"]["first"] is None
     (sentence,) = of_samples({"budget": budget, "clean": clean, "perturbed": clean}).sentences
     assert sentence.startswith("cause: the start (")
+
+
+def test_the_metric_with_a_part_beyond_its_noise_is_named():
+    def entry(value):
+        return {"value": value, "floor_quantiles": [0.0, 1.0], "ratio": 2 * value}
+
+    def found(standard_error):
+        part = {"value": 5.0, "standard_error": standard_error}
+        first = None if standard_error > 2 else "start"
+        return {"visible_above": 1.0, "exact_draws": 0.5, "parts": {"start": part}, "first": first}
+
+    names, clean = part_names(None), {"width": entry(9.0), "moments": entry(6.0)}
+    for error, words in ((1.0, "cause: the start (moments"), (4.0, "error budget: no part alone")):
+        metrics = {"width": found(4.0), "moments": found(error)}
+        report = {"budget": {"parts": names, "metrics": metrics}, "clean": clean}
+        (sentence,) = of_samples({**report, "perturbed": clean}).sentences
+        assert sentence.startswith(words)
 
 
 def test_hybrids_share_their_random_numbers():
