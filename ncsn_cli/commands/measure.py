@@ -119,11 +119,8 @@ def hold_against_truth(job: Job, folder: RunFolder) -> dict[str, Any]:
     """Measure the samples; write and return ``metrics.json``."""
     start, run = time.monotonic(), job.run
     floors = Floors(Path(job.config["paths"]["outputs"], "floors"))
-    denoised = job.denoised
-    laws = [(job.truth, 0.0), (denoised or job.truth, run.sigma)]
-    floors.prepare(job.metrics.values(), laws[: 1 + (run.sigma > 0)], len(job.samples))
     found = against_truth(
-        job.samples, job.truth, run.sigma, job.metrics, floors, run.seed, denoised
+        job.samples, job.truth, run.sigma, job.metrics, floors, run.seed, job.denoised
     )
     seconds = round(time.monotonic() - start, 3)
     report = {"num_samples": len(job.samples), "seconds": seconds, **found}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ncsn_cli.commands.differences import IGNORED, differ, moving
 from ncsn_cli.commands.found_runs import Run
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.evaluation.verdict import excess
 
 BEST, TIED = "*", "~"
 
@@ -61,14 +62,15 @@ def _split_by_budget(runs: list[Run]) -> str:
         return "budget.nats"
     found = (part.match(key) for run in split for key in run.metrics)
     names = dict.fromkeys(match[1] for match in found if match)
-    missed = {name: sum(_excess(run, f"clean.{name}") for run in split) for name in names}
-    return f"budget.metrics.{max(missed, key=lambda name: missed[name])}"
 
+    def missed(name: str) -> float:
+        key = f"clean.{name}"
+        return sum(
+            excess(run.metrics.get(f"{key}.value", 0.0), run.highest.get(key, 0.0))
+            for run in split
+        )
 
-def _excess(run: Run, metric: str) -> float:
-    """Return a distance over the upper end of the band of exact draws; 0 if it cannot err."""
-    value, upper = run.metrics.get(f"{metric}.value", 0.0), run.highest.get(metric, 0.0)
-    return value / upper if upper > 0 else math.inf if value > 0 else 0.0
+    return f"budget.metrics.{max(names, key=missed)}"
 
 
 def values_of(runs: list[Run], metric: str) -> list[float]:

@@ -33,7 +33,6 @@ from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_budget import budget_of
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
-from ncsn_cli.core.dataset import Law
 from ncsn_cli.core.errors import ConfigError, UnknownTruthError
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
@@ -128,7 +127,8 @@ def measure(
 
     Removes the saved state of the chains, which is not needed any more.
     """
-    run, truth, floors = job.run, job.truth, _floors_of(job)
+    run, truth = job.run, job.truth
+    floors = Floors(Path(job.config["paths"]["outputs"], "floors"), job.workers)
     report: dict[str, Any] = {
         "num_samples": run.num_samples,
         "seconds": seconds,
@@ -160,17 +160,6 @@ def measure(
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
     return report, log_density
-
-
-def _floors_of(job: Job) -> Floors:
-    """Return the noise floors; those of the samples are found at once."""
-    floors = Floors(Path(job.config["paths"]["outputs"], "floors"), job.workers)
-    laws: list[tuple[Law, float]] = [(job.truth, 0.0)]
-    sigma = job.parts.plan[-1].sigma
-    if sigma > 0 and (job.truth.is_known or not job.parts.sampler.denoise):
-        laws.append((job.target, sigma))
-    floors.prepare(job.parts.of_samples.values(), laws, job.run.num_samples)
-    return floors
 
 
 def _measure_score(
@@ -254,8 +243,6 @@ def _along_the_way(
     known = {k: metric for k, metric in job.parts.of_samples.items() if clean[k] is not None}
     if not states:
         return None
-    laws = [(job.truth, sigma) for sigma, _ in states[:-1]]
-    floors.prepare(known.values(), laws, job.run.num_samples)
     found = evaluate_trajectory(dict(states), job.truth, known, floors, job.run.seed, job.target)
     return found | dict.fromkeys(k for k in job.parts.of_samples if k not in known)
 

@@ -64,9 +64,10 @@ class Floors:
         """
         begun: dict[tuple[int, int, float, int], _Draws] = {}
         for metric, (truth, sigma) in itertools.product(list(metrics), laws):
-            with suppress(UnknownTruthError):
-                draws = _Draws(metric, truth, sigma, min(num, metric.floor_draws))
-                begun[id(metric), id(truth), sigma, num] = draws
+            key = id(metric), id(truth), sigma, num
+            if key not in self._found:
+                with suppress(UnknownTruthError):
+                    begun[key] = _Draws(metric, truth, sigma, min(num, metric.floor_draws))
         _complete(list(begun.values()), self._cache, self._workers)
         self._found |= begun  # they keep metrics and laws alive: a free id would be given anew
 

@@ -13,7 +13,7 @@ from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.errors import UnknownTruthError
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.evaluation.floors import Floor
+from ncsn_cli.evaluation.floors import Floor, Floors
 from ncsn_cli.evaluation.verdict import word_for
 from ncsn_cli.metrics import SampleMetric
 
@@ -28,7 +28,7 @@ def against_truth(
     truth: Dataset,
     sigma: float,
     metrics: Mapping[str, SampleMetric],
-    floor_of: FloorOf,
+    floors: Floors,
     seed: int,
     denoised: Law | None = None,
 ) -> dict[str, Any]:
@@ -40,11 +40,12 @@ def against_truth(
     known. At sigma = 0 all of these laws are p itself.
     """
     name = "perturbed" if denoised is None else "denoised"
-    clean = evaluate_samples(samples, truth, 0.0, metrics, floor_of, seed)
-    found = {"clean": clean, name: clean if sigma == 0 else None}
+    laws: list[tuple[Law, float]] = [(truth, 0.0)]
     if sigma > 0 and (denoised is None or truth.is_known):
-        target = denoised or truth
-        found[name] = evaluate_samples(samples, target, sigma, metrics, floor_of, seed)
+        laws.append((denoised or truth, sigma))
+    floors.prepare(metrics.values(), laws, len(samples))
+    clean, *others = (evaluate_samples(samples, *law, metrics, floors, seed) for law in laws)
+    found = {"clean": clean, name: others[0] if others else clean if sigma == 0 else None}
     scaled = {
         metric: entry["floor_scaled_from"]
         for metric, entry in clean.items()
@@ -106,7 +107,7 @@ def evaluate_trajectory(
     states: Mapping[float, Tensor],
     truth: Law,
     metrics: Mapping[str, SampleMetric],
-    floor_of: FloorOf,
+    floors: Floors,
     seed: int,
     last: Law | None = None,
 ) -> dict[str, Any]:
@@ -122,9 +123,11 @@ def evaluate_trajectory(
     """
     levels = tqdm(states.items(), desc="distances", unit="level", disable=HIDDEN, leave=False)
     targets = dict.fromkeys(states, truth) | {[*states][-1]: last or truth}
+    laws = [(law, sigma) for sigma, law in targets.items()]
+    floors.prepare(metrics.values(), laws, len(next(iter(states.values()))))
     rows = [
         {
-            name: _against_floor(name, metric, x, targets[s], s, floor_of, seed)
+            name: _against_floor(name, metric, x, targets[s], s, floors, seed)
             for name, metric in metrics.items()
         }
         for s, x in levels

@@ -45,6 +45,14 @@ def word_for(entry: Entry) -> str | None:
     return GOOD if value <= upper else VISIBLE if value <= 2 * upper else WRONG
 
 
+def excess(value: float, upper: float) -> float:
+    """Return a distance over ``upper``, the upper end of the band of exact draws.
+
+    Above 1 it shows. It is 0 where neither the samples nor exact draws can have a distance.
+    """
+    return value / upper if upper > 0 else math.inf if value > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a run's numbers mean.
@@ -89,9 +97,8 @@ class Line:
 
     @property
     def excess(self) -> float:
-        """The distance over the upper end of the band of exact draws; above 1 it shows."""
-        upper = self.entry["floor_quantiles"][1]
-        return float(self.entry["value"] / upper) if upper > 0 else float("inf")
+        """See ``excess``."""
+        return excess(self.entry["value"], self.entry["floor_quantiles"][1])
 
     @property
     def is_worse_against_data(self) -> bool:
@@ -165,12 +172,11 @@ def _worst_against_data(report: Mapping[str, Any]) -> str | None:
     A metric in which a part is beyond its noise comes before those without such a part.
     """
     clean, found = report["clean"], report["budget"]["metrics"]
-    excess = {
-        name: (each["first"] is not None, Line(name, clean[name], None).excess)
-        for name, each in found.items()
-        if word_for(clean[name]) is not None
-    }
-    return max(excess, key=lambda name: excess[name], default=None)
+
+    def missed(name: str) -> tuple[bool, float]:
+        return found[name]["first"] is not None, Line(name, clean[name], None).excess
+
+    return max(found, key=missed, default=None)
 
 
 def of_network(

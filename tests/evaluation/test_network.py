@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ncsn_cli.datasets import Circle, GaussianMixture
-from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.floors import Floors, noise_floor
 from ncsn_cli.evaluation.network import draws_per_level, evaluate_training, fisher_informations
 from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
 from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
@@ -31,7 +31,7 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
     states = {s: dataset.sample(400, sigma=s, generator=stream(int(s))) for s in sigmas}
     states[2.0] = states[2.0] + 2
     metrics = {"wasserstein": Wasserstein(max_points=1), "moments": Moments()}
-    found = evaluate_trajectory(states, dataset, metrics, noise_floor, seed=0)
+    found = evaluate_trajectory(states, dataset, metrics, Floors(), seed=0)
     assert found["sigmas"] == list(sigmas)
     assert found["std"]["true"] == pytest.approx([math.sqrt(4.24 + s**2) for s in sigmas])
     # The kurtosis of these laws is below 3 plus a rare mode's: three times a Gaussian's error.
@@ -52,13 +52,13 @@ def test_distances_along_the_way_find_the_level_that_is_wrong():
 
 def test_one_chain_has_no_standard_deviation():
     dataset, states = two_modes_1d(), {2.0: torch.ones(1, 1), 1.0: torch.zeros(1, 1)}
-    found = evaluate_trajectory(states, dataset, {"moments": Moments()}, noise_floor, seed=0)
+    found = evaluate_trajectory(states, dataset, {"moments": Moments()}, Floors(), seed=0)
     assert found["std"]["value"] == [None, None]
     assert found["moments"]["value"][1] == pytest.approx(
         math.sqrt(2.4**2 + 4.24 + 1)  # a Gaussian of mean 2.4 and variance 5.24 from a point at 0
     )
     two = {sigma: torch.cat([x, x + 2]) for sigma, x in states.items()}
-    found = evaluate_trajectory(two, dataset, {}, noise_floor, seed=0)
+    found = evaluate_trajectory(two, dataset, {}, Floors(), seed=0)
     assert found["std"]["value"] == pytest.approx([math.sqrt(2)] * 2)  # unbiased: 2 = (1 + 1)/1
 
 

@@ -222,7 +222,12 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [*((name, "euler") for name in PRESETS), ("ring_2d", "heun"), ("grid_2d", "multistep")],
+    [
+        *((name, "heun" if name == "spiral_2d" else "euler") for name in PRESETS),
+        ("ring_2d", "heun"),
+        ("grid_2d", "multistep"),
+        ("two_modes_2d", "multistep"),
+    ],
 )
 def test_the_nats_of_each_preset_are_those_of_random_points(name, solver):
     # KL = E[r log r - r + 1] over points of the start, r = p(T) |det dT|/q_0: no grid, no seams.
@@ -231,7 +236,7 @@ def test_the_nats_of_each_preset_are_those_of_random_points(name, solver):
     high, low = technique_1(truth.sample(5000, generator=stream())), truth.smallest_std / 3
     flow, sigmas = ProbabilityFlow(solver=solver), Karras(high, low, 20).sigmas
     start = Prior().law(truth, high)
-    x = Prior()(10_000, truth, high, stream(5)).double()
+    x = Prior()(40_000, truth, high, stream(5)).double()
 
     def end(x, _):
         return flow(truth.score, x, sigmas, generator=stream())
@@ -242,8 +247,8 @@ def test_the_nats_of_each_preset_are_those_of_random_points(name, solver):
     values = log_r.exp() * (log_r - 1) + 1
     known, error = float(values.mean()), float(values.std()) / math.sqrt(len(x))
     found = nats(flow, truth, Prior(), sigmas)
-    assert abs(found.kl - known) < found.kl_error + 5 * error
-    assert found.kl_error < max(2e-3, known / 3)
+    assert abs(found.kl - known) < found.kl_error + 4 * error
+    assert found.kl_error < 5e-3
 
 
 def test_a_grid_becomes_wide_enough_for_the_target():

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from ncsn_cli.core.settings import STRICT
 from ncsn_cli.datasets import Sampled
-from ncsn_cli.evaluation.floors import noise_floor
+from ncsn_cli.evaluation.floors import Floors, noise_floor
 from ncsn_cli.evaluation.samples import against_truth
 from ncsn_cli.inits import Normal, Prior
 from ncsn_cli.metrics import ModeWeights, Moments, Width
@@ -48,7 +48,7 @@ def setup(sampler=FLOW, *, sigmas, score=TRUTH.score, init=None):
 def causes(planted, sigmas, score_name=None):
     samples = Sampling(planted, 1280, num_paths=0, keep_by_level=False).run().samples
     sigma = planted.plan[-1].sigma
-    report = against_truth(samples, TRUTH, sigma, METRICS, noise_floor, 0)
+    report = against_truth(samples, TRUTH, sigma, METRICS, Floors(), 0)
     exact = (TRUTH.score, TRUTH.log_prob)
     reference = Reference(planted, sigmas, TRUTH, METRICS, noise_floor, score_name, exact)
     return reference.causes(samples, report)
@@ -93,7 +93,7 @@ def test_a_score_that_is_not_known_tells_nothing():
     sigmas = Karras(20.0, 0.1, 40).sigmas
     planted = setup(sigmas=sigmas, score=lambda x, sigma: 0 * x)
     samples = Sampling(planted, 300, num_paths=0, keep_by_level=False).run().samples
-    report = against_truth(samples, TRUTH, 0.1, METRICS, noise_floor, 0)
+    report = against_truth(samples, TRUTH, 0.1, METRICS, Floors(), 0)
     reference = Reference(planted, sigmas, TRUTH, METRICS, noise_floor, "network", None)
     assert reference.causes(samples, report) == ["these numbers do not tell"]
 
@@ -130,7 +130,7 @@ def test_the_smallest_level_of_a_law_known_by_draws():
     truth, sigmas = Sampled(Draws()), Karras(5.0, 0.3, 10).sigmas
     samples = truth.sample(2000, sigma=0.3, generator=stream())
     metrics = {"moments": Moments()}
-    report = against_truth(samples, truth, 0.3, metrics, noise_floor, 0)
+    report = against_truth(samples, truth, 0.3, metrics, Floors(), 0)
     planted = replace(setup(sigmas=sigmas), truth=truth)
     reference = Reference(planted, sigmas, truth, metrics, noise_floor, "network", None)
     assert reference.causes(samples, report) == ["sigma_min = 0.3"]
