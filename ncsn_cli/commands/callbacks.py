@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ncsn_cli.commands.before import FolderBefore
+from ncsn_cli.commands.launching import choose_launcher
 from ncsn_cli.commands.names import (
     AUTO,
     RESUME,
@@ -94,6 +95,7 @@ class Callbacks(Callback):
         if watch.is_study:
             _continue_study(config.hydra.sweeper)
         watch.total = num_jobs(config, overrides)
+        choose_launcher(config, watch.total)
         watch.roster.mkdir(parents=True)
         swept = [*_params(config), *(key for key, o in overrides.items() if o.is_sweep_override())]
         write_atomic(watch.roster / SWEPT, "\n".join(swept).encode())

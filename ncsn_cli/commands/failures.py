@@ -275,7 +275,7 @@ def _unknown_option(path: str, error: BaseException) -> str:
     name = path.removeprefix(f"{group}/")
     remedy = f"; choose from {', '.join(known)}" if known else "; see --help"
     if group in ("hydra/launcher", "hydra/sweeper"):
-        remedy += "; more come with pip install 'ncsn_cli[parallel,slurm,optuna]'"
+        remedy += "; more come with pip install 'ncsn_cli[slurm,optuna]'"
     return f"{group}={name}: there is no such option{did_you_mean(name, known) or remedy}"
 
 

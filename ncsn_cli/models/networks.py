@@ -31,6 +31,20 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "gelu": nn.GELU,
 }
 
+_FEW = 8  # from 16 inputs on, both products take equally long
+
+
+class FewInputs(nn.Linear):
+    """A linear layer for few inputs, whose derivative by its weights is fast on a CPU.
+
+    The derivative is a product with as few columns as there are inputs. Torch computes it from a
+    weight matrix (inputs, outputs) as a product with few rows, which is up to ten times as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b, (B, outputs), at ``x`` (B, inputs)."""
+        return torch.addmm(self.bias, x, self.weight.t().contiguous())
+
 
 class MLP(Network):
     """Perceptron on x and the raw sigma: s(x, sigma) = f([x, sigma]).
@@ -175,7 +189,7 @@ class _ResidualNetwork(nn.Module):
         width = hidden[0]
         frequencies = torch.logspace(math.log10(0.25), math.log10(8.0), max(1, features // 2))
         self.register_buffer("frequencies", frequencies)
-        self.entry = nn.Linear(dim, width)
+        self.entry = _linear(dim, width)
         self.inner = nn.ModuleList(nn.Linear(width, inner) for inner in hidden)
         self.level = nn.ModuleList(
             nn.Linear(2 * len(frequencies), inner, bias=False) for inner in hidden
@@ -381,12 +395,16 @@ def _column(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x).reshape(-1, 1).expand(len(x), 1)
 
 
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    return (FewInputs if inputs <= _FEW else nn.Linear)(inputs, outputs)
+
+
 def _perceptron(
     inputs: int, hidden: list[int], outputs: int, activation: Activation
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([inputs, *hidden]):
-        layers += [nn.Linear(width_in, width_out), _ACTIVATIONS[activation]()]
+        layers += [_linear(width_in, width_out), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], outputs))
 
 

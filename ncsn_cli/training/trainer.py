@@ -38,7 +38,7 @@ class Trainer:
         tensorboard: Whether to write the history and the pictures for TensorBoard, too. The
             history is written with each checkpoint.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
-            ``auto``: the number that ``resolve_auto`` finds for the sizes.
+            ``auto``: one, so that jobs side by side do not wait for each other.
         compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
             10 seconds or more; the steps are faster afterwards. ``auto``: where ``resolve_auto``
             finds that this pays. The recorded value is false if compiling failed.
@@ -66,8 +66,6 @@ class Trainer:
     resume: str | None = None
 
 
-_OUTPUTS_FOR_TWO_THREADS = 2**18  # P W in ``resolve_auto``
-
 _SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds that compiling saves
 
 
@@ -81,10 +79,12 @@ def resolve_auto(
     """Return the trainer with values for ``auto``, from an ``earlier`` part of the run or by rule.
 
     Threads and compiling change the last bits of results, so the rules depend on sizes alone, not
-    on the machine. Their numbers were measured by benchmarks/steps.py on two cores
-    (docs/performance.md). With P ``points`` per step and W units in the widest layer: two threads
-    are used from P W = 2^18 on. Steps of Adam and AdamW are compiled where all ``steps`` together
-    save more than 15 seconds: each step saves 1.5 ms, and 2 ns more for each of the P W outputs.
+    on the machine. One thread is used: a second one makes steps of a deep network up to 1.8 times
+    as fast, but two runs side by side with two threads each take longer than one after the other.
+    With P ``points`` per step and W units in the widest layer, steps of Adam and AdamW are
+    compiled where all ``steps`` together save more than 15 seconds: each step saves 1.5 ms, and
+    2 ns more for each of the P W outputs. These numbers were measured by benchmarks/steps.py
+    (docs/performance.md).
 
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.
@@ -93,8 +93,7 @@ def resolve_auto(
     threads = trainer.threads
     if threads == "auto":
         before = earlier.get("threads")
-        by_rule = 2 if outputs >= _OUTPUTS_FOR_TWO_THREADS else 1
-        threads = before if isinstance(before, int) else by_rule
+        threads = before if isinstance(before, int) else 1
     obstacle = None
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         obstacle = "trainer.compile: true needs optimizer=adam or adamw; set auto or false"

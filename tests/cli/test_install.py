@@ -57,7 +57,7 @@ def test_the_package_and_the_example_work_without_the_checkout(tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", scripts / "python"]
     run(*pip, "install", "-q", "--no-deps", ROOT, EXAMPLE)
     (packages,) = (tmp_path / "environment").glob("lib/*/site-packages")
-    for name in declared("ncsn_cli", {"parallel"}) - {"ncsn_cli"}:
+    for name in declared("ncsn_cli", set()) - {"ncsn_cli"}:
         link(name, packages)
     few = ["trainer.steps=20", "trainer.snapshots=2", "schedule.num_levels=2"]
     run(scripts / "ncsn-train", "experiment=mdsm_1d", *few)
@@ -79,7 +79,12 @@ def test_the_package_and_the_example_work_without_the_checkout(tmp_path):
     measured = ["own/samples", "dataset=cross", "metric=[radii]", "plot=[radii]"]
     run(scripts / "ncsn-measure", "--config-dir", "options", *measured)
     assert list(tmp_path.glob("outputs/measure/runs/*/plots/radii.png"))
-    sweep = ["trainer.steps=20", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=own/sweep"]
+    sweep = [
+        "trainer.steps=20",
+        "seed=0,1",
+        "hydra.launcher.n_jobs=2",
+        "hydra.sweep.dir=own/sweep",
+    ]
     run(scripts / "ncsn-train", "-m", *own, *sweep)
     assert len(list(tmp_path.glob("own/sweep/seed-*/metrics.json"))) == 2
     where = run(scripts / "python", "-c", "import own_classes; print(own_classes.__file__)")

@@ -218,9 +218,7 @@ def test_a_sweep_over_all_options_of_a_name(forked, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("launcher", ["auto", "joblib", "submitit_local"])
 def test_jobs_in_other_processes_end_the_same(launcher, forked, tmp_path):
     command = ["-m", "seed=0,1", *QUICK]
     assert forked.call("train", [*command, "hydra.sweep.dir=basic"], tmp_path).returncode == 0

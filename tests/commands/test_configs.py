@@ -19,7 +19,7 @@ RUNTIME = {"dim", "params", "scene", "self"}
 OPTIONS = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.glob("*/**/*.yaml")
-    if path.parent.name not in ("experiment", "hparams_search", "hydra", "paths")
+    if path.relative_to(CONFIGS).parts[0] not in ("experiment", "hparams_search", "hydra", "paths")
 )
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
 

@@ -94,7 +94,9 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.forked"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2], env={**environment, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[2],
+            # As in a scheduler's job, a sweep then runs its jobs in the command's own process.
+            env={**environment, "OMP_NUM_THREADS": "1", "PBS_JOBID": "0"},
         )  # fmt: skip
 
     def call(self, command, arguments, folder, before=None, signals=()):
