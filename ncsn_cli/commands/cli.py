@@ -168,13 +168,14 @@ def log_into(path: Path) -> Iterator[None]:
 def _error_of(name: str, start: Callable[[], object]) -> BaseException | None:
     """Call ``start`` and return the exception that ended it, or None if it finished."""
     from ncsn_cli.commands.mistyped import refuse_mistyped
-    from ncsn_cli.commands.shorthand import expand
+    from ncsn_cli.commands.shorthand import expand, refuse_missing
     from ncsn_cli.core.errors import RefusedStart
 
     try:
         refuse_mistyped(name, sys.argv[1:], has_files=name == "measure")
         _refuse_rerun()
         sys.argv[1:] = expand(name, sys.argv[1:])
+        refuse_missing(name, sys.argv[1:])
         sys.path.append(os.getcwd())  # for a user's own classes
         start()
     except RefusedStart as refused:

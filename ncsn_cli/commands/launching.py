@@ -17,7 +17,7 @@ IN_A_SCHEDULERS_JOB = (
 
 
 def choose_launcher(config: DictConfig, total: int | None) -> None:
-    """Modify ``config`` so that ``hydra/launcher=auto`` becomes Joblib's launcher or the basic one.
+    """Set ``hydra/launcher=auto`` in ``config`` to Joblib's launcher or the basic one.
 
     ``total`` is the number of jobs, None if unknown. Results do not depend on the launcher.
 
@@ -51,6 +51,6 @@ def _most_at_once(device: str) -> int:
 
         if gpus := torch.cuda.device_count():
             return gpus if device == AUTO else 1
-    import joblib
+    from joblib import cpu_count
 
-    return int(joblib.cpu_count())
+    return int(cpu_count())

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 
 from ncsn_cli.commands.mistyped import START
-from ncsn_cli.commands.names import for_hydra
+from ncsn_cli.commands.names import AUTO, for_hydra
 from ncsn_cli.commands.suggestions import known_names, known_options
 from ncsn_cli.core.errors import ConfigError, MissingInputError
 from ncsn_cli.runs.files import read_json
@@ -65,6 +65,21 @@ def expand(name: str, words: list[str]) -> list[str]:
             paths += jobs or [_latest(name, key, outputs) if value == "latest" else value]
         expanded.append(each if paths == values else for_hydra(each.partition("=")[0], *paths))
     return as_sweep(expanded) if is_sweep else expanded
+
+
+def refuse_missing(name: str, words: list[str]) -> None:
+    """Raise a MissingInputError if a run or checkpoint that the ``words`` name does not exist.
+
+    The command would find this out, too, but only once it has imported torch.
+    """
+    args = get_args_parser().parse_known_args(words)[0]
+    given = [] if args.cfg or args.info else args.overrides
+    paths = [(_key(each), path) for each in given for path in _values(each, _key(each))]
+    for key, path in paths:
+        if (name, key) not in _LATEST or path == AUTO or "$" in path:
+            continue
+        if "\0" not in path and not os.path.exists(os.path.expanduser(path)):
+            raise MissingInputError(f"{key}={path}: there is no such file or folder")
 
 
 def _with_files(words: list[str], overrides: list[str], is_shown: bool) -> list[str]:

@@ -14,7 +14,7 @@ from ncsn_cli.core.errors import ConfigError
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """``chosen(total, ...)``: the jobs at once on a machine of 6 cores; 1 for the basic launcher."""
+    """``chosen(total, ...)``: jobs at once on 6 cores; 1 for the basic launcher."""
     for name in IN_A_SCHEDULERS_JOB:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 6)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from ncsn_cli.commands.names import for_hydra
-from ncsn_cli.commands.shorthand import as_sweep, expand
+from ncsn_cli.commands.shorthand import as_sweep, expand, refuse_missing
 from ncsn_cli.core.errors import ConfigError, MissingInputError
 from tests.helpers.commands import CONFIGS
 
@@ -161,3 +161,22 @@ def test_names_of_files_to_measure(files, words, expected):
 def test_a_word_that_is_no_file_is_refused(files, word):
     with pytest.raises(MissingInputError, match=f"{word}: there is no such file"):
         expand("measure", ["a.npy", word])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sample", ["checkpoint=missing"]), ("sample", ["-m", "checkpoint=here,missing"]),
+        ("sample", ["++checkpoint='missing'"]), ("sample", ["score=exact", "resume=missing"]),
+        ("train", ["trainer.resume=missing"]), ("sample", ["checkpoint=here/missing"]),
+    ],
+)  # fmt: skip
+def test_a_run_that_does_not_exist_is_refused(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(MissingInputError, match="missing: there is no such file or folder"):
+        refuse_missing(name, words)
+    for others in ("checkpoint=here", "checkpoint=null", "resume=auto", "seed=missing"):
+        refuse_missing("sample", [others])
+    refuse_missing("sample", ["checkpoint=${hydra:runtime.cwd}/here"])
+    refuse_missing(name, ["--cfg", "job", *words])
