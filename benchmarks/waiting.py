@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -92,6 +93,7 @@ def run(words: list[str], package: Path, folder: Path) -> tuple[float, float]:
 def until_bar(words: list[str], package: Path, folder: Path) -> tuple[float, float]:
     """Return the seconds until a command shows a progress bar in a terminal, and 0."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     start = time.perf_counter()
     process = subprocess.Popen(
         [str(BIN / words[0]), *words[1:], f"hydra.run.dir={folder / 'made'}"], cwd=folder,
@@ -112,10 +114,10 @@ def until_bar(words: list[str], package: Path, folder: Path) -> tuple[float, flo
 def draw(medians: dict[str, list[tuple[float, float]]], file: Path) -> None:
     """Draw where the seconds of both commands go, from the medians of the rows."""
     figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-    names = []
+    names, colours = [], plt.cm.cividis([0.1, 0.4, 0.7, 0.95])
     for command, whole in (("train", "train"), ("sample", "sample, kept floors")):
         for i, when in enumerate(["now", "before"][: len(medians[whole])]):
-            total, computing = medians[whole][i]
+            total, _ = medians[whole][i]
             bare, bare_computing = medians[f"{command}, no pictures"][i]
             start = medians["out of range"][i][0]
             parts = {
@@ -125,7 +127,7 @@ def draw(medians: dict[str, list[tuple[float, float]]], file: Path) -> None:
                 "pictures, with states kept for films": total - bare,
             }
             left = 0.0
-            for (part, width), colour in zip(parts.items(), plt.cm.cividis([0.1, 0.4, 0.7, 0.95])):
+            for (part, width), colour in zip(parts.items(), colours, strict=True):
                 label = None if names else part
                 axes.barh(len(names), width, left=left, color=colour, label=label)
                 left += width
