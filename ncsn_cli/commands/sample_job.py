@@ -22,6 +22,7 @@ from ncsn_cli.commands.build import (
 from ncsn_cli.commands.config import Config, SampleSettings, without_paths
 from ncsn_cli.commands.contract import MOST_TRIED, try_metrics, try_own, try_sampler
 from ncsn_cli.commands.job import choose_device, is_published, output_folder
+from ncsn_cli.commands.names import AUTO, override
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
     MAY_CHANGE,
@@ -159,6 +160,18 @@ class Job:
         return {"checkpoint": "network", "empirical": FINITE_DATA}.get(self.run.score, "score")
 
 
+def _resolve_compile(
+    run: SampleSettings, parts: Parts, score: Score, kept: Config, device: torch.device
+) -> bool:
+    """Return whether to compile; ``kept`` is the record of a stopped run, or {}."""
+    setting = compile_setting_on_resume(run.compile, kept, "compile")
+    obstacle, gain = gain_of_compiling(score, parts.sampler, parts.plan, run.num_samples, device)
+    compiles = resolve_compile(setting, kept.get("config", {}).get("compile"), obstacle, gain)
+    if run.compile == AUTO and obstacle is None:
+        log.info("auto chose: %s", override("compile", compiles))
+    return compiles
+
+
 def build(request: Request) -> Job:
     """Build everything that ``request`` names; raise if something does not fit together."""
     run, device, parts = request.run, choose_device(request.run.device), _build_parts(request)
@@ -169,9 +182,7 @@ def build(request: Request) -> Job:
     score, log_prob, network = _choose_score(request, parts, truth.origin, device)
     # Decide on compiling, and check that the stopped run had the same request.
     kept = {} if found is None else found.record
-    compiles = compile_setting_on_resume(run.compile, kept, "compile")
-    gain = gain_of_compiling(score, parts.sampler, parts.plan, run.num_samples, device)
-    compiles = resolve_compile(compiles, kept.get("config", {}).get("compile"), *gain)
+    compiles = _resolve_compile(run, parts, score, kept, device)
     effective = {**request.config, **parts.settings, **network, "compile": compiles}
     config = {k: v for k, v in effective.items() if k not in ("loss", "optimizer", "trainer")}
     identity: Config = {

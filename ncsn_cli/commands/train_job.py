@@ -23,6 +23,7 @@ from ncsn_cli.commands.build import (
 from ncsn_cli.commands.config import Config, TrainSettings
 from ncsn_cli.commands.contract import try_own
 from ncsn_cli.commands.job import choose_device, in_search, is_published, output_folder
+from ncsn_cli.commands.names import AUTO, override
 from ncsn_cli.commands.present import Pictures
 from ncsn_cli.commands.resume import (
     MAY_CHANGE_IN_TRAINING,
@@ -133,6 +134,9 @@ def build(request: Request) -> Job:
     stopped = find_stopped(_load_checkpoint, parts.trainer.resume, request.digest)
     trainer = _resolve_auto(parts, {} if stopped is None else stopped.record)
     settled = {"threads": trainer.threads, "compile": trainer.compile}
+    if AUTO in (parts.trainer.threads, parts.trainer.compile):
+        chosen = (override(f"trainer.{key}", value) for key, value in settled.items())
+        log.info("auto chose: %s", " ".join(chosen))
     config = {**request.config, "trainer": {**request.config["trainer"], **settled}}
     config |= {"schedule": parts.fitted} if parts.fitted else {}
     torch.set_num_threads(int(trainer.threads))

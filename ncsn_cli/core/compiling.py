@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SECONDS_TO_COMPILE = 15.0  # ``auto`` compiles where more than this is saved
+_SECONDS_TO_SAVE = 5.0  # ``auto`` compiles where more than this is saved
 
-_FOLDER, _HEADERS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
+CODE_FOLDER, _HEADERS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
 _AMONG_OTHERS = f"ncsn_cli_{os.geteuid()}"  # in a folder where every user may write
 
 # Torch writes a command line as text and splits it into words with shlex.
@@ -61,7 +61,7 @@ def resolve_compile(
         return setting
     if isinstance(earlier, bool):
         return earlier
-    return obstacle is None and seconds_saved > _SECONDS_TO_COMPILE
+    return obstacle is None and seconds_saved > _SECONDS_TO_SAVE
 
 
 def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bool) -> T | None:
@@ -94,14 +94,14 @@ def keep_compiled_code() -> None:
     Precompiled headers are switched off: they would lie there too, and save no time.
     """
     os.environ.setdefault(_HEADERS, "0")
-    if not os.environ.get(_FOLDER):
+    if not os.environ.get(CODE_FOLDER):
         folders = _folders()
         fit = (folder for folder in folders if _fault(folder) is None)
-        os.environ[_FOLDER] = str(next(fit, folders[0]))
+        os.environ[CODE_FOLDER] = str(next(fit, folders[0]))
 
 
-def prepare_compiling() -> None:
-    """Make the folder for compiled code, and check that code can be compiled there.
+def check_compiler() -> None:
+    """Check that code can be compiled here.
 
     Raises:
         ConfigError: If nothing can be compiled. Torch would notice only after half a minute.
@@ -112,8 +112,16 @@ def prepare_compiling() -> None:
     for place in (compiler, os.path.dirname(torch.__file__), sysconfig.get_config_var("LIBDIR")):
         if _UNSPEAKABLE.search(str(place)):
             raise ConfigError(f"{place}: {_WHY_UNSPEAKABLE}; install it elsewhere")
+
+
+def code_folder() -> Path:
+    """Return the folder for compiled code, which is made if it does not exist.
+
+    Raises:
+        ConfigError: If code cannot be kept there, or others may have put code there.
+    """
     keep_compiled_code()
-    folder = Path(os.path.abspath(os.environ[_FOLDER]))
+    folder = Path(os.path.abspath(os.environ[CODE_FOLDER]))
     fault = _fault(folder)
     if fault is None:
         try:
@@ -122,7 +130,8 @@ def prepare_compiling() -> None:
         except OSError as error:
             fault = str(error.strerror)
     if fault is not None:
-        raise ConfigError(f"{folder}: {fault}; set {_FOLDER} to another folder")
+        raise ConfigError(f"{folder}: {fault}; set {CODE_FOLDER} to another folder")
+    return folder
 
 
 def _folders() -> list[Path]:
@@ -145,12 +154,12 @@ def _fault(folder: Path) -> str | None:
         return "nothing can be written there"
     if os.statvfs(nearest).f_flag & getattr(os, "ST_NOEXEC", 0):
         return "no code may be run from there"
-    if folder.name == _AMONG_OTHERS and not _is_private(folder):
+    if folder.name == _AMONG_OTHERS and not is_private(folder):
         return "another user could put code there"
     return None
 
 
-def _is_private(folder: Path) -> bool:
+def is_private(folder: Path) -> bool:
     """Return whether no other user can write into ``folder`` or replace it."""
     parent = folder.parent.stat().st_mode
     if parent & 0o022 and not parent & stat.S_ISVTX:

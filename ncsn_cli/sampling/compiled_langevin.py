@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.core.compiling import prepare_compiling
+from ncsn_cli.core.compiling import code_folder
+from ncsn_cli.core.packages import compiled
 from ncsn_cli.core.score import FunctionAtSigma, MultilevelScore, Score, ScoreAtSigma, score_at
 from ncsn_cli.models.one_level import Perceptron, one_hidden_layer
 from ncsn_cli.samplers import Level, Sampler
@@ -62,24 +63,21 @@ class CompiledLangevin(MultilevelScore):
     """
 
     def __init__(self, score: Score, x: Tensor) -> None:
-        prepare_compiling()
-        import torch._inductor  # takes seconds
+        code_folder()  # before torch makes it, for others to read
         from torch.fx.experimental.proxy_tensor import make_fx
 
         self._score = score
         one = x.new_ones(())
         network = self._network(one)
 
-        def steps(x: Tensor, z: Tensor, tau: Tensor, *layers: Tensor) -> Tensor:
+        def steps(x: Tensor, z: Tensor, tau: Tensor, *layers: Tensor) -> tuple[Tensor]:
             here = FunctionAtSigma(partial(one_hidden_layer, layers, network.activation))
-            return torch.stack([state.mT for state in here.steps(x.mT, z.mT, tau)])
+            return (torch.stack([state.mT for state in here.steps(x.mT, z.mT, tau)]),)
 
         z = x.new_zeros(_STEPS_A_CALL, *x.mT.shape)
         inputs: list[Any] = [x.mT, z, one, *network.layers]
-        # torch.compile would check at each call whether the inputs are still like these.
-        graph = make_fx(steps)(*inputs)
         options = {"cpp.enable_floating_point_contract_flag": "fast"}  # a b + c is one operation
-        self._steps: Callable[..., Tensor] = torch._inductor.compile(graph, inputs, options)
+        self._steps = compiled(make_fx(steps)(*inputs), inputs, options=options)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the scores (B, D) at ``x`` (B, D) and ``sigma`` () or (B,)."""
@@ -98,7 +96,7 @@ class CompiledLangevin(MultilevelScore):
 class _CompiledAtSigma(ScoreAtSigma):
     """A network at one level, with compiled Langevin steps."""
 
-    def __init__(self, network: Perceptron, steps: Callable[..., Tensor]) -> None:
+    def __init__(self, network: Perceptron, steps: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self._network, self._steps = network, steps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -111,6 +109,7 @@ class _CompiledAtSigma(ScoreAtSigma):
             num = len(some)
             if num < _STEPS_A_CALL:
                 some = functional.pad(some, (0, 0, 0, 0, 0, _STEPS_A_CALL - num))
-            states = self._steps(columns, some, tau, *self._network.layers)[:num]
+            (states,) = self._steps([columns, some, tau, *self._network.layers])
+            states = states[:num]
             yield from states.mT.unbind()
             columns = states[-1]

@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_cli.core.compiling import prepare_compiling
+from ncsn_cli.core.compiling import code_folder
+from ncsn_cli.core.packages import compiled
 from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
 
@@ -61,10 +62,11 @@ class CompiledSteps:
         x: Tensor,
         draws: Draws,
     ) -> None:
-        prepare_compiling()
+        code_folder()  # before torch makes it, for others to read
         self._optimizer, self._average = optimizer, average
         self._loss, self._sigmas, self._true_score = loss, sigmas, true_score
         self._model, self._grad_clip = model, grad_clip
+        self._buffers = dict(model.named_buffers())
         # A weight without a gradient, such as an energy's constant, has no state and does not
         # change.
         self._weights = {n: w for n, w in model.named_parameters() if optimizer.state.get(w)}
@@ -80,18 +82,13 @@ class CompiledSteps:
             torch.ops.aten.addmm.default: _affine,
         }
         trace = make_fx(step, decomposition_table=products)
-        self._graph: GraphModule = trace(*rows, *self._state())
+        self._graph: GraphModule = trace(*rows, *self._constants(), *self._state())
         for node in reversed(self._graph.graph.nodes):
             if "profiler" in str(node.target):  # optimizers report their steps to the profiler
                 self._graph.graph.erase_node(node)
         self._graph.graph.eliminate_dead_code()  # shape checks that the derivatives have left
         self._graph.recompile()
-        torch.compiler.reset()  # torch counts compilations over all runs of a process
-        # cpp_wrapper: the loop and its calls of kernels are C++, too.
-        self._steps: Any = torch.compile(
-            self._repeat, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
-        )
-        self._call(0)
+        self._steps = compiled(self._graph, self._inputs(0), _Repeated(self))
 
     def __call__(
         self, batches: Tensor, draws: list[Draws], rates: list[float], lerps: list[float]
@@ -119,10 +116,20 @@ class CompiledSteps:
     @torch.no_grad()
     def _call(self, num: int) -> tuple[Tensor, list[Tensor]]:
         """Return loss and both norms of each step (num, 3), and ``_state`` after ``num`` steps."""
-        count = torch.tensor(num, device=self._sigmas.device)
-        made = self._steps(count, *self._rates, *self._stacks, *self._state())
-        _, numbers, *state = made
+        _, numbers, *state = self._steps(self._inputs(num))
         return numbers[:num], state
+
+    def _inputs(self, num: int) -> list[Tensor]:
+        """Return what ``repeat`` takes for ``num`` steps."""
+        count = torch.tensor(num, device=self._sigmas.device)
+        return [count, *self._rates, *self._stacks, *self._constants(), *self._state()]
+
+    def _constants(self) -> list[Tensor]:
+        """Return what the steps read and never change: the levels and the network's buffers.
+
+        Values in the code would need new code for every schedule and training set.
+        """
+        return [self._sigmas, *self._buffers.values()]
 
     def _state(self) -> list[Tensor]:
         """Return all weights in a row, then each quantity of the optimizer, then the averages."""
@@ -162,17 +169,20 @@ class CompiledSteps:
     def _step(self, rate: Tensor, lerp: Tensor, x: Tensor, *rest: Tensor) -> list[Tensor]:
         """Return the loss with both norms of the gradient (3,), and the new ``_state``."""
         num_draws = len(Draws._fields)
-        draws, (weights, *state) = Draws(*rest[:num_draws]), rest[num_draws:]
+        draws, sigmas, others = Draws(*rest[:num_draws]), rest[num_draws], rest[num_draws + 1 :]
+        buffers = dict(zip(self._buffers, others, strict=False))
+        weights, *state = others[len(buffers) :]
 
         def loss_of(weights: Tensor) -> Tensor:
             parts = zip(self._weights.items(), weights.split(self._sizes), strict=True)
             named = {name: part.view_as(weight) for (name, weight), part in parts}
+            named |= buffers
 
             def score(points: Tensor, sigma: Tensor) -> Tensor:
                 made: Tensor = torch.func.functional_call(self._model, named, (points, sigma))
                 return made
 
-            return self._loss.given(draws, score, x, self._sigmas, self._true_score)
+            return self._loss.given(draws, score, x, sigmas, self._true_score)
 
         gradient, loss = torch.func.grad_and_value(loss_of)(weights)
         weights = weights.clone()
@@ -196,13 +206,15 @@ class CompiledSteps:
             new.append(torch.lerp(state[-1], weights, lerp))
         return [torch.stack([loss, norm, clipped_norm]), *new]
 
-    def _repeat(self, num: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    @torch.no_grad()
+    def repeat(self, num: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Make ``num`` steps, each with its row of every stack.
 
         Returns ``num``, the loss and norms of each step, and the last state.
         """
-        num_stacks = len(self._rates) + len(self._stacks)
-        stacks, state = tensors[:num_stacks], tensors[num_stacks:]
+        num_stacks, num_constants = len(self._rates) + len(self._stacks), 1 + len(self._buffers)
+        stacks, rest = tensors[:num_stacks], tensors[num_stacks:]
+        constants, state = rest[:num_constants], rest[num_constants:]
         steps = torch.arange(len(stacks[0]), device=num.device)
 
         def is_left(i: Tensor, *_: Tensor) -> Tensor:
@@ -210,13 +222,21 @@ class CompiledSteps:
 
         def step(i: Tensor, numbers: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             rows = [stack.index_select(0, i.reshape(1))[0] for stack in stacks]
-            here, *state = self._graph(*rows, *state)
+            here, *state = self._graph(*rows, *constants, *state)
             return i + 1, torch.where((steps == i)[:, None], here, numbers), *state
 
         nothing = torch.zeros(len(stacks[0]), 3, device=num.device)
         start = (torch.zeros_like(num), nothing, *state)
         made: tuple[Tensor, ...] = torch.while_loop(is_left, step, start)
         return made
+
+
+class _Repeated(nn.Module):
+    """``CompiledSteps.repeat`` as a module without weights, as torch exports it."""
+
+    def __init__(self, steps: CompiledSteps) -> None:
+        super().__init__()
+        self.forward = steps.repeat
 
 
 def _is_small(a: Tensor, b: Tensor) -> bool:

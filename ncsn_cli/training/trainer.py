@@ -40,8 +40,9 @@ class Trainer:
         threads: Threads of each torch operation; results are reproducible for a fixed number.
             ``auto``: one, so that jobs side by side do not wait for each other.
         compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
-            10 seconds or more; the steps are faster afterwards. ``auto``: where ``resolve_auto``
-            finds that this pays. The recorded value is false if compiling failed.
+            10 seconds or more, once for all runs of the same sizes; the steps are faster
+            afterwards. ``auto``: where ``resolve_auto`` finds that this pays. The recorded value
+            is false if compiling failed.
         resume: Folder or checkpoint of the run to resume; null: start afresh. On the command line
             ``latest`` is the newest run that was stopped. With ``auto`` the same command starts,
             resumes and finds finished the run in its own folder, which ``hydra.run.dir`` names;
@@ -66,7 +67,7 @@ class Trainer:
     resume: str | None = None
 
 
-_SAVED_A_STEP, _SAVED_AN_OUTPUT = 1.5e-3, 2e-9  # seconds that compiling saves
+_SAVED_A_STEP, _SAVED_A_PRODUCT = 3.5e-4, 1.6e-11  # seconds that compiling saves
 
 
 def resolve_auto(
@@ -81,15 +82,15 @@ def resolve_auto(
     Threads and compiling change the last bits of results, so the rules depend on sizes alone, not
     on the machine. One thread is used: a second one makes steps of a deep network up to 1.8 times
     as fast, but two runs side by side with two threads each take longer than one after the other.
-    With P ``points`` per step and W units in the widest layer, steps of Adam and AdamW are
-    compiled where all ``steps`` together save more than 15 seconds: each step saves 1.5 ms, and
-    2 ns more for each of the P W outputs. These numbers were measured by benchmarks/steps.py
-    (docs/performance.md).
+    Steps of Adam and AdamW are compiled where all ``steps`` together save more than 5 seconds.
+    Compiling takes 15 seconds, but only once for all runs of the same sizes. With P ``points`` per
+    step and N weights, a step saves .35 ms, and .016 ns more for each of the P N products. These
+    numbers were measured by benchmarks/steps.py (docs/performance.md).
 
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.
     """
-    outputs = points * max(weight.shape[0] for weight in model.parameters())
+    products = points * sum(weight.numel() for weight in model.parameters())
     threads = trainer.threads
     if threads == "auto":
         before = earlier.get("threads")
@@ -97,7 +98,7 @@ def resolve_auto(
     obstacle = None
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         obstacle = "trainer.compile: true needs optimizer=adam or adamw; set auto or false"
-    saved = trainer.steps * (_SAVED_A_STEP + _SAVED_AN_OUTPUT * outputs)
+    saved = trainer.steps * (_SAVED_A_STEP + _SAVED_A_PRODUCT * products)
     limit = (trainer.max_seconds or math.inf) / 2
     compiled = resolve_compile(
         trainer.compile, earlier.get("compile"), obstacle, min(saved, limit)

@@ -9,7 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ncsn_cli.runs.checkpoints import load_checkpoint
-from tests.helpers import commands
+from ncsn_cli.sampling import compiled_langevin
+from ncsn_cli.training import compiled_steps
+from tests.helpers import commands, compiling
 from tests.helpers.commands import assert_same_run, final_tensors
 
 pytestmark = pytest.mark.slow  # minutes
@@ -20,20 +22,14 @@ STAYS_PLAIN = "compiling failed before this run was stopped, so its steps stay p
 SAMPLE = ["num_samples=1300", "metric=[]", "plot=[]", "++sampler.steps_per_level=9"]  # two tiles
 
 
-def no_compiler(_):
+def fails(_):
     """Called in the command's process: compiling fails, as where there is no compiler."""
-
-    def fail(*_, **__):
-        raise RuntimeError("no compiler here")
-
-    torch.compile = torch._inductor.compile = fail
+    compiled_steps.compiled = compiled_langevin.compiled = compiling.no_compiler
 
 
 def untranslated(_):
     """Called there: what is traced is run by torch itself, with other bits than plain steps."""
-    run = torch.compile
-    torch.compile = lambda f, options, **kw: run(f, backend="eager", **kw)
-    torch._inductor.compile = lambda graph, inputs, options: graph
+    compiled_steps.compiled = compiled_langevin.compiled = compiling.run_by_torch
 
 
 def stop_after_a_tile(hook):
@@ -79,7 +75,7 @@ def has_written(folder):
     return found[0]
 
 
-FAILS, WORKS = ("no_compiler", ""), ("untranslated", "")
+FAILS, WORKS = ("fails", ""), ("untranslated", "")
 
 
 def test_a_training_that_could_not_be_compiled_is_a_plain_one_and_stays_so(command):
@@ -88,7 +84,7 @@ def test_a_training_that_could_not_be_compiled_is_a_plain_one_and_stays_so(comma
     failed = command("train", *true, before=FAILS)
     assert_same_run(failed, plain)
     assert has_written(failed) is False
-    assert "no compiler here; the steps stay plain" in log_of(failed)
+    assert "found in a text of lines; the steps stay plain" in log_of(failed)
     stopped = command("train", *true, "trainer.steps=10", before=FAILS)
     # Its own command, where steps can be compiled; the same twice; and what was written down.
     again = command("train", *true, "trainer.steps=20", f"trainer.resume={stopped}", before=WORKS)
@@ -167,8 +163,8 @@ def test_sampling_that_could_not_be_compiled_is_plain_and_stays_so(sample):
     failed = sample("compile=true", before=FAILS)
     assert_same_samples(failed, plain)
     assert compiles(failed) is False
-    assert "no compiler here; the steps stay plain" in log_of(failed)
-    stopped = sample("compile=true", before=("stop_after_a_tile", "no_compiler"), code=143)
+    assert "found in a text of lines; the steps stay plain" in log_of(failed)
+    stopped = sample("compile=true", before=("stop_after_a_tile", "fails"), code=143)
     assert compiles(stopped) is False
     for setting in ("true", "auto", "false"):
         resumed = sample(f"compile={setting}", f"resume={stopped}", before=WORKS)

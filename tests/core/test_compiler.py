@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_cli.core.compiling import keep_compiled_code, prepare_compiling
+from ncsn_cli.core.compiling import check_compiler, code_folder, keep_compiled_code
 from ncsn_cli.core.errors import ConfigError
 from tests.helpers.commands import QUICK
 
@@ -56,9 +56,9 @@ def test_the_home_folder_serves_if_a_command_line_gives_its_name_back(letter, ho
 def test_the_folder_among_other_users_is_the_users_alone(home):
     _, temporary = home("x y")
     assert named() == temporary / NAME
-    prepare_compiling()
+    code_folder()
     assert stat.S_IMODE((temporary / NAME).stat().st_mode) == 0o700
-    prepare_compiling()  # as in the next run
+    code_folder()  # as in the next run
 
 
 @pytest.mark.parametrize("found", ["writable", "readable", "link", "file", "open parent"])
@@ -75,7 +75,7 @@ def test_a_folder_in_which_others_may_have_put_code_is_refused_at_once(found, ho
         (temporary / NAME).mkdir()
         (temporary / NAME).chmod(0o770 if found == "writable" else 0o755)
     with pytest.raises(ConfigError, match=r"x y.*TORCHINDUCTOR_CACHE_DIR"):
-        prepare_compiling()
+        code_folder()
 
 
 def test_another_users_folder_is_refused(home, monkeypatch):
@@ -83,13 +83,13 @@ def test_another_users_folder_is_refused(home, monkeypatch):
     (temporary / NAME).mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(ConfigError, match="x y"):
-        prepare_compiling()
+        code_folder()
 
 
 def test_a_public_folder_that_keeps_names_their_owners_serves(home):
     _, temporary = home("x y")
     temporary.chmod(0o1777)
-    prepare_compiling()
+    code_folder()
     assert (temporary / NAME).is_dir()
 
 
@@ -113,11 +113,11 @@ def test_the_folder_that_the_user_names_is_kept_or_refused_at_once(
     monkeypatch.setenv(FOLDER, str(tmp_path / own))
     assert named() == tmp_path / own
     if own == "own":
-        prepare_compiling()
+        code_folder()
         assert (tmp_path / own).is_dir()
     else:
         with pytest.raises(ConfigError, match=f"{own}.*{FOLDER}"):
-            prepare_compiling()
+            code_folder()
 
 
 def test_an_empty_name_of_a_folder_is_none(home, monkeypatch):
@@ -131,10 +131,10 @@ def test_what_cannot_compile_is_said_at_once(home, monkeypatch):
     with monkeypatch.context() as changed:
         changed.setenv("CXX", "no_such_compiler")
         with pytest.raises(ConfigError, match="no_such_compiler"):
-            prepare_compiling()
+            check_compiler()
     monkeypatch.setattr(torch, "__file__", "/home/a user/torch/__init__.py")
     with pytest.raises(ConfigError, match="/home/a user/torch: "):
-        prepare_compiling()
+        check_compiler()
 
 
 @pytest.mark.slow

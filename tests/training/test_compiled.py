@@ -11,9 +11,11 @@ from hydra.utils import instantiate
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
 from ncsn_cli.models import MLP
+from ncsn_cli.training import compiled_steps
 from ncsn_cli.training.state import Training
 from ncsn_cli.training.trainer import Trainer, resolve_auto
 from tests.helpers.commands import composed
+from tests.helpers.compiling import no_compiler, run_by_torch
 from tests.helpers.problems import two_modes_2d
 from tests.helpers.slow import slow_but
 from tests.helpers.training import DEFAULTS, OPTIMIZERS, SIGMAS, assert_same, start
@@ -38,8 +40,7 @@ MODELS = ["mlp", "embedding_mlp", "fourier_mlp", "preconditioned_mlp", "ncsnv2_m
 @pytest.fixture
 def untranslated(monkeypatch):
     """The traced step in its loop, but run by torch itself: seconds less, a test."""
-    run = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, options, **kw: run(f, backend="eager", **kw))
+    monkeypatch.setattr(compiled_steps, "compiled", run_by_torch)
 
 
 def advance_to(training, step):
@@ -168,10 +169,7 @@ def test_a_number_that_is_not_finite_ends_the_run_at_its_step(after_one_step):
 
 
 def test_what_cannot_be_compiled_is_trained_plainly(monkeypatch, caplog):
-    def no_compiler(function, **kwargs):
-        raise RuntimeError("No working C++ compiler found\nin a text of lines")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(compiled_steps, "compiled", no_compiler)
     training, plain = start(compile=True), start(compile=False)
     with caplog.at_level(logging.WARNING):
         advance_to(training, 5)
