@@ -71,6 +71,7 @@ class Training:
         self.sigmas = sigmas.to(self.device, torch.float32)  # (L,)
         self.step = 0
         self.generator = random_stream(seed, "training", self.device)
+        self._parameters = list(model.parameters())  # the module would look for them anew
         self._optimizer_step = optimizer_step(optimizer)
         self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         self._average: AveragedModel | None = None
@@ -173,14 +174,15 @@ class Training:
         value = loss.item()
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}", x)
-        self.optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()
         norm = nn.utils.get_total_norm(self._gradients())
         self.grad_norm = self.clipped_grad_norm = norm.item()
         if not math.isfinite(self.grad_norm):
             raise self._diverged(f"the norm of the gradient is {self.grad_norm}", x)
         if self.trainer.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.grad_clip, norm)
+            nn.utils.clip_grads_with_norm_(self._parameters, self.trainer.grad_clip, norm)
             self.clipped_grad_norm = nn.utils.get_total_norm(self._gradients()).item()
         self._optimizer_step()
         if self._average is not None:
@@ -189,7 +191,7 @@ class Training:
         return value
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     @torch.no_grad()
     def _diverged(self, what: str, x: Tensor) -> DivergedError:
