@@ -53,7 +53,7 @@ def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-class _FailedJob(JobReturn):
+class FailedJob(JobReturn):
     """The return of a job that failed, which raises the job's error and prints nothing.
 
     Hydra's own prints the job's overrides, but a sweep has a line for each job already.
@@ -138,7 +138,7 @@ class Callbacks(Callback):
         Let Hydra raise the error of a job that failed without all of its overrides in front.
         """
         if job_return.status == JobStatus.FAILED:
-            job_return.__class__ = _FailedJob
+            job_return.__class__ = FailedJob
         if _continues_itself(config) and job_return.status == JobStatus.COMPLETED:
             _record_request(config)
 

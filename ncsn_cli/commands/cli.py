@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -53,6 +53,8 @@ Task = Callable[[DictConfig], float | None]
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
+with suppress(ImportError):  # submitit's launchers are an extra
+    importlib.import_module("ncsn_cli.commands.submitit_tasks")
 
 
 def config_dir() -> Path:

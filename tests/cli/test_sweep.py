@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -295,6 +296,55 @@ def test_a_preempted_job_is_queued_again_and_goes_on(forked, tmp_path):
     assert "Requeued job" in logs
     steps = re.findall(r"step (\d+)/400", next(tmp_path.glob("preempted/*/train.log")).read_text())
     assert steps == ["200", "400"]  # once each: it went on where it was
+
+
+@pytest.mark.slow
+def test_runs_packed_into_tasks_end_the_same_whatever_happens_to_their_tasks(forked, tmp_path):
+    """One task is preempted, which is queued again; then all are killed, and started again."""
+    seeds = ["-m", "seed=range(6)", *QUICK]
+    assert forked.call("train", [*seeds, "hydra.sweep.dir=whole"], tmp_path).returncode == 0
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.runs_per_task=3"]
+    command = [*seeds, *launcher, "hydra.sweep.dir=packed"]
+    packed = tmp_path / "packed"
+    for share in (1 / 4, 1 / 2):
+        process = start(*command, folder=tmp_path)
+        while steps_made(packed) < share * 6 * STEPS:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        controller = max(packed.glob(".submitit/[0-9]*"), key=lambda path: path.stat().st_mtime)
+        task = Path(f"/proc/{controller.name}/task/{controller.name}/children").read_text()
+        if share == 1 / 4:
+            os.kill(int(task), signal.SIGUSR2)
+            while "Requeued job" not in task_logs(packed):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        for path in packed.glob(".submitit/[0-9]*"):  # the tasks are sessions of their own
+            with suppress(ProcessLookupError):
+                os.killpg(int(path.name), signal.SIGKILL)
+        process.communicate()
+    code, out, error = run(*command, folder=tmp_path)
+    assert code == 0, error
+    assert "sweep: 6 of 6 jobs done" in out
+    assert results(packed) == results(tmp_path / "whole")
+
+
+def task_logs(sweep):
+    return "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.*"))
+
+
+@pytest.mark.slow
+def test_a_packed_run_that_fails_or_is_killed_fails_no_other(tmp_path):
+    words = ["-m", "optimizer.lr=0.001,1e30,0.002", *QUICK, "hydra.sweep.dir=packed"]
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.runs_per_task=3"]
+    code, out, _ = run(*words, *launcher, folder=tmp_path)
+    assert code not in (0, 70)
+    states = [read(path)["state"] for path in tmp_path.glob("packed/*/status.json")]
+    assert sorted(states) == ["diverged", "done", "done"]
+    assert "1 failed" in out
+    code, _, error = run(*words, launcher[0], "hydra.launcher.runs_per_task=0", folder=tmp_path)
+    assert code == 2
+    assert "hydra.launcher.runs_per_task: it should be 1 or more" in error
 
 
 @pytest.mark.slow

@@ -2,13 +2,16 @@
 
 import glob
 import os
+import signal
 
 import joblib
 import pytest
 import torch
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from ncsn_cli.commands.launching import IN_A_SCHEDULERS_JOB, choose_launcher
+from ncsn_cli.commands.submitit_tasks import run_side_by_side
 from ncsn_cli.core.errors import ConfigError
 
 
@@ -65,3 +68,21 @@ def test_in_a_schedulers_job_there_is_one_unless_the_user_says_more(name, chosen
 def test_another_number_of_jobs_is_refused(n_jobs, chosen):
     with pytest.raises(ConfigError, match=r"^hydra\.launcher\.n_jobs: it should be auto or 1 "):
         chosen(20, n_jobs=n_jobs)
+
+
+def test_a_job_whose_process_is_killed_fails_no_other():
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def works():
+        made = JobReturn(overrides=["seed=1"], status=JobStatus.COMPLETED)
+        made.return_value = 0.5
+        return made
+
+    jobs = [(["seed=0"], killed), (["seed=1"], works), (["seed=2"], killed), (["seed=3"], works)]
+    found = run_side_by_side(jobs, "train")
+    assert [each.overrides[0] for each in found] == ["seed=0", "seed=1", "seed=2", "seed=3"]
+    assert [each.status.name for each in found] == ["FAILED", "COMPLETED"] * 2
+    assert found[3].return_value == 0.5
+    with pytest.raises(RuntimeError, match="ended with code -9"):
+        _ = found[0].return_value
