@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -187,3 +189,8 @@ def sweep(request: Request) -> dict[str, Any]:
 
 
 WORKS = {"P1": one_dimensional, "P2": two_dimensional, "P3": sample, "P4": sweep}
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(WORKS[given["work"]](given))

@@ -281,17 +281,15 @@ def p4(bench: Bench) -> list[Job]:
     work = {**P1, "work": "P4"}
     quiet = ["experiment=mdsm_1d", "plot=[]", "animation=[]"]
     sweep = ["ncsn-train", "-m", "seed=range(16)", *quiet]
-    joblib = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={bench.cores}"]
     jobs = [
         Job("notebook", {**work, "seeds": 2, "steps": 250}, 32),
         Job("jax, seeds in turn", {**work, "seeds": 2, "vmap": False}, 8),
         Job("jax, vmap over seeds", {**work, "seeds": 16, "vmap": True, "steps": 100}, 10),
         Job("ours, plain fits", {**work, "seeds": 4, "overrides": ["trainer.compile=false"]}, 4),
     ]
-    for name, words in (("", sweep), (", joblib", [*sweep, *joblib])):
-        if not name or importlib.util.find_spec("joblib") is not None:
-            request = {"work": "P4", "words": [*words, *bench.overrides], "warm": False}
-            jobs.append(Job(f"command{name}", request, repeats=2))
+    for name, words in (("", sweep), (", one by one", [*sweep, "hydra/launcher=basic"])):
+        request = {"work": "P4", "words": [*words, *bench.overrides], "warm": False}
+        jobs.append(Job(f"command{name}", request, repeats=2))
     return jobs
 
 
@@ -311,7 +309,13 @@ def commands(bench: Bench) -> list[Job]:
     for words in lines:
         shown = " ".join(word.replace(trained, "RUN") for word in words)
         request = {"work": "command", "words": words, "warm": False}
-        jobs.append(Job("command", request, repeats=2, entry={"command": shown}))
+        jobs.append(Job("command", request, repeats=3, entry={"command": shown}))
+    if available("jax"):
+        for name, work in (("P1", P1), ("P2", P2)):
+            words = ["python", str(Path(__file__).with_name("jax_peer.py")), json.dumps(work)]
+            entry = {"command": f"python benchmarks/jax_peer.py {name}"}
+            request = {"work": "command", "words": words, "warm": False}
+            jobs.append(Job("command", request, 1, 3, entry))
     if bench.quick:  # not --help
         return jobs[1:]
     return jobs

@@ -116,10 +116,10 @@ def commands(records: list[Record]) -> str:
     """Seconds of the real commands."""
     groups = grouped(records, lambda record: record["entry"]["command"])
     rows = [
-        [f"`{command}`", f"{group[0]['seconds']:.1f}", spread(group, "seconds")]
+        [f"`{command}`", f"{group[0]['seconds']:.1f}", spread(group[1:], "seconds")]
         for command, group in groups.items()
     ]
-    return table(["command", "first run, s", "all runs, s"], rows)
+    return table(["command", "first run, s", "later runs, s"], rows)
 
 
 def by_size(records: list[Record]) -> tuple[list[float], list[float]]:

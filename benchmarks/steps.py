@@ -1,7 +1,7 @@
 """Times of a step, plain and compiled: of training, on one thread and on two, and of Langevin.
 
-From these come the rules of ``training.trainer.resolve_auto`` for ``trainer.threads`` and
-``trainer.compile``, and of ``sampling.compiled_langevin.resolve_compile`` for ``compile``:
+From these come the rules of ``training.trainer.resolve_auto`` for ``trainer.compile``, and of
+``sampling.compiled_langevin.gain_of_compiling`` for ``compile``:
 
     python benchmarks/steps.py [training] [langevin] [--beside N]
 
@@ -97,17 +97,17 @@ def microseconds(score: Score, x: torch.Tensor) -> float:
 def training() -> None:
     """Print a table for steps of training."""
     print(
-        "| work | P W | plain, 1 thread | 2 threads | compiled, 1 thread | 2 threads | compiling |"
+        "| work | P N | plain, 1 thread | 2 threads | compiled, 1 thread | 2 threads | compiling |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, overrides in CASES.items():
         made = new_training(overrides)
-        width = max(weight.shape[0] for weight in made.model.parameters())
+        weights = sum(weight.numel() for weight in made.model.parameters())
         batch = made.trainer.batch_size or len(made.dataset.training_set())
-        outputs = made.loss.points(batch, len(made.sigmas)) * width
+        products = made.loss.points(batch, len(made.sigmas)) * weights
         cells = [measure(overrides, compiled, n) for compiled in (False, True) for n in (1, 2)]
         times = " | ".join(f"{ms:.2f}" for ms, _ in cells)
-        print(f"| {name} | {outputs} | {times} | {cells[2][1]:.0f} s |", flush=True)
+        print(f"| {name} | {products:.1e} | {times} | {cells[2][1]:.0f} s |", flush=True)
 
 
 def main() -> None:

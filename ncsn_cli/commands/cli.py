@@ -7,12 +7,13 @@ overrides answer fast.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -53,7 +54,7 @@ Task = Callable[[DictConfig], float | None]
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
-with suppress(ImportError):  # submitit's launchers are an extra
+if importlib.util.find_spec("submitit") is not None:  # an extra
     importlib.import_module("ncsn_cli.commands.submitit_tasks")
 
 

@@ -70,16 +70,19 @@ def expand(name: str, words: list[str]) -> list[str]:
 def refuse_missing(name: str, words: list[str]) -> None:
     """Raise a MissingInputError if a run or checkpoint that the ``words`` name does not exist.
 
-    The command would find this out, too, but only once it has imported torch.
+    The command would find this out, too, but only once it has imported torch. A sweep over several
+    is refused if one of them does not exist.
     """
     args = get_args_parser().parse_known_args(words)[0]
-    given = [] if args.cfg or args.info else args.overrides
-    paths = [(_key(each), path) for each in given for path in _values(each, _key(each))]
-    for key, path in paths:
-        if (name, key) not in _LATEST or path == AUTO or "$" in path:
-            continue
-        if "\0" not in path and not os.path.exists(os.path.expanduser(path)):
-            raise MissingInputError(f"{key}={path}: there is no such file or folder")
+    if args.cfg or args.info or args.help or args.hydra_help:
+        return
+    last = {_key(each): each for each in args.overrides}  # the last word on a key counts
+    for key, each in last.items():
+        for path in _values(each, key) if (name, key) in _LATEST else []:
+            if path == AUTO or "$" in path or "\0" in path:
+                continue
+            if not os.path.exists(os.path.expanduser(path)):
+                raise MissingInputError(f"{key}={path}: there is no such file or folder")
 
 
 def _with_files(words: list[str], overrides: list[str], is_shown: bool) -> list[str]:

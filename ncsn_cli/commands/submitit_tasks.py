@@ -31,9 +31,8 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
 from omegaconf import open_dict
 
 from ncsn_cli.commands.callbacks import FailedJob
-from ncsn_cli.core.errors import ConfigError
-
-_SECONDS_BETWEEN_LOOKS = 0.2
+from ncsn_cli.commands.launching import most_at_once
+from ncsn_cli.core.errors import ConfigError, NcsnError
 
 
 class _PackedLauncher(BaseSubmititLauncher):
@@ -72,7 +71,8 @@ class _PackedLauncher(BaseSubmititLauncher):
             (words, partial(self._run, number, words, state))
             for number, words in map(json.loads, sweep_overrides)
         ]
-        return run_side_by_side(jobs, str(self.config.hydra.job.config_name))
+        command, device = self.config.hydra.job.config_name, self.config.get("device")
+        return run_side_by_side(jobs, str(command), str(device))
 
     def _run(self, number: int, words: list[str], state: dict[Any, Any]) -> JobReturn:
         """Run one job, as the parent's ``__call__``, which knows no ``runs_per_task``."""
@@ -114,31 +114,29 @@ class _Local(LocalQueueConf):
 
 
 def run_side_by_side(
-    jobs: Sequence[tuple[list[str], Callable[[], JobReturn]]], command: str
+    jobs: Sequence[tuple[list[str], Callable[[], JobReturn]]], command: str, device: str
 ) -> list[JobReturn]:
     """Run the jobs, pairs of overrides and a function, in forks; return what they return.
 
     If the scheduler sends a signal, the running jobs get one, too, and no further job starts.
     Once they have saved, submitit's handler queues the task again and ends this process.
     """
-    from joblib import cpu_count
-
-    at_once = min(cpu_count(), len(jobs))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // at_once)))
+    most = most_at_once(device)
+    at_once = min(most, len(jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, most // at_once)))
     importlib.import_module(f"ncsn_cli.commands.{command}")  # once, not in each fork
-    context = multiprocessing.get_context("fork")
     returns: dict[int, JobReturn] = {}
     running: dict[Connection, tuple[int, Any]] = {}
     received: list[int] = []
-    handlers: dict[int, Any] = {}  # submitit's, which queue the task again
-    for each in (signal.SIGUSR1, signal.SIGUSR2):
-        if "checkpoint" in getattr(signal.getsignal(each), "__name__", ""):
-            handlers[each] = signal.getsignal(each)
+    handlers = _handlers_of_submitit()
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
-        for _, fork in running.values():  # which may have had this signal from the scheduler
-            os.kill(fork.pid, signal.SIGINT)
+        # The scheduler may have sent this one to the jobs, too, and a second one of a kind would
+        # end them before they have saved.
+        if len(received) == 1:
+            for _, fork in running.values():
+                os.kill(fork.pid, signal.SIGINT)
 
     for kind in handlers:
         signal.signal(kind, stop)
@@ -146,12 +144,9 @@ def run_side_by_side(
     while running or (waiting and not received):
         while waiting and not received and len(running) < at_once:
             number, (_, job) = waiting.pop(0)
-            ours, theirs = context.Pipe(duplex=False)
-            fork = context.Process(target=_run, args=(job, theirs, list(handlers)))
-            fork.start()
-            theirs.close()  # so that ``ours`` is closed when the fork ends
+            ours, fork = _start(job, list(handlers))
             running[ours] = number, fork
-        ready = wait(list(running), _SECONDS_BETWEEN_LOOKS)
+        ready = wait(list(running))
         for ended in [each for each in running if each in ready]:
             number, fork = running.pop(ended)
             returns[number] = _received(ended, fork, jobs[number][0])
@@ -160,21 +155,37 @@ def run_side_by_side(
     return [returns[number] for number in sorted(returns)]
 
 
+def _handlers_of_submitit() -> dict[int, Any]:
+    """Return the handlers that queue a task again, by signal."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGUSR2)}
+    return {n: h for n, h in handlers.items() if "checkpoint" in getattr(h, "__name__", "")}
+
+
+def _start(job: Callable[[], JobReturn], handled: list[int]) -> tuple[Connection, Any]:
+    """Start a job in a fork; return the end of the pipe through which it sends, and the fork."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    fork = context.Process(target=_run, args=(job, theirs, handled))
+    fork.start()
+    theirs.close()  # so that ``ours`` is closed when the fork ends
+    return ours, fork
+
+
 def _received(ours: Connection, fork: Any, words: list[str]) -> JobReturn:  # noqa: ANN401
     """Return what a fork has sent, or a failed job if it was killed."""
     try:
         made: JobReturn = ours.recv()
-    except EOFError:
+    except Exception:  # it was killed, or its error can be sent but not read
         fork.join()
         made = FailedJob(overrides=words, status=JobStatus.FAILED)
-        made._return_value = RuntimeError(f"its process ended with code {fork.exitcode}")
+        made._return_value = NcsnError(f"a job's process ended with code {fork.exitcode}")
     fork.join()
     return made
 
 
 def _run(job: Callable[[], JobReturn], theirs: Connection, handled: list[int]) -> None:
     """Run a job in a fork; a signal ends it as it ends a command."""
-    for number in handled:
+    for number in (*handled, signal.SIGTERM):  # submitit ignores the last one
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     theirs.send(job())

@@ -160,10 +160,12 @@ def _fault(folder: Path) -> str | None:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether no other user can write into ``folder`` or replace it."""
-    parent = folder.parent.stat().st_mode
-    if parent & 0o022 and not parent & stat.S_ISVTX:
-        return False
+    """Return whether no other user can write into ``folder`` or replace it; it need not exist."""
+    for parent in folder.absolute().parents:
+        found = parent.stat()
+        is_open = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+        if is_open or found.st_uid not in (0, os.geteuid()):
+            return False
     if not os.path.lexists(folder):
         return True
     found = folder.lstat()  # a link's mode lets everyone write, so links are refused

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import platform
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,12 +27,17 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ncsn_cli.core.compiling import CODE_FOLDER, check_compiler, code_folder, is_private
+from ncsn_cli.core.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # of this file, as far as the code depends on it
 _MOST_BYTES = 2**31  # of all packages together
 _OPTIONS = {
     "aot_inductor.embed_kernel_binary": True,  # the code then needs no files beside it
     "aot_inductor.precompile_headers": False,  # torch would write them where names may hold spaces
 }
+_TRIES = 2
 _SECONDS_TO_KEEP = 3600  # folders of processes that are still compiling
 
 
@@ -45,8 +51,8 @@ def compiled(
 
     Either maps tensors to a tuple of tensors. The code is that for shapes like those of
     ``inputs``, for the device that they are on and the present number of threads. It is taken from
-    the cache if the same graph was compiled before, by the same version of this package and of
-    torch, for the same processor. If other users may write into the cache, the code is compiled
+    the cache if the same graph, with the same code around it, was compiled before by the same
+    torch for the same processor. If other users may write into the cache, the code is compiled
     anew and not kept.
 
     Args:
@@ -59,22 +65,41 @@ def compiled(
         ConfigError: If code cannot be compiled, or not kept.
         Exception: If torch cannot compile the function; torch raises several kinds.
     """
-    name = _digest(traced, inputs, around, options or {})
+    name = _digest(traced, inputs, around, {**_OPTIONS, **(options or {})})
     folder = code_folder() / "packages"
     folder.mkdir(mode=0o700, exist_ok=True)
-    own = nullcontext(folder) if is_private(folder) else TemporaryDirectory(dir=folder)
-    with own as place, FileLock(Path(place, f"{name}.lock")):  # others may compile the same
-        folder = Path(place)
-        package = _kept(folder, name)
-        if package is None:
-            check_compiler()
-            torch.compiler.reset()  # torch counts compilations over all runs of a process
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
-                program = torch.export.export(around or traced, tuple(inputs), strict=False)
-                package = _compile(program, options or {}, folder, name)
-        os.utime(package)  # the oldest are removed
-        return _load(package)
+    if is_private(folder):
+        return _from(folder, name, traced, inputs, around, options or {})
+    log.warning("%s: others may put code there, so compiled steps are not kept", folder)
+    with TemporaryDirectory() as place:
+        if not is_private(Path(place)):
+            raise ConfigError(f"{place}: another user could put code there; set TMPDIR")
+        return _from(Path(place), name, traced, inputs, around, options or {})
+
+
+def _from(
+    folder: Path,
+    name: str,
+    traced: GraphModule,
+    inputs: Sequence[Tensor],
+    around: nn.Module | None,
+    options: dict[str, Any],
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return the code ``name`` from a private folder, compiled if it is not there."""
+    with FileLock(folder / f"{name}.lock"):  # others may compile the same
+        for _ in range(_TRIES):
+            package = _kept(folder, name)
+            if package is None:
+                check_compiler()
+                torch.compiler.reset()  # torch counts compilations over all runs of a process
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
+                    program = torch.export.export(around or traced, tuple(inputs), strict=False)
+                    package = _compile(program, options, folder, name)
+            with suppress(FileNotFoundError):  # another process made room at this moment
+                os.utime(package)  # the oldest are removed
+                return _load(package)
+    raise ConfigError(f"{folder}: what was compiled does not stay there")
 
 
 def _digest(
@@ -94,7 +119,7 @@ def _digest(
         (each.shape, each.stride(), each.dtype, each.device)
         for each in (*inputs, *tensors.values())
     ]
-    here = torch.__version__, torch.get_num_threads(), _processor()
+    here = _VERSION, torch.__version__, torch.get_num_threads(), _processor(inputs[0].device)
     described = traced.code, source, shapes, list(tensors), sorted(options.items()), here
     digest = hashlib.sha256(repr(described).encode())
     for value in tensors.values():
@@ -102,23 +127,24 @@ def _digest(
     return digest.hexdigest()[:40]
 
 
-def _processor() -> str:
-    """Return what names the processors: code for one may not run on another."""
+def _processor(device: torch.device) -> str:
+    """Return what names the processor and ``device``: code for one may not run on another."""
     described = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         described += sorted({line for line in lines if line.startswith(("model name", "flags"))})
-    if torch.cuda.is_available():
-        described.append(torch.cuda.get_device_name())
+    if device.type == "cuda":
+        described.append(torch.cuda.get_device_name(device))
     return "\n".join(described)
 
 
 def _kept(folder: Path, name: str) -> Path | None:
     """Return the package ``name``; remove those of its name that are not what was written."""
     for path in folder.glob(f"{name}.*.pt2"):
-        if path.name == _file_name(name, path):
-            return path
-        path.unlink()
+        with suppress(FileNotFoundError):
+            if path.name == _file_name(name, path):
+                return path
+            path.unlink()
     return None
 
 
@@ -169,11 +195,12 @@ def _make_room(folder: Path, size: int) -> None:
 
 
 def _load(package: Path) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Return the function in ``package``, which torch unpacks among the temporary files."""
+    """Return the function in ``package``.
+
+    Torch unpacks it into TMPDIR, which may forbid running code: here into a folder beside it.
+    """
     before = os.environ.get("TMPDIR")
-    with TemporaryDirectory(
-        dir=package.parent
-    ) as place:  # code may run from here, and only from here
+    with TemporaryDirectory(dir=package.parent) as place:
         os.environ["TMPDIR"] = place
         try:
             loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)

@@ -31,14 +31,15 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-_FEW = 8  # from 16 inputs on, both products take equally long
+_FEW = 8  # with 16 inputs, both products take equally long
 
 
 class FewInputs(nn.Linear):
-    """A linear layer for few inputs, whose derivative by its weights is fast on a CPU.
+    """A linear layer with a bias, for points in rows of few inputs; fast to train on a CPU.
 
-    The derivative is a product with as few columns as there are inputs. Torch computes it from a
-    weight matrix (inputs, outputs) as a product with few rows, which is up to ten times as fast.
+    The derivative by the weights is a product with as few columns as there are inputs. Torch
+    computes it from a weight matrix (inputs, outputs) as a product with few rows, which is up to
+    ten times as fast.
     """
 
     def forward(self, x: Tensor) -> Tensor:

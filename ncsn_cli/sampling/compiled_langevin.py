@@ -109,7 +109,8 @@ class _CompiledAtSigma(ScoreAtSigma):
             num = len(some)
             if num < _STEPS_A_CALL:
                 some = functional.pad(some, (0, 0, 0, 0, 0, _STEPS_A_CALL - num))
-            (states,) = self._steps([columns, some, tau, *self._network.layers])
+            # Compiled code reads its inputs in the order of the examples.
+            (states,) = self._steps([columns, some.contiguous(), tau, *self._network.layers])
             states = states[:num]
             yield from states.mT.unbind()
-            columns = states[-1]
+            columns = states[-1].contiguous()

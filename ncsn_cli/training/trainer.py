@@ -68,6 +68,7 @@ class Trainer:
 
 
 _SAVED_A_STEP, _SAVED_A_PRODUCT = 3.5e-4, 1.6e-11  # seconds that compiling saves
+_SECONDS_TO_COMPILE = 15.0  # the first time; half of ``max_seconds`` should be left for steps
 
 
 def resolve_auto(
@@ -99,8 +100,8 @@ def resolve_auto(
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         obstacle = "trainer.compile: true needs optimizer=adam or adamw; set auto or false"
     saved = trainer.steps * (_SAVED_A_STEP + _SAVED_A_PRODUCT * products)
-    limit = (trainer.max_seconds or math.inf) / 2
+    is_short = (trainer.max_seconds or math.inf) / 2 <= _SECONDS_TO_COMPILE
     compiled = resolve_compile(
-        trainer.compile, earlier.get("compile"), obstacle, min(saved, limit)
+        trainer.compile, earlier.get("compile"), obstacle, 0.0 if is_short else saved
     )
     return replace(trainer, threads=threads, compile=compiled)

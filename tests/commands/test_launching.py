@@ -3,6 +3,7 @@
 import glob
 import os
 import signal
+from functools import partial
 
 import joblib
 import pytest
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ncsn_cli.commands.launching import IN_A_SCHEDULERS_JOB, choose_launcher
 from ncsn_cli.commands.submitit_tasks import run_side_by_side
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, NcsnError
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def chosen(monkeypatch):
     monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
 
     def jobs(total, n_jobs="auto", device="auto", gpus=0, launcher="auto", sweeper=None):
-        monkeypatch.setattr(glob, "glob", lambda _: [f"/dev/nvidia{i}" for i in range(gpus)])
+        found = [f"/dev/nvidia{i}" for i in range(gpus)]
+        monkeypatch.setattr(glob, "glob", lambda path: found if "nvidia" in path else [])
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         config = OmegaConf.create(
             {
@@ -70,19 +72,22 @@ def test_another_number_of_jobs_is_refused(n_jobs, chosen):
         chosen(20, n_jobs=n_jobs)
 
 
-def test_a_job_whose_process_is_killed_fails_no_other():
+def test_a_job_whose_process_is_killed_fails_no_other(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
     def killed():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def works():
-        made = JobReturn(overrides=["seed=1"], status=JobStatus.COMPLETED)
+    def works(words):
+        made = JobReturn(overrides=words, status=JobStatus.COMPLETED)
         made.return_value = 0.5
         return made
 
-    jobs = [(["seed=0"], killed), (["seed=1"], works), (["seed=2"], killed), (["seed=3"], works)]
-    found = run_side_by_side(jobs, "train")
+    words = [[f"seed={number}"] for number in range(4)]
+    jobs = [(each, killed if i % 2 == 0 else partial(works, each)) for i, each in enumerate(words)]
+    found = run_side_by_side(jobs, "train", "cpu")
     assert [each.overrides[0] for each in found] == ["seed=0", "seed=1", "seed=2", "seed=3"]
     assert [each.status.name for each in found] == ["FAILED", "COMPLETED"] * 2
     assert found[3].return_value == 0.5
-    with pytest.raises(RuntimeError, match="ended with code -9"):
+    with pytest.raises(NcsnError, match="ended with code -9"):
         _ = found[0].return_value

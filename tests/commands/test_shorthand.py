@@ -179,4 +179,6 @@ def test_a_run_that_does_not_exist_is_refused(name, words, tmp_path, monkeypatch
     for others in ("checkpoint=here", "checkpoint=null", "resume=auto", "seed=missing"):
         refuse_missing("sample", [others])
     refuse_missing("sample", ["checkpoint=${hydra:runtime.cwd}/here"])
-    refuse_missing(name, ["--cfg", "job", *words])
+    for unread in (["--cfg", "job"], ["--help"], ["--hydra-help"]):
+        refuse_missing(name, [*unread, *words])
+    refuse_missing("sample", ["checkpoint=missing", "checkpoint=here"])

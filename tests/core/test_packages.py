@@ -101,7 +101,7 @@ def test_what_enters_the_code_has_a_package_of_its_own(cache, counted, monkeypat
         with monkeypatch.context() as changed:
             changed.setattr(torch, name, value)
             found()
-    monkeypatch.setattr(packages, "_processor", lambda: "another")
+    monkeypatch.setattr(packages, "_processor", lambda device: "another")
     found()
     assert len(counted) == len(set(counted)) == len(others) + 4
 
@@ -141,20 +141,43 @@ def test_the_package_that_was_not_used_for_longest_makes_room(cache, counted, mo
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o777, 0o755])
-def test_nothing_is_kept_or_found_where_others_could_put_code(mode, cache, counted):
-    cache.mkdir(parents=True)
-    cache.chmod(mode)
-    for number in (1, 2):
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_nothing_is_kept_or_found_where_others_could_put_code(mode, above, cache, counted, caplog):
+    if above and mode == 0o755:
+        pytest.skip("others may read the names of folders")
+    found()
+    changed = [cache, *cache.parents][above]
+    before = changed.stat().st_mode
+    changed.chmod(mode)
+    for number in (2, 3):
         found()
         assert len(counted) == number
-    assert not list(cache.iterdir())
+        assert "others may put code there" in caplog.text
+    changed.chmod(before)
+    found()
+    assert len(counted) == 3
+
+
+def test_a_package_that_is_removed_while_it_is_looked_at_is_made_anew(cache, counted, monkeypatch):
+    kept, load = found(), packages._load
+
+    def removed(package):
+        if package == kept and len(counted) == 1:
+            package.unlink()
+            raise FileNotFoundError
+        return load(package)
+
+    monkeypatch.setattr(packages, "_load", removed)
+    assert found().exists()
+    assert len(counted) == 2
 
 
 def test_another_users_folder_is_none(cache, counted, monkeypatch):
     found()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    found()
-    assert len(counted) == 2
+    with pytest.raises(ConfigError, match="another user could put code there"):
+        found()  # to this user, the folder for temporary files is another's, too
+    assert len(counted) == 1
 
 
 def test_without_a_compiler_a_package_that_is_kept_serves(cache, counted, monkeypatch):
@@ -178,8 +201,14 @@ def test_of_two_processes_at_once_one_compiles(cache, counted, monkeypatch):
     monkeypatch.setattr(packages, "_compile", slow)
     child = os.fork()
     if child == 0:
-        os._exit(0 if found().exists() else 1)
+        try:
+            assert found().exists()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + 60
     while not begun.exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert found().exists()
     assert os.waitpid(child, 0)[1] == 0

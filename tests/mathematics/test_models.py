@@ -3,10 +3,12 @@ import copy
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import FunctionAtSigma, score_at
 from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
+from ncsn_cli.models.networks import FewInputs
 from ncsn_cli.models.one_level import Perceptron, Recentred
 from tests.helpers.problems import correlated_2d, shaken, stream
 
@@ -191,3 +193,17 @@ def test_a_network_in_coordinates_around_a_point_is_the_same_network():
         torch.testing.assert_close(score_at(moved, sigma)(y), expected, **near)
         is_perceptron = isinstance(network, MLP | EmbeddingMLP | NCSNv2MLP)
         assert isinstance(score_at(moved, sigma), Perceptron) == is_perceptron
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3, 8])
+def test_a_layer_of_few_inputs_is_linear_with_the_same_derivatives(inputs):
+    few, plain = FewInputs(inputs, 16).double(), nn.Linear(inputs, 16).double()
+    plain.load_state_dict(few.state_dict())
+    found = []
+    for layer in (few, plain):
+        x = torch.randn(50, inputs, generator=stream(), dtype=torch.float64, requires_grad=True)
+        made = layer(x)
+        made.sin().sum().backward()
+        found.append((made, x.grad, layer.weight.grad, layer.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -195,7 +195,8 @@ def test_auto_is_a_rule_of_the_sizes():
     assert settled(steps=300) == (1, False)
     assert settled(steps=10**6) == (1, True)
     assert settled(steps=10**6, optimizer="sgd") == (1, False)
-    assert settled(steps=10**6, max_seconds=10.0) == (1, False)
+    assert settled(steps=10**6, max_seconds=30.0) == (1, False)
+    assert settled(steps=10**6, max_seconds=31.0) == (1, True)
     assert settled(steps=300, points=16_384) == (1, False)  # two jobs would wait for each other
     assert settled(steps=10**6, threads=3, compile=False) == (3, False)
 
