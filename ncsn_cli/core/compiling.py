@@ -161,7 +161,8 @@ def _fault(folder: Path) -> str | None:
 
 def is_private(folder: Path) -> bool:
     """Return whether no other user can write into ``folder`` or replace it; it need not exist."""
-    for parent in folder.absolute().parents:
+    above = folder.parent.resolve()
+    for parent in (above, *above.parents):
         found = parent.stat()
         is_open = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         if is_open or found.st_uid not in (0, os.geteuid()):

@@ -65,37 +65,35 @@ def compiled(
         ConfigError: If code cannot be compiled, or not kept.
         Exception: If torch cannot compile the function; torch raises several kinds.
     """
-    name = _digest(traced, inputs, around, {**_OPTIONS, **(options or {})})
+    options = {**_OPTIONS, **(options or {})}
+    name = _digest(traced, inputs, around, options)
+
+    def make(folder: Path) -> Path:
+        check_compiler()
+        torch.compiler.reset()  # torch counts compilations over all runs of a process
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
+            program = torch.export.export(around or traced, tuple(inputs), strict=False)
+            return _compile(program, options, folder, name)
+
     folder = code_folder() / "packages"
     folder.mkdir(mode=0o700, exist_ok=True)
     if is_private(folder):
-        return _from(folder, name, traced, inputs, around, options or {})
+        return _kept_or_made(folder, name, make)
     log.warning("%s: others may put code there, so compiled steps are not kept", folder)
     with TemporaryDirectory() as place:
         if not is_private(Path(place)):
             raise ConfigError(f"{place}: another user could put code there; set TMPDIR")
-        return _from(Path(place), name, traced, inputs, around, options or {})
+        return _load(make(Path(place)))
 
 
-def _from(
-    folder: Path,
-    name: str,
-    traced: GraphModule,
-    inputs: Sequence[Tensor],
-    around: nn.Module | None,
-    options: dict[str, Any],
+def _kept_or_made(
+    folder: Path, name: str, make: Callable[[Path], Path]
 ) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Return the code ``name`` from a private folder, compiled if it is not there."""
+    """Return the function of the package ``name`` in ``folder``, which is made if missing."""
     with FileLock(folder / f"{name}.lock"):  # others may compile the same
         for _ in range(_TRIES):
-            package = _kept(folder, name)
-            if package is None:
-                check_compiler()
-                torch.compiler.reset()  # torch counts compilations over all runs of a process
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
-                    program = torch.export.export(around or traced, tuple(inputs), strict=False)
-                    package = _compile(program, options, folder, name)
+            package = _kept(folder, name) or make(folder)
             with suppress(FileNotFoundError):  # another process made room at this moment
                 os.utime(package)  # the oldest are removed
                 return _load(package)
@@ -165,7 +163,7 @@ def _compile(program: ExportedProgram, options: dict[str, Any], folder: Path, na
                 aoti_compile_and_package(
                     program,
                     package_path=os.path.join(place, "made.pt2"),
-                    inductor_configs={**_OPTIONS, **options},
+                    inductor_configs=options,
                 )
             )
         finally:
