@@ -78,7 +78,10 @@ def refuse_missing(name: str, words: list[str]) -> None:
         return
     last = {_key(each): each for each in args.overrides}  # the last word on a key counts
     for key, each in last.items():
-        for path in _values(each, key) if (name, key) in _LATEST else []:
+        paths = _values(each, key) if (name, key) in _LATEST else []
+        if len(paths) > 1 and not args.multirun:
+            continue  # Hydra says how to quote a comma
+        for path in paths:
             if path == AUTO or "$" in path or "\0" in path:
                 continue
             if not os.path.exists(os.path.expanduser(path)):

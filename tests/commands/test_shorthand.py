@@ -182,3 +182,4 @@ def test_a_run_that_does_not_exist_is_refused(name, words, tmp_path, monkeypatch
     for unread in (["--cfg", "job"], ["--help"], ["--hydra-help"]):
         refuse_missing(name, [*unread, *words])
     refuse_missing("sample", ["checkpoint=missing", "checkpoint=here"])
+    refuse_missing("sample", ["checkpoint=a_1,b_2"])  # perhaps one folder, to be quoted
