@@ -54,7 +54,7 @@ Task = Callable[[DictConfig], float | None]
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
-if importlib.util.find_spec("submitit") is not None:  # an extra
+if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is not None:  # an extra
     importlib.import_module("ncsn_cli.commands.submitit_tasks")
 
 

@@ -80,7 +80,7 @@ def keep_freed_memory() -> None:
 def spare_the_compiler() -> None:
     """Let torch's optimizers work without importing torch's compiler.
 
-    At the first call of a method such as ``zero_grad``, torch imports its compiler, marks the
+    At the first call of a method such as ``state_dict``, torch imports its compiler, marks the
     method as not to be compiled, and keeps the marked method in the attribute
     ``__dynamo_disable``. Nothing here compiles these methods, so the attributes may hold the plain
     ones. A version of torch that does not read the attribute imports its compiler as before. This
@@ -88,6 +88,6 @@ def spare_the_compiler() -> None:
     """
     from torch.optim import Optimizer
 
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    for name in ("add_param_group", "state_dict", "load_state_dict"):
         method = inspect.unwrap(getattr(Optimizer, name))
         method.__dynamo_disable = method

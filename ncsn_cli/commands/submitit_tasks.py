@@ -30,7 +30,6 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
 )
 from omegaconf import open_dict
 
-from ncsn_cli.commands.callbacks import FailedJob
 from ncsn_cli.commands.launching import most_at_once
 from ncsn_cli.core.errors import ConfigError, NcsnError
 
@@ -173,6 +172,8 @@ def _start(job: Callable[[], JobReturn], handled: list[int]) -> tuple[Connection
 
 def _received(ours: Connection, fork: Any, words: list[str]) -> JobReturn:  # noqa: ANN401
     """Return what a fork has sent, or a failed job if it was killed."""
+    from ncsn_cli.commands.callbacks import FailedJob  # every command imports this module
+
     try:
         made: JobReturn = ours.recv()
     except Exception:  # it was killed, or its error can be sent but not read
