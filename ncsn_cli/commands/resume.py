@@ -59,13 +59,19 @@ def digest_of(config: Config, checkpoint: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+_NO_LOGNORMAL = {"log_mean": -1.2, "log_std": 1.2}  # the defaults
+
+
 def _as_before(config: Config) -> Config:
     """Return ``config`` as earlier versions recorded this request.
 
     ``auto`` asks for the same run as null. The standard deviations of a mixture were 1.0 by
-    default, now they are null. There was no ``budget``.
+    default, now they are null. There was no ``budget``, and a loss had no lognormal levels.
     """
     changed = dict(config)
+    loss = config.get("loss")
+    if isinstance(loss, dict) and _NO_LOGNORMAL.items() <= loss.items():
+        changed["loss"] = {k: v for k, v in loss.items() if k not in _NO_LOGNORMAL}
     dataset, trainer = config.get("dataset"), config.get("trainer")
     if (
         isinstance(dataset, dict)

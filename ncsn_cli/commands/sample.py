@@ -41,6 +41,7 @@ from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid
 from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
+from ncsn_cli.metrics import settled_point
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
@@ -138,6 +139,7 @@ def measure(
         report["acceptance_per_level"] = chains.acceptance
     if len(job.parts.plan) > 1:
         report["mode_commitment"] = chains.mode_commitment if truth.is_known else None
+        report |= _foretold(job, chains)
     report |= against_truth(
         chains.samples, truth, job.parts.plan[-1].sigma, job.parts.of_samples, floors, run.seed,
         job.target if job.parts.sampler.denoise else None,
@@ -160,6 +162,26 @@ def measure(
     folder.write("metrics.json", to_json(report))
     (folder.path / STOPPED_CHAINS).unlink(missing_ok=True)
     return report, log_density
+
+
+def _foretold(job: Job, chains: Chains) -> dict[str, dict[str, float | None]]:
+    """Return the levels of speciation and of collapse, as foretold and as the chains had them.
+
+    A level that is not foretold is left out. The chains' is None if they never reached it.
+    """
+    found, advice = {}, job.facts["schedule"]
+    if advice["speciation"] is not None:
+        median = float(np.median(chains.settled_sigma))
+        found["speciation"] = {"foretold": advice["speciation"], "median_of_chains": median}
+    if advice["collapse"] is not None and chains.paths is not None:
+        data = job.parts.dataset.training_set()
+        assert data is not None  # or no collapse would be foretold
+        median_point = settled_point(
+            torch.from_numpy(chains.paths), torch.from_numpy(chains.path_sigmas),
+            data - job.truth.origin,
+        )  # fmt: skip
+        found["collapse"] = {"foretold": advice["collapse"], "median_of_chains": median_point}
+    return found
 
 
 def _measure_score(
@@ -213,6 +235,7 @@ def scene_of(
         level_sigmas=np.array(chains.mode_commitment["sigmas"]),
         committed=np.array(chains.mode_commitment["committed"]),
         mode_shares=np.array(chains.mode_commitment.get("shares", [])),
+        foretold={k: report[k] for k in ("speciation", "collapse") if k in report},
         distances=report.get("trajectory"),
         budget=report.get("budget"),
         log_density=log_density.get("log_density"),

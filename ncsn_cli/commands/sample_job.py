@@ -344,7 +344,8 @@ def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:
     seen = data if run.score == "checkpoint" else data - origin  # networks take data units
     trained = {} if source is None else read_json(source.parent.parent / "run.json")
     advice = examine(
-        sigmas, parts.sampler, seen, width,
+        sigmas, parts.sampler, seen, width, law=parts.dataset.truth,
+        num_points=None if run.score == "exact" else parts.dataset.num_samples,
         is_published=is_published(trained), is_fixed=run.score == "checkpoint",
     )  # fmt: skip
     lost = unresolved(data, sigmas, tau, width)

@@ -38,6 +38,7 @@ from ncsn_cli.core.scene import TrainingScene
 from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid, visible_on_grid
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.verdict import of_network
+from ncsn_cli.models import MixtureScore
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 from ncsn_cli.runs.files import path_inside, to_json, to_npz
 from ncsn_cli.runs.folder import CHECKPOINTS, RunFolder
@@ -148,6 +149,10 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
         job.run.seed,
         job.device,
     )
+    if isinstance(training.score, MixtureScore):
+        metrics["mixture"] = training.score.estimates()
+        rounded = {name: np.round(n, 4).tolist() for name, n in metrics["mixture"].items()}
+        log.info("learned: %s", ", ".join(f"{name} {n}" for name, n in rounded.items()))
     metrics["seconds"] = seconds
     folder.write("metrics.json", to_json(metrics))
     if not job.parts.dataset.truth.is_known:

@@ -156,8 +156,9 @@ def build(request: Request) -> Job:
     board = TensorBoard(output_folder(), training.step) if trainer.tensorboard else None
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = examine(
-        sigmas, parts.sampler, parts.data, dataset.smallest_std, is_published=is_published()
-    )
+        sigmas, parts.sampler, parts.data, dataset.smallest_std, law=dataset.truth,
+        num_points=dataset.num_samples, is_published=is_published(),
+    )  # fmt: skip
     return Job(run, config, facts, device, parts, training, history, snapshots, board)
 
 
@@ -166,7 +167,7 @@ def _build_parts(config: Config, seed: int, device: torch.device) -> Parts:
     dataset: Dataset = instantiate(config, "dataset")
     data = reference_data(dataset, seed)
     schedule, fitted = fit_schedule(instantiate(config, "schedule"), data)
-    sigmas, loss = schedule.sigmas, instantiate(config, "loss")
+    sigmas, loss = schedule.sigmas, instantiate(config, "loss").for_dataset(dataset)
     model = initial_model(config, data, seed).to(device)
     _try_own(model, dataset, loss, sigmas, device)
     _try_once(model, dataset, loss, float(sigmas[-1]), device)

@@ -153,6 +153,11 @@ class Dataset(Law):
         return self
 
     @property
+    def within_covariance(self) -> Tensor | None:
+        """Mean covariance of the components, (D, D); None if the law has no components."""
+        return None
+
+    @property
     def num_components(self) -> int:
         """Number of terms of the density, which decides memory and time."""
         return len(self.weights)

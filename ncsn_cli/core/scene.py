@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,8 @@ class SamplingScene(Scene):
         committed: Share of chains that never change mode after each of these levels (V,).
         mode_shares: Share of chains in each mode after each of these levels (V, K); empty for
             many modes.
+        foretold: Levels of ``speciation`` and ``collapse``, if they are known: ``foretold``, and
+            the ``median_of_chains`` or None.
         distances: See ``evaluation.evaluate_trajectory``; None unless asked for.
         budget: See ``sampling.budget.Budget.split``; None unless asked for.
         log_density: Log of the density that the score implies at the smallest level (G,); None
@@ -118,6 +120,7 @@ class SamplingScene(Scene):
     mode_shares: NDArray[np.float64]
     is_denoised: bool = False
     denoised_density: NDArray[np.float64] | None = None
+    foretold: dict[str, dict[str, float | None]] = field(default_factory=dict)
     distances: dict[str, Any] | None = None
     budget: dict[str, Any] | None = None
     log_density: NDArray[np.float64] | None = None

@@ -163,9 +163,13 @@ class GaussianMixture(Dataset):
     def covariance(self) -> Tensor:  # type: ignore[override]  # on demand: D x D numbers may be many
         """Cov[x] = sum_k w_k (Sigma_k + (mu_k - mean)(mu_k - mean)^T), (D, D), float64."""
         offset = self._means - self.mean  # (K, D)
-        return torch.einsum("k,kij->ij", self._weights, self._covariances(0.0)) + torch.einsum(
-            "k,ki,kj->ij", self._weights, offset, offset
-        )
+        between = torch.einsum("k,ki,kj->ij", self._weights, offset, offset)
+        return self.within_covariance + between
+
+    @property
+    def within_covariance(self) -> Tensor:
+        """sum_k w_k Sigma_k, (D, D), float64."""
+        return torch.einsum("k,kij->ij", self._weights, self._covariances(0.0))
 
     @property
     def num_components(self) -> int:
@@ -373,6 +377,10 @@ class GaussianMixture(Dataset):
         if self._rotations is not None:
             return self._rotations
         return torch.eye(self.dim).double().expand(self.num_components, -1, -1)
+
+    def components(self, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (K,), means (K, D) and covariances (K, D, D) of p_sigma, float64."""
+        return self._weights, self._means, self._covariances(sigma)
 
     def _covariances(self, sigma: float) -> Tensor:
         """Return Sigma_k + sigma^2 I, (K, D, D)."""

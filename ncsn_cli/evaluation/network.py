@@ -24,7 +24,7 @@ from ncsn_cli.evaluation.visible import (
     log_failures,
     visible_errors,
 )
-from ncsn_cli.losses import Denoising, Explicit, Loss
+from ncsn_cli.losses import Denoising, Explicit, Loss, Regression
 from ncsn_cli.metrics import (
     NOT_RECOVERED,
     SplitError,
@@ -129,9 +129,9 @@ def evaluate_training(
     flow and Langevin dynamics there is no such bound. None with a single level.
 
     Also returned, per level: E||s - s*||^2; the scale c that makes c s best; both parts of the
-    error; and for D = 1 the KL divergence of the density that is recovered by integrating the
-    score. If only draws of the dataset are known, ``loss`` and ``penalty`` are known, and the
-    other numbers are None.
+    error; for D = 1 the KL divergence of the density that is recovered by integrating the score;
+    and ``target_variances`` of a loss that has a target. If only draws of the dataset are known,
+    ``loss`` and ``penalty`` are known, and the other numbers are None.
 
     Raises:
         DivergedError: If one of the means is not finite.
@@ -141,6 +141,7 @@ def evaluate_training(
     if not truth.is_known:
         return _evaluate_by_draws(score, truth, sigmas, loss, stream)
     nodes, weights = loss.quadrature(sigmas)
+    num = draws_per_level(len(levels), truth.num_components)
     # Evaluate the score at each level.
     found, kls, splits = _evaluate_levels(score, truth, levels, nodes, loss, stream)
     if None in kls:
@@ -171,6 +172,7 @@ def evaluate_training(
         "fisher_divergence_per_level": [each.divergence for each in divergences],
         "best_scale_per_level": [each.best_scale for each in divergences],
         **({"recovered_kl_per_level": kls} if kls else {}),
+        **target_variances(loss, truth, levels, num, stream),
     }
 
 
@@ -276,6 +278,30 @@ def fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float
     logs, squares = np.log(nodes), nodes**2
     spline, error = (CubicSpline(logs, squares * np.array(each)) for each in (values, errors))
     return [(float(spline(math.log(s))) / s**2, float(error(math.log(s))) / s**2) for s in levels]
+
+
+def target_variances(
+    loss: Loss, truth: Dataset, levels: list[float], num: int, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Return ``target_variance_per_level``, sigma^2 E||target - grad log p_sigma||^2, no unit.
+
+    It follows from the floor of the loss or, if the loss has none, from ``num`` draws per level.
+    {} if the loss has no target.
+    """
+    if not isinstance(loss, Regression) or any(loss.weight(s) is None for s in levels):
+        return {}
+    informations = fisher_informations(truth, levels)
+    found = []
+    for sigma, (information, _) in zip(levels, informations, strict=True):
+        variance = loss.target_variance(sigma, truth.dim, information)
+        if variance is None:  # the loss of the true score
+            x, level = truth.sample(num, generator=generator), torch.tensor([sigma])
+            level = level.to(x)
+            draws = loss.draw(x, level, generator)
+            value = loss.terms(draws, truth.score, x, level, truth.score).double().mean()
+            variance = 2 * sigma**2 * float(value) / (loss.weight(sigma) or 1.0)
+        found.append(variance)
+    return {"target_variance_per_level": found}
 
 
 def _weighted_means(

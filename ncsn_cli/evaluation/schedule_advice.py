@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.evaluation.efficiency import data_needed
+from ncsn_cli.evaluation.foretold import collapse_level, speciation_level
 from ncsn_cli.samplers import Level, Sampler, plan_of, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,
@@ -26,6 +30,8 @@ from ncsn_cli.schedules import (
 
 log = logging.getLogger(__name__)
 
+_WASTEFUL, _COUNTLESS = 2.0, 1e6  # times the data of maximum likelihood
+
 _TOO_WIDE = 1.12  # sigma_min at half the smallest std, which is usual, widens by 1.118
 
 
@@ -35,15 +41,19 @@ def examine(
     data: Tensor,
     smallest_std: float | None,
     *,
+    law: Dataset | None = None,
+    num_points: int | None = None,
     is_published: bool = False,
     is_fixed: bool = False,
 ) -> dict[str, Any]:
     """Compare schedule and sampler with the choices of the techniques, and log one line.
 
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
-    data's narrowest component, or None if it is not known. ``is_published`` says that schedule
-    and sampler are those of a published experiment, whose weakness is part of it; ``is_fixed``
-    that the levels are those of a trained network, so that others need a training.
+    data's narrowest component, or None if it is not known. ``law`` foretells where chains choose
+    a mode and, for a score that has learned ``num_points`` points, where they choose one of these.
+    ``is_published`` says that schedule and sampler are those of a published experiment, whose
+    weakness is part of it; ``is_fixed`` that the levels are those of a trained network, so that
+    others need training.
 
     Returns:
         The numbers for ``run.json``: with ``notes``, a sentence on each technique, and
@@ -57,6 +67,9 @@ def examine(
         )
     remedy = "Train with" if is_fixed else "Try"
     report, complaints = _examine_levels(sigmas, data, smallest_std, notes, remedy)
+    if law is not None:
+        foretold, wasteful = _examine_law(sigmas, law, num_points, notes, remedy)
+        report, complaints = report | foretold, complaints + wasteful
     tau = 0.0
     try:
         levels = plan_of(sampler, sigmas)
@@ -71,6 +84,12 @@ def examine(
             f"{lost}: scores and chains are rounded there. Choose a larger sigma_min, or shift the"
             " data towards 0"
         )
+    _log(complaints, is_published)
+    return {**report, "notes": notes, "warnings": complaints, "is_published": is_published}
+
+
+def _log(complaints: list[str], is_published: bool) -> None:
+    """Log the first of ``complaints``."""
     others = f" (report.html has {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     if not complaints:
         log.info("schedule: fine")
@@ -78,7 +97,6 @@ def examine(
         log.info("schedule: as published, which is known to be weak: %s%s", complaints[0], others)
     else:
         log.warning("schedule: %s%s", complaints[0], others)
-    return {**report, "notes": notes, "warnings": complaints, "is_published": is_published}
 
 
 def _examine_levels(
@@ -119,6 +137,44 @@ def _examine_levels(
         )
     report["technique_2"], more = _examine_ratios(sigmas, dim, notes, remedy)
     return report, complaints + more
+
+
+def _examine_law(
+    sigmas: Tensor, law: Dataset, num_points: int | None, notes: list[str], remedy: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the levels that the law foretells and a list of complaints; add to ``notes``."""
+    sigma_s, sigma_c, is_single = speciation_level(law), None, len(sigmas) == 1
+    if sigma_s is not None and not is_single:
+        notes.append(f"Speciation: chains should choose a mode near sigma = {sigma_s:.3g}")
+    if num_points is not None and not is_single:
+        sigma_c = collapse_level(law, num_points)
+    if sigma_c is not None:
+        notes.append(
+            f"Collapse: below sigma = {sigma_c:.2g} the smoothed training set of {num_points}"
+            f" points is {num_points} separate peaks"
+        )
+    report: dict[str, Any] = {"speciation": sigma_s, "collapse": sigma_c}
+    if float(sigmas[-1]) > 0 or sigma_s is None or not isinstance(law, GaussianMixture):
+        return report, []
+    wasted, best = data_needed(law, 0.0), data_needed(law, sigma_s)
+    if wasted is None or best is None:
+        return report, []
+    report["data_needed"] = {"without_noise": wasted, "at_speciation": best}
+    text = (
+        f"without noise (sigma = 0), score matching needs {_times(wasted)} the data of maximum"
+        f" likelihood for the weights of the modes; at sigma = {sigma_s:.2g}, {_times(best)}"
+    )
+    if wasted < _WASTEFUL:
+        notes.append(f"Weights: {text}")
+        return report, []
+    levels = f"schedule=geometric, or for the weights alone schedule.sigma={sigma_s:.2g}"
+    return report, [f"{text}. {remedy} {levels}" if is_single else text]
+
+
+def _times(number: float) -> str:
+    if number >= _COUNTLESS:
+        return "more than a million times"
+    return f"{number:,.0f} times" if number >= 100 else f"{number:.3g} times"
 
 
 def _examine_ratios(

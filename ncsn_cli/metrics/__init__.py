@@ -7,6 +7,7 @@ from ncsn_cli.metrics.base import random_subset as random_subset
 from ncsn_cli.metrics.commitment import count_commitment as count_commitment
 from ncsn_cli.metrics.commitment import mode_commitment as mode_commitment
 from ncsn_cli.metrics.commitment import settled_from as settled_from
+from ncsn_cli.metrics.commitment import settled_point as settled_point
 from ncsn_cli.metrics.kernels import MMD, EnergyDistance
 from ncsn_cli.metrics.likelihood import KL
 from ncsn_cli.metrics.likelihood import LogLikelihood as LogLikelihood

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncsn_cli.core.expectation import nearest_centre
+
 _MOST_MODES = 10  # with more modes, shares and transitions are not kept
+_MOST_DISTANCES = 200_000_000  # between chains and training points: about a second
 _MOST_TRANSITIONS = 100_000  # numbers (L K^2); with more, shares and transitions are not kept
 
 
@@ -22,6 +25,23 @@ def settled_from(labels: Tensor) -> Tensor:
     level = torch.arange(1, len(labels), device=labels.device)[:, None]
     last = (changed * level).amax(0) if len(labels) > 1 else torch.zeros(labels.shape[1])
     return last.long()
+
+
+def settled_point(paths: Tensor, sigmas: Tensor, data: Tensor) -> float | None:
+    """Return the median level from which a chain's nearest training point stays the same.
+
+    Return None if at least half of the chains still change theirs at the last level.
+
+    Args:
+        paths: Chains over time (frames, chains, D).
+        sigmas: The level of each frame (frames,).
+        data: The training points (N, D).
+    """
+    most = max(1, _MOST_DISTANCES // (len(paths) * len(data)))  # chains
+    some = paths[:, :most]
+    nearest = nearest_centre(some.flatten(0, 1), data.double()).view(some.shape[:2])
+    level = float(sigmas[settled_from(nearest)].median())
+    return level if level > float(sigmas[-1]) else None
 
 
 def count_commitment(labels: Tensor, num_modes: int) -> dict[str, Tensor]:

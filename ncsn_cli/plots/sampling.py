@@ -136,6 +136,7 @@ def commitment(scene: Scene) -> Figure | None:
     figure, panels = new_figure(1, 2 if len(shares) else 1, width=6)
     panels[0].plot(scene.level_sigmas, scene.committed, color=MODEL, marker="o", markersize=4)
     panels[0].set(ylabel="share of chains", title="settled: never change mode again")
+    _mark_levels(panels[0], scene)
     if len(shares):
         for k, share in enumerate(shares.T):
             centre = ", ".join(f"{c:g}" for c in scene.modes[k, :4].round(2) + 0.0)  # -0 is 0
@@ -155,6 +156,25 @@ def commitment(scene: Scene) -> Figure | None:
         axes.invert_xaxis()
         axes.grid(alpha=0.25)
     return figure
+
+
+def _mark_levels(axes: Axes, scene: SamplingScene) -> None:
+    """Mark the foretold levels by lines, and the medians of the chains beside them."""
+    names = {"speciation": "mode", "collapse": "nearest training point"}
+    for (name, levels), colour in zip(scene.foretold.items(), SERIES[1:], strict=False):
+        foretold, median = levels["foretold"], levels["median_of_chains"]
+        if foretold is None or not scene.level_sigmas[-1] <= foretold <= scene.level_sigmas[0]:
+            continue
+        axes.axvline(
+            foretold, color=colour, linestyle="--", label=f"{name} foretold: {foretold:.2g}"
+        )
+        if median is not None:
+            label = f"median that keeps its {names[name]}: {median:.2g}"
+            axes.plot(
+                median, 0.5, marker="D", linestyle="none", color=colour, markersize=9, label=label
+            )
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=9, loc="upper left")
 
 
 def distances(scene: Scene) -> Figure | None:

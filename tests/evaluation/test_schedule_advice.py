@@ -244,3 +244,37 @@ def test_both_commands_give_the_same_advice(forked, tmp_path):
     assert said["sample"] == said["train"]
     assert kept["sample"] == kept["train"]
     assert len(said["train"]) == 1 and len(kept["train"]["warnings"]) == 4
+
+
+def at_zero(law):
+    sampler = Langevin(step_size=0.1, steps=100)
+    return examine(Single(0.0).sigmas, sampler, law.training_set(), law.smallest_std, law=law)
+
+
+def test_training_without_noise_is_said_to_waste_data(caplog):
+    caplog.set_level(logging.INFO)
+    law = GaussianMixture([0.5, 0.5], [[-4.0], [4.0]], stds=1.0, num_samples=1000)
+    report = at_zero(law)
+    assert report["data_needed"]["without_noise"] == pytest.approx(5540, rel=5e-3)
+    (warning,) = report["warnings"]
+    assert "needs 5,542 times the data of maximum likelihood for the weights" in warning
+    assert warning.endswith(
+        "at sigma = 4, 1.02 times. Try schedule=geometric, or for the weights alone schedule.sigma=4"
+    )
+    near = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], stds=1.0, num_samples=1000)
+    report = at_zero(near)
+    assert report["warnings"] == []
+    assert "needs 1.66 times the data" in " ".join(report["notes"])
+
+
+def test_the_levels_of_speciation_and_collapse_are_foretold():
+    law = two_modes_2d(num_samples=1000)
+    report = examine(
+        Geometric(20.0, 0.01, 30).sigmas, ANNEALED, law.training_set(), 1.0, law=law,
+        num_points=1000,
+    )  # fmt: skip
+    assert report["speciation"] == pytest.approx(3.08, abs=5e-3)
+    assert report["collapse"] == pytest.approx(0.0348, rel=0.01)
+    notes = " ".join(report["notes"])
+    assert "Speciation: chains should choose a mode near sigma = 3.08" in notes
+    assert "Collapse: below sigma = 0.035 the smoothed training set of 1000 points" in notes

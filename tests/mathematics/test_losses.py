@@ -6,8 +6,20 @@ import torch
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import derivative_along, score_and_jacobian
+from ncsn_cli.datasets import Checkerboard, GaussianMixture
 from ncsn_cli.evaluation.network import excess_loss
-from ncsn_cli.losses import Denoising, Explicit, Implicit, ImplicitRegularized, Loss, Sliced
+from ncsn_cli.losses import (
+    ControlVariate,
+    Denoising,
+    Explicit,
+    Implicit,
+    ImplicitRegularized,
+    Loss,
+    Perturbed,
+    Sliced,
+    StableTarget,
+    TargetScore,
+)
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
@@ -66,6 +78,8 @@ LOSSES = {
     "sliced, reduced": lambda levels, power: Sliced(
         levels=levels, weight_power=power, directions="rademacher", variance_reduced=True
     ),
+    "target": lambda levels, power: TargetScore(levels=levels, weight_power=power),
+    "control variate": lambda levels, power: ControlVariate(levels=levels, weight_power=power),
 }
 
 
@@ -76,15 +90,16 @@ LOSSES = {
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_true_score_meets_the_floor(name, dataset, levels, weight_power, device):
-    loss, sigmas = LOSSES[name](levels, weight_power), Geometric(2.0, 0.5, 5).sigmas
+    loss = LOSSES[name](levels, weight_power).for_dataset(dataset)
+    sigmas = Geometric(2.0, 0.5, 5).sigmas
     values = batches(loss, dataset.score, dataset, sigmas, device=device)
     assert_mean(values, floor(loss, dataset, sigmas))
 
 
-@pytest.mark.parametrize("name", ["explicit", "implicit", "sliced", "sliced, reduced"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "denoising"])
 def test_the_true_score_meets_the_floor_of_the_data_itself(name):
     dataset, sigmas = correlated_2d(), Single(sigma=0.0).sigmas
-    loss = LOSSES[name]("all", 2.0)
+    loss = LOSSES[name]("all", 2.0).for_dataset(dataset)
     values = batches(loss, dataset.score, dataset, sigmas)
     assert_mean(values, floor(loss, dataset, sigmas))
 
@@ -94,7 +109,7 @@ def test_the_true_score_meets_the_floor_of_the_data_itself(name):
 def test_the_slope_along_a_distortion_changes_sign_at_the_truth(name, kind):
     # s_t = s* + t d(x): slopes at t = -.2 and .2, on the same draws, are t E||d||^2 on average.
     dataset, sigmas = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float()
-    loss = LOSSES[name]("all", 2.0)
+    loss = LOSSES[name]("all", 2.0).for_dataset(dataset)
 
     def distortion(x, sigma):
         true = dataset.score(x, sigma)
@@ -222,7 +237,7 @@ def test_gradients_reach_the_weights(name):
         x = dataset.sample(50, generator=stream(10)).double()
 
         def value(network=network, x=x):
-            return LOSSES[name]("all", 2.0)(
+            return LOSSES[name]("all", 2.0).for_dataset(dataset)(
                 network, x, sigmas, generator=stream(11), true_score=dataset.score
             )
 
@@ -238,7 +253,8 @@ def test_gradients_reach_the_weights(name):
 @pytest.mark.parametrize("dataset", slow_but([two_modes_1d(), correlated_2d()], 0))
 @pytest.mark.parametrize("name", LOSSES)
 def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dataset):
-    loss, sigmas = LOSSES[name]("all", 2.0), Geometric(2.0, 0.5, 5).sigmas
+    loss = LOSSES[name]("all", 2.0).for_dataset(dataset)
+    sigmas = Geometric(2.0, 0.5, 5).sigmas
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
@@ -384,3 +400,171 @@ def test_a_loss_of_ones_own_is_the_same_number(levels):
     values = [float(loss(dataset.score, x, sigmas, generator=stream(1))) for loss in (ours, own)]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     assert Renamed().levels == "random"
+
+
+SONG_ERMON_2D = GaussianMixture(weights=[0.8, 0.2], means=[[5, 5], [-5, -5]], stds=1.0)
+
+
+def test_variances_of_the_targets_have_their_known_values():
+    # By quadrature of I(p_sigma) on a grid; the mix is least by design.
+    levels = [0.1, 1.0, 3.0, 10.0]
+    known = {
+        Denoising: ([1.980, 1.000, 0.334, 0.244], 5e-4),
+        TargetScore: ([0.0002, 1.000, 16.33, 198.24], 0.005),
+        ControlVariate: ([2e-8, 8.8e-6, 0.1337, 0.2242], 5e-5),
+    }
+    for kind, (expected, tolerance) in known.items():
+        loss = kind().for_dataset(SONG_ERMON_2D)
+        found = [loss.target_variance(s, 2, SONG_ERMON_2D.fisher_information(s)) for s in levels]
+        assert found == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", [Denoising, TargetScore, ControlVariate])
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_mean_square_of_target_minus_score_is_the_variance(kind, dataset, device):
+    loss, num = kind().for_dataset(dataset), 40_000
+    for sigma in (0.1, 1.0, 4.0):
+        g, level = stream(2, device), torch.tensor([sigma], device=device)
+        x = dataset.sample(num, generator=g)
+        drawn = loss.perturbed(loss.draw(x, level, g), x, level, dataset.score)
+        error = loss.target(drawn) - dataset.score(drawn.x, drawn.sigma)
+        expected = loss.target_variance(sigma, dataset.dim, dataset.fisher_information(sigma))
+        assert_mean(sigma**2 * error.square().sum(-1), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [TargetScore, ControlVariate])
+def test_gradients_are_unbiased_on_fresh_data(kind):
+    # 100 weights and 2 networks and 2 laws: 400 comparisons with the gradient of the explicit
+    # loss. Of 400 right ones at 99 %, more than 10 lie outside with probability .003.
+    outside = compared = 0
+    for seed, dataset in enumerate([correlated_2d(), SONG_ERMON_2D] * 2):
+        loss, sigmas = kind().for_dataset(dataset), Geometric(4.0, 0.3, 4).sigmas.float()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = MLP(2, hidden=[20], activation="tanh")  # 3 * 20 + 20 + 2 * 20 + 2 weights
+        generators, rows = [stream(seed), stream(50 + seed)], []
+        for _ in range(300):
+            row = []
+            for each, g in zip((loss, Explicit()), generators, strict=True):
+                x = dataset.sample(500, generator=g)
+                value = each(network, x, sigmas, generator=g, true_score=dataset.score)
+                gradients = torch.autograd.grad(value, list(network.parameters()))
+                row.append(torch.cat([part.flatten() for part in gradients])[:100])
+            rows.append(torch.stack(row))
+        values = torch.stack(rows).double()  # (repeats, 2, weights)
+        errors = (values.var(0) / len(rows)).sum(0).sqrt()
+        difference = values.mean(0).diff(dim=0)[0] / errors
+        outside += int((difference.abs() > 2.576).sum())
+        compared += len(difference)
+    assert compared == 400
+    assert outside <= 10
+
+
+def test_the_mix_of_targets_is_the_best_one():
+    # Any other alpha has a larger variance: both targets as they are, and 10 % beside the best.
+    dataset, sigma = correlated_2d(), 0.7
+    information, least = dataset.fisher_information(0.0), dataset.fisher_information(sigma)
+    best = ControlVariate().for_dataset(dataset).target_variance(sigma, 2, least)
+    alpha = (2 / sigma**2) / (information + 2 / sigma**2)
+    for other in (0.0, 1.0, 0.9 * alpha, min(1.0, 1.1 * alpha)):
+        variance = other**2 * information + (1 - other) ** 2 * 2 / sigma**2 - least
+        assert variance * sigma**2 > best
+    assert best == pytest.approx(
+        sigma**2 * (alpha**2 * information + (1 - alpha) ** 2 * 2 / sigma**2 - least)
+    )
+
+
+@pytest.mark.parametrize("kind", [TargetScore, ControlVariate])
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (Checkerboard(), "the density jumps"),
+        (GaussianMixture(weights=[0.5, 0.5], means=[-1.0, 1.0], stds=[1.0, 0.0]), "is a point"),
+    ],
+)
+def test_without_a_clean_score_these_losses_are_refused(kind, dataset, reason):
+    with pytest.raises(ConfigError, match=f"(?s)loss: .*choose another loss.*{reason}"):
+        kind().for_dataset(dataset)
+    with pytest.raises(ConfigError, match="for_dataset"):
+        kind().floor(1.0, 1, 0.5)
+
+
+def perturbed_by(batch, x, sigma):
+    sigmas = torch.full((len(x),), sigma, dtype=x.dtype)
+    return Perturbed(x, sigmas, torch.zeros_like(x), batch, None)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_stable_target_is_the_score_of_the_smoothed_reference_batch(copies):
+    batch = two_modes_2d().sample(10, generator=stream()).double()
+    x = batch.repeat_interleave(copies, 0) + torch.randn(10 * copies, 2, generator=stream(1))
+    for reference, rows in ((10, [(0, 10)]), (100, [(0, 10)]), (4, [(0, 4), (4, 8), (6, 10)])):
+        found = StableTarget(reference=reference).target(perturbed_by(batch, x, 0.8))
+        parts = []
+        for number, (first, last) in enumerate(rows):
+            points = GaussianMixture(
+                [1 / (last - first)] * (last - first), batch[first:last].tolist(), stds=0.0
+            )
+            start = number * reference * copies
+            parts.append(points.score(x[start : start + reference * copies], 0.8))
+        torch.testing.assert_close(found, torch.cat(parts))
+
+
+def test_the_mean_of_the_stable_target_is_the_score():
+    # E<f(x), target - score> = 0 for three functions f, though a batch has four points alone. The
+    # functions tell: for the mean over the three other points each is 20 standard errors from 0.
+    dataset, sigma, num = two_modes_1d(), torch.tensor([1.0]), 4
+    loss, g = StableTarget(reference=num), stream(3)
+    x = dataset.sample(num * 40_000, generator=g)
+    drawn = loss.perturbed(loss.draw(x, sigma, g), x, sigma, None)
+    score = dataset.score(drawn.x, drawn.sigma)
+    points, batches_of = drawn.x.view(-1, num, 1), x.view(-1, 1, num)
+    square = (points - batches_of) ** 2 + 1e9 * torch.eye(num)
+    others = ((-square / 2).softmax(-1) * batches_of).sum(-1).view(-1, 1) - drawn.x
+    for function in (torch.ones_like, torch.cos, dataset.score):
+        values = function(drawn.x)
+        right, wrong = ((values * (t - score)).double() for t in (loss.target(drawn), others))
+        right, wrong = (each.view(-1, num).mean(1) for each in (right, wrong))  # independent
+        assert_mean(right, 0.0)
+        assert abs(float(wrong.mean())) > 20 * float(wrong.std()) / math.sqrt(len(wrong))
+    assert loss.floor(1.0, 1, 0.5) is None
+    with pytest.raises(ConfigError, match="above 0"):
+        loss.check(torch.tensor([1.0, 0.0]))
+
+
+def test_lognormal_levels_are_normal_in_the_logarithm():
+    loss, dataset = Denoising(levels="lognormal", log_mean=0.5, log_std=0.7), two_modes_1d()
+    x, seen = dataset.sample(80_000, generator=stream()), []
+    loss(lambda y, s: seen.append(s) or 0 * y, x, torch.tensor([9.0]), generator=stream(1))
+    standard = (seen[0].double().log() - 0.5) / 0.7
+    assert kolmogorov_distance(standard, torch.special.ndtr) < LIMIT
+
+
+@pytest.mark.parametrize("weight_power", [2.0, 1.0, 4.0])
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
+def test_the_floor_of_lognormal_levels_is_the_loss_of_the_true_score(dataset, weight_power):
+    loss = Denoising(levels="lognormal", weight_power=weight_power, log_std=0.8)
+    levels, weights = loss.quadrature(torch.tensor([1.0]))
+    assert sum(weights) == pytest.approx(1)
+    assert levels == sorted(levels, reverse=True)
+    floors = [loss.floor(s, dataset.dim, dataset.fisher_information(s)) for s in levels]
+    expected = sum(w * f for w, f in zip(weights, floors, strict=True))
+    values = batches(loss, dataset.score, dataset, torch.tensor([1.0]), num=200)
+    assert_mean(values, expected)
+
+
+def test_the_quadrature_of_lognormal_levels_is_exact_for_powers():
+    # E sigma^p = exp(p m + p^2 s^2/2) for a lognormal sigma.
+    for power in (-1.0, 0.0, 2.0, 3.0):
+        loss = Denoising(levels="lognormal", weight_power=2 + power, log_mean=-0.3, log_std=0.9)
+        levels, weights = loss.quadrature(torch.tensor([1.0]))
+        mean = sum(w * s**power for w, s in zip(weights, levels, strict=True))
+        assert mean == pytest.approx(math.exp(-0.3 * power + power**2 * 0.81 / 2), rel=1e-6)
+
+
+def test_lognormal_levels_that_no_float_holds_are_refused():
+    with pytest.raises(ConfigError, match=r"loss\.log_mean"):
+        Denoising(levels="lognormal", log_mean=100.0).check(torch.tensor([1.0]))
+    with pytest.raises(ConfigError, match=r"loss\.noise"):
+        Denoising(levels="lognormal", noise="fixed").check(torch.tensor([1.0]))

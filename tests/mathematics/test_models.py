@@ -7,7 +7,16 @@ from torch import nn
 
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import FunctionAtSigma, score_at
-from ncsn_cli.models import MLP, EmbeddingMLP, EnergyMLP, FourierMLP, NCSNv2MLP, PreconditionedMLP
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.models import (
+    MLP,
+    EmbeddingMLP,
+    EnergyMLP,
+    FourierMLP,
+    MixtureScore,
+    NCSNv2MLP,
+    PreconditionedMLP,
+)
 from ncsn_cli.models.networks import FewInputs
 from ncsn_cli.models.one_level import Perceptron, Recentred
 from tests.helpers.problems import correlated_2d, shaken, stream
@@ -207,3 +216,57 @@ def test_a_layer_of_few_inputs_is_linear_with_the_same_derivatives(inputs):
         found.append((made, x.grad, layer.weight.grad, layer.bias.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.7])
+def test_a_mixture_as_a_network_has_the_score_of_the_mixture(sigma):
+    weights, means, stds = [0.2, 0.5, 0.3], [[-1.0, 0.0], [1.0, 2.0], [3.0, -1.0]], [0.5, 1.0, 2.0]
+    network = MixtureScore(2, weights, means, stds).double()
+    truth = GaussianMixture(weights, means, stds)
+    x = truth.sample(50, generator=stream()).double()
+    torch.testing.assert_close(
+        network(x, torch.tensor(sigma)), truth.score(x, sigma), rtol=1e-6, atol=1e-6
+    )
+    each = torch.linspace(0.1, 2, 50).double()
+    torch.testing.assert_close(network(x, each), truth.score(x, each), rtol=1e-6, atol=1e-6)
+    found = network.estimates()
+    assert found["weights"] == pytest.approx(weights)
+    assert found["means"] == means
+    assert found["stds"] == pytest.approx(stds)
+
+
+def test_each_kind_of_parameter_of_a_mixture_is_learned_or_fixed():
+    names = ("weights", "means", "stds")
+    for learned in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]):
+        flags = {f"learn_{n}": bool(f) for n, f in zip(names, learned, strict=True)}
+        network = MixtureScore(1, [0.4, 0.6], [[-1.0], [1.0]], [1.0, 0.5], **flags)
+        network(torch.randn(9, 1), torch.tensor(0.3)).square().sum().backward()
+        weights = (network.log_weights, network.means, network.log_stds)
+        assert [w.grad is not None for w in weights] == [bool(f) for f in learned]
+
+
+def test_a_mixture_starts_at_the_first_training_points():
+    data = torch.randn(5, 2)
+    network = MixtureScore(2, [1.0, 1.0, 2.0])
+    network.adapt_to(data)
+    torch.testing.assert_close(network.means.detach(), data[:3])
+    given = MixtureScore(2, [1.0], [[3.0, 4.0]])
+    given.adapt_to(data)
+    assert given.means.tolist() == [[3.0, 4.0]]
+    with pytest.raises(ConfigError, match="fewer training points"):
+        network.adapt_to(data[:2])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"means": [[0.0], [1.0]]},
+        {"means": [[0.0, 0.0]]},
+        {"stds": [1.0, 1.0, 1.0]},
+        {"weights": [0.5, -0.5]},
+        {"learn_weights": False, "learn_means": False, "learn_stds": False},
+    ],
+)
+def test_impossible_mixtures_are_refused(values):
+    with pytest.raises((ConfigError, ValidationError)):
+        MixtureScore(2, **values)

@@ -14,7 +14,8 @@ from tests.helpers.slow import slow_but
 from tests.helpers.training import DEFAULTS
 
 LOSSES = [
-    "denoising", "denoising_continuous", "explicit", "implicit", "implicit_regularized", "sliced"
+    "denoising", "denoising_continuous", "explicit", "implicit", "implicit_regularized", "sliced",
+    "target", "control_variate", "stable_target",
 ]  # fmt: skip
 MODELS = {
     "mlp": ["model.activation=softplus"],
@@ -23,6 +24,7 @@ MODELS = {
     "preconditioned_mlp": ["model.hidden=[32,32]"],
     "ncsnv2_mlp": [],
     "energy_mlp": ["model.hidden=[32,32]"],
+    "mixture": ["model.weights=[0.4,0.3,0.3]"],
 }
 DATASETS = ["two_modes_1d", "three_modes_2d"]
 
@@ -38,7 +40,7 @@ def score_error(score, dataset, sigmas):
     ("loss_name", "model_name", "dataset_name"),
     slow_but(
         [(loss, model, dataset) for loss in LOSSES for model in MODELS for dataset in DATASETS],
-        *range(0, 6 * 6 * 2, 13),  # each loss and each model once
+        *range(0, 9 * 7 * 2, 15),  # each loss and each model once
     ),
 )
 def test_a_short_run_lowers_the_score_error(loss_name, model_name, dataset_name):
@@ -47,6 +49,7 @@ def test_a_short_run_lowers_the_score_error(loss_name, model_name, dataset_name)
         *MODELS[model_name],
     )  # fmt: skip
     dataset, loss = (instantiate(config[k], _convert_="all") for k in ("dataset", "loss"))
+    loss = loss.for_dataset(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = instantiate(config["model"], _convert_="all", dim=dataset.dim)

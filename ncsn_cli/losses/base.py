@@ -1,35 +1,38 @@
-"""Score-matching losses. Each is smallest at the true score; its value there is the floor."""
+"""What all losses share: the choice of levels, the perturbed points, and what is known of them."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
-from ncsn_cli.core.score import Score, derivative_along, score_and_jacobian
+from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT
 
-__all__ = ["Denoising", "Explicit", "Implicit", "ImplicitRegularized", "Sliced"]
-
 _FEWEST_NODES, _NODES_PER_E, _MOST_NODES = 16, 6, 128  # of the quadrature over log sigma
+
+_REACH = 5.5  # standard deviations of log sigma; 4e-8 of a normal law lies beyond
+
+_LARGEST_LOG = 80.0  # of sigma: e^88 is the largest number of float32
 
 
 class Draws(NamedTuple):
     """The random numbers in a loss on B points.
 
     Args:
-        place: The place of each point's sigma: a row of the levels (B,), or t in [0, 1) (B,).
-            Empty where every level is used.
+        place: The place of each point's sigma: a row of the levels (B,), t in [0, 1) (B,), or a
+            standard normal number (B,). Empty where every level is used.
         z: The noise (B, D), or (B, L, D) where every level is used.
-        v: A direction (P, D) for each perturbed point; empty where none is needed.
+        v: A direction (P, D) for each perturbed point, or the data (B, D), each row of which has
+            P/B neighbouring points; empty where neither is needed.
     """
 
     place: Tensor
@@ -40,7 +43,7 @@ class Draws(NamedTuple):
 class Perturbed(NamedTuple):
     """Points x = data + sigma z (P, D), with sigma (P,), z (P, D), and the inputs of some losses.
 
-    These inputs are the directions v (P, D) and the true score.
+    These inputs are v, see ``Draws``, and the true score.
     """
 
     x: Tensor
@@ -50,15 +53,10 @@ class Perturbed(NamedTuple):
     true_score: Score | None
 
 
-Levels = Literal["all", "random", "continuous"]
+Levels = Literal["all", "random", "continuous", "lognormal"]
 
-_VALUE = (
-    "draw",
-    "given",
-    "terms",
-    "term",
-    "weights",
-)  # the methods on which a loss's value depends
+# A loss depends on these methods.
+_VALUE = ("draw", "given", "terms", "perturbed", "term", "target", "weights")
 
 
 class Loss(ABC):
@@ -79,22 +77,36 @@ class Loss(ABC):
     Args:
         levels: ``all`` uses every level for every point; ``random`` one level per point, uniform;
             ``continuous`` one sigma per point, sigma_max (sigma_min/sigma_max)^t with
-            t ~ U[0, 1].
+            t ~ U[0, 1]; ``lognormal`` one sigma per point, log sigma ~ N(log_mean, log_std^2),
+            whatever the schedule (Karras et al. 2022, arXiv:2206.00364, table 1).
         weight_power: Exponent of sigma in ``weights``.
+        log_mean: Mean of log sigma for ``lognormal`` levels, sigma in data units.
+        log_std: Standard deviation of log sigma for ``lognormal`` levels, > 0.
     """
 
     levels: Levels = "all"
     weight_power: float = 2.0
+    log_mean: float = -1.2
+    log_std: float = 1.2
 
-    def __init__(self, *, levels: Levels = "all", weight_power: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        levels: Levels = "all",
+        weight_power: float = 2.0,
+        log_mean: float = -1.2,
+        log_std: float = 1.2,
+    ) -> None:
         self.levels, self.weight_power = levels, weight_power
+        self.log_mean, self.log_std = log_mean, log_std
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         """Give a subclass no floor and no weight that were stated for another term."""
         super().__init_subclass__(**kwargs)
 
         def place(name: str) -> int:
-            return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+            bases = cls.__mro__
+            return next((i for i, base in enumerate(bases) if name in vars(base)), len(bases))
 
         changed = min(place(name) for name in _VALUE)
         if changed < place("floor"):
@@ -149,14 +161,15 @@ class Loss(ABC):
         batch, dim = x.shape
         if self.levels == "all":
             place = x.new_empty(0)
-            z = _normal((batch, len(sigmas), dim), x, generator) if noise is None else noise
+            z = normal((batch, len(sigmas), dim), x, generator) if noise is None else noise
         else:
             if self.levels == "random":
                 place = torch.randint(len(sigmas), (batch,), generator=generator, device=x.device)
             else:
-                place = torch.rand(batch, generator=generator, device=x.device, dtype=x.dtype)
+                draw = torch.rand if self.levels == "continuous" else torch.randn
+                place = draw(batch, generator=generator, device=x.device, dtype=x.dtype)
             if noise is None:
-                z = _normal((batch, dim), x, generator)
+                z = normal((batch, dim), x, generator)
             else:
                 z = noise[torch.arange(batch, device=x.device), place]
         return Draws(place, z, self._directions(z, generator))
@@ -171,6 +184,12 @@ class Loss(ABC):
         self, draws: Draws, score: Score, x: Tensor, sigmas: Tensor, true_score: Score | None
     ) -> Tensor:
         """Return the weighted term (P,) of each perturbed point, whose mean is the loss."""
+        return self.term(score, self.perturbed(draws, x, sigmas, true_score))
+
+    def perturbed(
+        self, draws: Draws, x: Tensor, sigmas: Tensor, true_score: Score | None
+    ) -> Perturbed:
+        """Return the perturbed points of ``terms``, with what goes with them."""
         dim = x.shape[-1]
         if self.levels == "all":
             x_noisy = (x[:, None] + sigmas[:, None] * draws.z).reshape(-1, dim)  # (B L, D)
@@ -179,20 +198,24 @@ class Loss(ABC):
         else:
             if self.levels == "random":
                 sigma = sigmas[draws.place]  # (B,)
-            else:
+            elif self.levels == "continuous":
                 sigma = sigmas[0] * (sigmas[-1] / sigmas[0]) ** draws.place  # (B,)
+            else:
+                sigma = (self.log_mean + self.log_std * draws.place).exp()  # (B,)
             z = draws.z
             x_noisy = x + sigma[:, None] * z
-        return self.term(score, Perturbed(x_noisy, sigma, z, draws.v, true_score))
+        return Perturbed(x_noisy, sigma, z, draws.v, true_score)
 
     def quadrature(self, sigmas: Tensor) -> tuple[list[float], list[float]]:
         """Return levels and weights: this loss is the weighted sum of its values at single levels.
 
         The levels are ``sigmas`` (L,), descending, with equal weights. For ``levels=continuous``
-        they are the nodes of Gauss's rule for the integral over t, whose error is below 1e-6 on
-        all datasets that were tried. Every level is returned once: with a single level, all nodes
-        are the same.
+        they are the nodes of Gauss's rule for the integral over t, for ``levels=lognormal`` those
+        of the trapezoid rule over log sigma. The error is below 1e-6 on all datasets that were
+        tried. Every level is returned once: with a single level, all nodes are the same.
         """
+        if self.levels == "lognormal":
+            return self._lognormal_nodes()
         if self.levels != "continuous":
             return sigmas.tolist(), [1 / len(sigmas)] * len(sigmas)
         ratio = float(sigmas[-1]) / float(sigmas[0])
@@ -203,6 +226,20 @@ class Loss(ABC):
         for level, weight in zip(levels, (weights / 2).tolist(), strict=True):
             found[level] += weight
         return [*found], [*found.values()]
+
+    def _lognormal_nodes(self) -> tuple[list[float], list[float]]:
+        """Return levels, descending, and weights of the trapezoid rule over t ~ N(0, 1).
+
+        Here log sigma = log_mean + log_std t. A term that grows as sigma^(weight_power - 2) moves
+        the mass of the integral by (weight_power - 2) log_std: the nodes reach as far.
+        """
+        shift = (self.weight_power - 2) * self.log_std
+        low, high = min(0.0, shift) - _REACH, max(0.0, shift) + _REACH
+        num = max(_FEWEST_NODES, math.ceil(_NODES_PER_E * self.log_std * (high - low)))
+        t = np.linspace(high, low, min(num, _MOST_NODES))
+        weights = np.exp(-t * t / 2)
+        levels = np.exp(self.log_mean + self.log_std * t)
+        return levels.tolist(), (weights / weights.sum()).tolist()
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a direction (P, D) for each perturbed point, whose noise is ``z``.
@@ -222,6 +259,15 @@ class Loss(ABC):
             raise ConfigError(f"loss.levels: choose from {choices}, not {self.levels!r}")
         if self.levels == "continuous" and bool((sigmas == 0).any()):
             raise ConfigError("schedule: loss.levels=continuous needs every sigma above 0")
+        if self.levels == "lognormal":
+            logs = [
+                abs(math.log(level)) if level else math.inf for level in self.quadrature(sigmas)[0]
+            ]
+            if max(logs) > _LARGEST_LOG:
+                raise ConfigError(
+                    f"loss.log_mean: levels around e^{self.log_mean:g} with loss.log_std="
+                    f"{self.log_std:g} leave the range of float32; choose smaller numbers"
+                )
 
     def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
         """Return noise (N, L, D) drawn once for the training set ``x`` (N, D).
@@ -230,6 +276,14 @@ class Loss(ABC):
         """
         return None
 
+    def for_dataset(self, dataset: Dataset) -> Loss:
+        """Return this loss with what it has to know of ``dataset``; by default it is this loss.
+
+        Raises:
+            ConfigError: If the dataset does not fit the loss.
+        """
+        return self
+
     @property
     def without_penalty(self) -> Loss:
         """This loss without its penalty, if it has one: the loss whose floor is known."""
@@ -237,18 +291,20 @@ class Loss(ABC):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class _Weighted(Loss):
+class Weighted(Loss):
     """A loss whose excess over its floor is the Fisher divergence, weighted by lambda(sigma).
 
     A subclass computes the term, and states ``floor`` and ``weight`` with it.
 
     Args:
-        levels: See ``Loss``.
+        levels: See ``Loss``, also for ``log_mean`` and ``log_std``.
         weight_power: Exponent of sigma in lambda(sigma) = sigma^weight_power; lambda(0) = 1.
     """
 
     levels: Levels = "all"
     weight_power: float = 2.0
+    log_mean: float = -1.2
+    log_std: PositiveFloat = 1.2
 
     def weight(self, sigma: float) -> float:
         """Return lambda(sigma) = sigma^weight_power, or 1 at sigma = 0."""
@@ -258,167 +314,6 @@ class _Weighted(Loss):
         return sigma**self.weight_power if sigma > 0 else 1.0
 
 
-@dataclass(frozen=True, config=STRICT)
-class Denoising(_Weighted):
-    r"""Denoising score matching at every noise level.
-
-        1/L sum_i lambda(sigma_i)/2 E || s(x + sigma_i z, sigma_i) + z/sigma_i ||^2,   z ~ N(0, I)
-
-    summed over dimensions. Its floor is lambda/2 (D/sigma^2 - I(p_sigma)), which is not 0: no
-    network, however good, reaches 0.
-
-    Source: Vincent (2011), doi:10.1162/NECO_a_00142, eq. 9; Song & Ermon (2019),
-    arXiv:1907.05600, eq. 5 and 6 (weight_power = 2).
-
-    Args:
-        levels: See ``Loss``.
-        weight_power: See ``Loss``.
-        noise: ``fresh`` draws z at every step; ``fixed`` draws z once for each training point and
-            level.
-    """
-
-    noise: Literal["fresh", "fixed"] = "fresh"
-
-    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """Return lambda/2 ||s + z/sigma||^2, (P,)."""
-        x, sigma, z, *_ = perturbed
-        residual = sigma[:, None] * score(x, sigma) + z  # sigma (s + z/sigma)
-        return sigma ** (self.weight_power - 2) * residual.square().sum(-1) / 2
-
-    weight = _Weighted.weight
-
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """Return lambda/2 (D/sigma^2 - I(p_sigma))."""
-        return self._lambda(sigma) / 2 * (dim / sigma**2 - fisher_information)
-
-    def check(self, sigmas: Tensor) -> None:
-        """Raise ``ConfigError`` at sigma = 0, where there is no noise to remove.
-
-        Raise it also for fixed noise at continuous levels.
-        """
-        if bool((sigmas == 0).any()):
-            raise ConfigError("schedule: loss=denoising needs every sigma above 0")
-        if self.noise == "fixed" and self.levels == "continuous":
-            raise ConfigError("loss.noise: fixed needs loss.levels=all or random")
-
-    def fixed_noise(self, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Return noise (N, L, D) drawn once if ``noise`` is ``fixed``, otherwise None."""
-        if self.noise == "fresh":
-            return None
-        return _normal((len(x), len(sigmas), x.shape[-1]), x, generator)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Explicit(_Weighted):
-    """Explicit score matching: lambda/2 E||s - grad log p_sigma||^2, from the exact score.
-
-    Its floor is 0. Source: Hyvarinen (2005), JMLR 6:695-709, eq. 2.
-    """
-
-    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """Return lambda/2 ||s - grad log p_sigma||^2, (P,)."""
-        x, sigma, *_, true_score = perturbed
-        assert true_score is not None
-        error = score(x, sigma) - true_score(x, sigma)
-        return self.weights(sigma) * error.square().sum(-1) / 2
-
-    weight = _Weighted.weight
-
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """Return 0."""
-        return 0.0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Implicit(_Weighted):
-    """Implicit score matching: lambda E[||s||^2/2 + tr(grad s)], with the exact trace for any D.
-
-    Its floor is -lambda/2 I(p_sigma). Source: Hyvarinen (2005), JMLR 6:695-709, eq. 4.
-    """
-
-    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """Return lambda (||s||^2/2 + tr(grad s)), (P,)."""
-        x, sigma, *_ = perturbed
-        s, jacobian = score_and_jacobian(score, x, sigma)
-        diagonal = jacobian.diagonal(dim1=1, dim2=2)  # (P, D)
-        return self.weights(sigma) * (s.square().sum(-1) / 2 + self._divergence(diagonal))
-
-    def _divergence(self, diagonal: Tensor) -> Tensor:
-        """Return the trace (P,) from the diagonal (P, D) of the Jacobian."""
-        return diagonal.sum(-1)
-
-    weight = _Weighted.weight
-
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """Return -lambda/2 I(p_sigma)."""
-        return -self._lambda(sigma) / 2 * fisher_information
-
-
-@dataclass(frozen=True, config=STRICT)
-class ImplicitRegularized(Implicit):
-    """Implicit score matching with a penalty on curvature.
-
-        lambda E[||s||^2/2 + tr(grad s) + regularization sum_i (d_i s_i)^2]
-
-    The penalty is the sum of squares, not the square of the trace. The minimiser of this loss is
-    not the score. Floor and excess are those of the part without penalty.
-
-    Source: Kingma & LeCun (2010), "Regularized estimation of image statistics by score matching".
-
-    Args:
-        levels: See ``Loss``.
-        weight_power: See ``Loss``.
-        regularization: >= 0, data units squared.
-    """
-
-    regularization: NonNegativeFloat = 0.1
-
-    def _divergence(self, diagonal: Tensor) -> Tensor:
-        return diagonal.sum(-1) + self.regularization * diagonal.square().sum(-1)
-
-    @property
-    def without_penalty(self) -> Loss:
-        """The implicit loss alone."""
-        return replace(self, regularization=0.0)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Sliced(_Weighted):
-    """Sliced score matching: the trace from one random direction v per point, E[v v^T] = I.
-
-        lambda E[||s||^2/2 + v^T (grad s) v],   or with (v^T s)^2/2 for the first term
-
-    Its floor is -lambda/2 I(p_sigma). (A unit-norm v would learn score/D.)
-
-    Source: Song et al. (2019), arXiv:1905.07088, eq. 7 (plain) and 8 (variance-reduced).
-
-    Args:
-        levels: See ``Loss``.
-        weight_power: See ``Loss``.
-        directions: ``gaussian``: v ~ N(0, I); ``rademacher``: +1 or -1 in each coordinate.
-        variance_reduced: Whether the first term is replaced by its exact mean ||s||^2/2.
-    """
-
-    directions: Literal["gaussian", "rademacher"] = "rademacher"
-    variance_reduced: bool = True
-
-    def term(self, score: Score, perturbed: Perturbed) -> Tensor:
-        """Return lambda (||s||^2/2 + v^T (grad s) v), (P,)."""
-        x, sigma, _, v, _ = perturbed
-        s, along = derivative_along(v, score, x, sigma)
-        square = s.square().sum(-1) if self.variance_reduced else (v * s).sum(-1).square()
-        return self.weights(sigma) * (square / 2 + (v * along).sum(-1))
-
-    def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        v = _normal((z.numel() // z.shape[-1], z.shape[-1]), z, generator)
-        return v if self.directions == "gaussian" else torch.where(v < 0, -1.0, 1.0)
-
-    weight = _Weighted.weight
-
-    def floor(self, sigma: float, dim: int, fisher_information: float) -> float:
-        """Return -lambda/2 I(p_sigma)."""
-        return -self._lambda(sigma) / 2 * fisher_information
-
-
-def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard normal numbers of a shape, with dtype and device of ``like``."""
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
