@@ -130,6 +130,9 @@ PRESETS = {
     "edm_karras_2d": Preset("network, levels and solver, for images", LEARNED, (W, WEIGHTS),
         why="The score error is that of the smallest levels: where they shape the modes it is .2 "
         "to .5."),
+    "efficiency_1d": Preset("how many data score matching wastes without noise", LEARNED,
+        twin=("schedule.sigma=2",),
+        why="The weight of a mode is all that is learned: see learn/why_noise.md."),
     "ism_1d": Preset("pictures", LEARNED, twin=("trainer.steps=2000", "dataset.num_samples=null"),
         why="500 steps are too few, and 1024 points are soon overfitted."),
     "ism_1d_regularized": Preset("pictures", LEARNED,

@@ -213,14 +213,19 @@ def targets() -> None:
         found = [
             fitted.target_variance(s, 2, i) for s, i in zip(levels, informations, strict=True)
         ]
-        print(f"| `{name}` | " + " | ".join(f"{v:.2g}" for v in found) + " |", flush=True)
+        print(f"| `{name}` | " + " | ".join(short(v) for v in found) + " |", flush=True)
     for size in (16, 128, 1024):
         found = [spread(size, s) for s in levels]
-        cells = " | ".join(f"{v:.2g}" for v, *_ in found)
+        cells = " | ".join(short(v) for v, *_ in found)
         print(f"| `stable_target`, reference {size} | {cells} |", flush=True)
         for place, what in ((1, "its bias"), (3, "its bias without the point itself")):
             cells = " | ".join(f"{f[place]:.4f} ± {f[place + 1]:.4f}" for f in found)
             print(f"| {what} | {cells} |", flush=True)
+
+
+def short(value: float | None) -> str:
+    """Two digits; rounding errors are 0."""
+    return "0" if value is None or value < 1e-6 else f"{value:.2g}"
 
 
 def spread(size: int, sigma: float) -> tuple[float, ...]:
@@ -231,7 +236,7 @@ def spread(size: int, sigma: float) -> tuple[float, ...]:
     """
     loss, level = StableTarget(reference=size), torch.tensor([sigma])
     stream, means = random_stream(0, f"{size} {sigma}"), []
-    for _ in range(max(100, 200_000 // size)):
+    for _ in range(400_000 // size):
         x = SONG_ERMON.sample(size, generator=stream)
         drawn = loss.perturbed(loss.draw(x, level, stream), x, level, SONG_ERMON.score)
         score = SONG_ERMON.score(drawn.x, drawn.sigma).double()

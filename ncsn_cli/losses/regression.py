@@ -145,7 +145,7 @@ class _OfCleanData(_OfData):
         except UnknownTruthError:
             reason = "of this dataset only draws are known"
         except ConfigError as error:
-            reason = str(error).removeprefix("dataset: ")
+            reason = str(error).removeprefix("dataset: ").partition(";")[0]
         else:
             fitted = copy.copy(self)
             object.__setattr__(fitted, "_known", information)

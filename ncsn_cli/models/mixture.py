@@ -46,8 +46,8 @@ class MixtureScore(Network):
     ) -> None:
         super().__init__()
         num = len(weights)
-        if means is not None and [len(mean) for mean in means] != [dim] * num:
-            raise ConfigError(f"means: give {num}, one per weight, each with {dim} coordinates")
+        if means is not None and (len(means) != num or len({*map(len, means)}) > 1):
+            raise ConfigError(f"means: give {num}, one per weight, each with D coordinates")
         if isinstance(stds, list) and len(stds) != num:
             raise ConfigError(f"stds: got {len(stds)}, but there are {num} weights")
         if not (learn_weights or learn_means or learn_stds):
@@ -59,7 +59,13 @@ class MixtureScore(Network):
         self.log_stds = nn.Parameter(torch.tensor(stds).log().expand(num).clone(), learn_stds)
 
     def adapt_to(self, data: Tensor) -> None:
-        """Set the means to the first points of ``data`` (N, D), if none were given."""
+        """Set the means to the first points of ``data`` (N, D), if none were given.
+
+        Raises:
+            ConfigError: If there are too few points, or the means have another dimension.
+        """
+        if self.means.shape[1] != data.shape[1]:
+            raise ConfigError(f"model.means: each needs {data.shape[1]} coordinates, as the data")
         if not self.is_automatic:
             return
         if len(data) < len(self.means):

@@ -160,8 +160,8 @@ def commitment(scene: Scene) -> Figure | None:
 
 def _mark_levels(axes: Axes, scene: SamplingScene) -> None:
     """Mark the foretold levels by lines, and the medians of the chains beside them."""
-    names = {"speciation": "mode", "collapse": "nearest training point"}
-    for (name, levels), colour in zip(scene.foretold.items(), SERIES[1:], strict=False):
+    names = {"speciation": "mode", "collapse": "training point"}
+    for (name, levels), colour in zip(scene.foretold.items(), SERIES[2:], strict=False):
         foretold, median = levels["foretold"], levels["median_of_chains"]
         if foretold is None or not scene.level_sigmas[-1] <= foretold <= scene.level_sigmas[0]:
             continue
@@ -169,12 +169,13 @@ def _mark_levels(axes: Axes, scene: SamplingScene) -> None:
             foretold, color=colour, linestyle="--", label=f"{name} foretold: {foretold:.2g}"
         )
         if median is not None:
-            label = f"median that keeps its {names[name]}: {median:.2g}"
+            label = f"half keep their {names[name]} from {median:.2g}"
             axes.plot(
                 median, 0.5, marker="D", linestyle="none", color=colour, markersize=9, label=label
             )
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=9, loc="upper left")
+        box = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+        axes.legend(fontsize=10, loc="lower right", **box)
 
 
 def distances(scene: Scene) -> Figure | None:

@@ -206,9 +206,9 @@ def picture(scene): ...
 def make(): return 3
 """
 LACKING = [
-    ("loss", "Nothing", "loss: plain.Nothing has no method 'term'; see ncsn_cli.losses.Loss"),
-    ("loss", "Lost", "loss: plain.Lost has no method 'term'; see ncsn_cli.losses.Loss"),
-    ("loss", "SubLoss", "loss: plain.SubLoss has no method 'term'; see ncsn_cli.losses.Loss"),
+    ("loss", "Nothing", "loss: plain.Nothing has no method 'term'; see ncsn_cli.losses.base.Loss"),
+    ("loss", "Lost", "loss: plain.Lost has no method 'term'; see ncsn_cli.losses.base.Loss"),
+    ("loss", "SubLoss", "loss: plain.SubLoss has no method 'term'; see ncsn_cli.losses.base.Loss"),
     ("loss", "make", "loss: what plain.make returns has no method 'term'"),
     ("loss", "Slots", "loss: plain.Slots should be a class that inherits from ncsn_cli.losses"),
     ("schedule", "Nothing", "schedule: plain.Nothing has no attribute 'sigmas'; see ncsn_cli.sch"),
@@ -258,7 +258,12 @@ def test_what_lacks_a_method_is_refused_by_its_name(key, name, line, plain):
 
 
 REFUSED = [
-    ("train", "loss", "Lost", "loss: plain.Lost has no method 'term'; see ncsn_cli.losses.Loss"),
+    (
+        "train",
+        "loss",
+        "Lost",
+        "loss: plain.Lost has no method 'term'; see ncsn_cli.losses.base.Loss",
+    ),
     ("sample", "metric.own", "Nothing", "metric.own: plain.Nothing has no method 'distance'"),
     ("train", "loss", "Levels", "loss.levels: choose from all, random, continuous"),
     ("train", "loss", "Shape", "loss: plain.Shape.term should return a tensor (6,), got"),

@@ -253,6 +253,8 @@ def test_a_mixture_starts_at_the_first_training_points():
     given = MixtureScore(2, [1.0], [[3.0, 4.0]])
     given.adapt_to(data)
     assert given.means.tolist() == [[3.0, 4.0]]
+    with pytest.raises(ConfigError, match="each needs 2 coordinates"):
+        MixtureScore(2, [0.5, 0.5], [[0.0], [1.0]]).adapt_to(data)
     with pytest.raises(ConfigError, match="fewer training points"):
         network.adapt_to(data[:2])
 
@@ -260,7 +262,7 @@ def test_a_mixture_starts_at_the_first_training_points():
 @pytest.mark.parametrize(
     "values",
     [
-        {"means": [[0.0], [1.0]]},
+        {"means": [[0.0, 0.0], [1.0]]},
         {"means": [[0.0, 0.0]]},
         {"stds": [1.0, 1.0, 1.0]},
         {"weights": [0.5, -0.5]},

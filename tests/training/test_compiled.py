@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from ncsn_cli.core.errors import ConfigError, DivergedError
-from ncsn_cli.losses import Denoising, Explicit, Implicit, Sliced
+from ncsn_cli.losses import ControlVariate, Denoising, Explicit, Implicit, Sliced, StableTarget
 from ncsn_cli.models import MLP
 from ncsn_cli.training import compiled_steps
 from ncsn_cli.training.state import Training
@@ -32,9 +32,22 @@ CASES = {
         "loss": Denoising(levels="continuous"), "dataset": two_modes_2d(),
     },
     "the true score": {"loss": Explicit(levels="random")},
+    "the clean score": {
+        "loss": ControlVariate(levels="random").for_dataset(two_modes_2d()),
+        "dataset": two_modes_2d(num_samples=50),
+    },
+    "a reference batch, lognormal levels": {"loss": StableTarget(levels="lognormal")},
     "derivatives": {"loss": Implicit(levels="random"), "activation": "softplus"},
 }  # fmt: skip
-MODELS = ["mlp", "embedding_mlp", "fourier_mlp", "preconditioned_mlp", "ncsnv2_mlp", "energy_mlp"]
+MODELS = [
+    "mlp",
+    "embedding_mlp",
+    "fourier_mlp",
+    "preconditioned_mlp",
+    "ncsnv2_mlp",
+    "energy_mlp",
+    "mixture",
+]
 
 
 @pytest.fixture
