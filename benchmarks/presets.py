@@ -141,6 +141,8 @@ PRESETS = {
     "manifold_2d": Preset("data on a curve has no score to learn; perturbed a little it has",
         LEARNED, twin=("schedule.sigma=0.1",),
         why="The true score grows as one over the blur squared; the network's is far smaller."),
+    "memorisation_2d": Preset("networks first learn the law, then their training set", LEARNED,
+        why="It memorises its 32 training points: see learn/memorising.md."),
     "mdsm_1d": Preset("loss .263 to .334 in its last 950 steps", LEARNED, SHARES,
         why="The network misses part of the small mode (.079 to .094 in three seeds): the exact "
         "score finds .113 by the same sampler."),

@@ -302,7 +302,7 @@ GAUSSIAN = (
 
 
 def levels(folder: Path, num: int) -> None:
-    """Levels of speciation for annealed Langevin and reverse diffusion, of collapse for the latter.
+    """Levels of speciation for two samplers, and of collapse for the reverse diffusion.
 
     Annealed chains follow the exact score, the reverse diffusion follows the empirical one.
     """

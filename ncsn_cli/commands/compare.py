@@ -17,6 +17,7 @@ from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.ranking import choose_metrics
 from ncsn_cli.commands.report import html_report, link
 from ncsn_cli.commands.run_tables import RunTable, error_split, legend, tables_of_runs
+from ncsn_cli.commands.training_sets import of_training_sets
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.runs.files import write_atomic
 
@@ -39,7 +40,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     tables = tables_of_runs(done, by, options.metric, sort)
     apart = [key for key in keys if len(tables) > 1 and key.partition(".")[0] == "dataset"]
     by = [*(key for key in apart if key not in by), *by]
-    splits = error_split(done)
+    splits, lines = error_split(done), of_training_sets(done)
     # Write the files.
     folder = Path(options.output or f"outputs/compare/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     write_atomic(folder / "compare.csv", runs_csv(runs, keys))
@@ -49,14 +50,14 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     page = html_report(
         folder,
         title=command or f"ncsn-compare {' '.join(options.folders)}",
-        facts=" ".join(legend(tables)),
+        facts=" ".join([*legend(tables), *(f"{line}." for line in lines)]),
         command=command or f"ncsn-compare {for_shell(arguments)}",
         tables=_of_report(tables, splits, missing, folder),
         notes={_heading(table): table.facts for table in tables},
         missing=missing_pictures,
     )
     write_atomic(folder / "report.html", page)
-    _print(tables, splits)
+    _print(tables, splits, lines)
     _print_missing(missing, len(runs))
     print(f"\neverything is in {folder}")
 
@@ -91,8 +92,8 @@ def _of_report(
     return {title: rows for title, rows in found.items() if len(rows) > 1}
 
 
-def _print(tables: list[RunTable], splits: list[list[list[str]]]) -> None:
-    """Print the tables within the width of the terminal, and what their signs mean."""
+def _print(tables: list[RunTable], splits: list[list[list[str]]], more: list[str]) -> None:
+    """Print the tables within the width of the terminal, what their signs mean, and ``more``."""
     width = terminal_width()
     blocks = []
     for table in tables:
@@ -101,6 +102,7 @@ def _print(tables: list[RunTable], splits: list[list[list[str]]]) -> None:
     blocks += [aligned(rows, 1, width) for rows in splits]
     if lines := legend(tables):
         blocks.append("\n".join(wrapped(line, width) for line in lines))
+    blocks += [wrapped(line, width) for line in more]
     print("\n\n".join(blocks) if blocks else "no finished run")
 
 

@@ -100,7 +100,8 @@ class Run:
     def history(self) -> dict[str, NDArray[np.float64]]:
         """The columns of a training's ``history.csv``, by name; nan where a row has no value."""
         rows = read_history(self._file("history.csv"))
-        return {name: np.array([row[name] for row in rows], dtype=float) for name in COLUMNS}
+        columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+        return {n: np.array([row.get(n) for row in rows], dtype=float) for n in columns}
 
     @cached_property
     def samples(self) -> NDArray[np.float32]:

@@ -43,8 +43,9 @@ from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 from ncsn_cli.runs.files import path_inside, to_json, to_npz
 from ncsn_cli.runs.folder import CHECKPOINTS, RunFolder
 from ncsn_cli.runs.records import flatten
-from ncsn_cli.training.history import COLUMNS, Row, history_csv
+from ncsn_cli.training.history import COLUMNS, MEMORISING, Row, history_csv
 from ncsn_cli.training.loop import fit
+from ncsn_cli.training.memorising import times
 from ncsn_cli.training.snapshots import Snapshots
 from ncsn_cli.training.state import Training
 
@@ -153,6 +154,7 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
         metrics["mixture"] = training.score.estimates()
         rounded = {name: np.round(n, 4).tolist() for name, n in metrics["mixture"].items()}
         log.info("learned: %s", ", ".join(f"{name} {n}" for name, n in rounded.items()))
+    metrics |= times(job.history)
     metrics["seconds"] = seconds
     folder.write("metrics.json", to_json(metrics))
     if not job.parts.dataset.truth.is_known:
@@ -178,7 +180,10 @@ def scene_of(job: Job, metrics: dict[str, Any]) -> TrainingScene:
         score=score,
         **arrays,
         data=job.parts.data.numpy(),
-        history={c: np.array([row[c] for row in job.history], dtype=float) for c in COLUMNS},
+        history={
+            column: np.array([row.get(column) for row in job.history], dtype=float)
+            for column in [*COLUMNS, *MEMORISING]
+        },
         loss_floor=metrics["loss_floor"],
         snapshots=None if job.snapshots is None else job.snapshots.arrays(),
     )

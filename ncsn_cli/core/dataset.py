@@ -64,6 +64,13 @@ class Law(ABC):
     def perturbed_covariance(self, sigma: float) -> Tensor:
         """Return Cov[x] at level sigma, (D, D)."""
 
+    def training_set(self, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return the training set (N, D) on the CPU; None if there is none.
+
+        With a generator, draw another one of the same size.
+        """
+        return None
+
     def mean_error(self) -> Tensor:
         """Return the standard errors of ``mean``, (D,)."""
         return torch.zeros(self.dim, dtype=torch.float64)
@@ -214,8 +221,12 @@ class Dataset(Law):
         """Return Cov[x] + sigma^2 I, the covariance of p_sigma, (D, D), float64."""
         return self.covariance + sigma**2 * torch.eye(self.dim).double()
 
-    def training_set(self) -> Tensor | None:
-        """Return the training set, ``num_samples`` points (N, D) on the CPU; None if endless."""
+    def training_set(self, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return the training set, ``num_samples`` points (N, D) on the CPU; None if endless.
+
+        With a generator, draw another one of the same size.
+        """
         if self.num_samples is None:
             return None
-        return self.sample(self.num_samples, generator=random_stream(self.seed, "training set"))
+        stream = generator or random_stream(self.seed, "training set")
+        return self.sample(self.num_samples, generator=stream)

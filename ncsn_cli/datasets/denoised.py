@@ -50,6 +50,10 @@ class Denoised(Law):
         """The vector to add to coordinates to get data units, (D,), float64."""
         return self._truth.origin
 
+    def training_set(self, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return the training set of the dataset, or another one."""
+        return self._truth.training_set(generator)
+
     def sample(
         self, num: int, *, sigma: Tensor | float = 0.0, generator: torch.Generator
     ) -> Tensor:

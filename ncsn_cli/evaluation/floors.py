@@ -123,7 +123,7 @@ class _Draws:
         self.metric, self.truth, self.sigma, self.num = metric, truth, sigma, num
         affordable = min(_MOST_SETS, _MOST_NUMBERS // (num * truth.dim))
         self.sets = max(SETS, affordable) if metric.is_cheap else SETS
-        self._distance = metric.distance(truth, sigma, num)
+        self._distance = metric.floor_distance(truth, sigma, num)
         self._stream = random_stream(0, "noise floor")
         self.values = list(self.more(_FIRST))
         first = [f"{value:.6g}" for value in self.values]  # processors differ in the last bits

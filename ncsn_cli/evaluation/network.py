@@ -297,8 +297,9 @@ def target_variances(
         if variance is None:  # the loss of the true score
             x, level = truth.sample(num, generator=generator), torch.tensor([sigma])
             level = level.to(x)
-            draws = loss.draw(x, level, generator)
-            value = loss.terms(draws, truth.score, x, level, truth.score).double().mean()
+            here = loss.at_given_levels
+            draws = here.draw(x, level, generator)
+            value = here.terms(draws, truth.score, x, level, truth.score).double().mean()
             variance = 2 * sigma**2 * float(value) / (loss.weight(sigma) or 1.0)
         found.append(variance)
     return {"target_variance_per_level": found}
@@ -350,6 +351,7 @@ def _evaluate_level(
     score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
 ) -> _Level:
     """Return the loss terms and the products of the score at ``num`` draws of one level."""
+    loss = loss.at_given_levels
     x = truth.sample(num, generator=stream)
     level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
     # These two losses evaluate the score only at draws of p_sigma, and do not differentiate it:

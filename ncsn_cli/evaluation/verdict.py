@@ -121,6 +121,10 @@ class Line:
             digits = _digits(2 * upper, 2)
             found = f"{entry['width']:.{digits}f} of the truth"
             band = f"{1 - upper:.{digits}f} to {1 + upper:.{digits}f}"
+        elif "copies" in entry:  # a share, which exact draws have, too
+            shares = (entry["value"], entry["floor"], *entry["floor_quantiles"])
+            copies, expected, low, high = (f"{100 * share:.1f}" for share in shares)
+            found, true, band = f"{copies} % copies", f"true {expected} %", f"{low} to {high} %"
         else:
             found, true, band = f"{entry['value']:.3g}", "true 0", f"up to {upper:.3g}"
         verdict = self.word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, get_args
@@ -283,6 +284,15 @@ class Loss(ABC):
             ConfigError: If the dataset does not fit the loss.
         """
         return self
+
+    @property
+    def at_given_levels(self) -> Loss:
+        """This loss at the levels that it is given, of which lognormal levels take no notice."""
+        if self.levels != "lognormal":
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "levels", "all")
+        return other
 
     @property
     def without_penalty(self) -> Loss:

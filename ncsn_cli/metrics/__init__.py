@@ -14,6 +14,7 @@ from ncsn_cli.metrics.likelihood import LogLikelihood as LogLikelihood
 from ncsn_cli.metrics.likelihood import check_flow as check_flow
 from ncsn_cli.metrics.likelihood import in_float64 as in_float64
 from ncsn_cli.metrics.likelihood import log_likelihood as log_likelihood
+from ncsn_cli.metrics.memorisation import Memorisation
 from ncsn_cli.metrics.moments import ModeWeights, Moments, Width
 from ncsn_cli.metrics.moments import relative_width as relative_width
 from ncsn_cli.metrics.recovered import NOT_RECOVERED as NOT_RECOVERED
@@ -35,6 +36,7 @@ __all__ = [
     "KL",
     "MMD",
     "EnergyDistance",
+    "Memorisation",
     "ModeWeights",
     "Moments",
     "ScoreError",

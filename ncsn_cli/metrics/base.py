@@ -51,6 +51,13 @@ class SampleMetric(ABC):
         set of samples.
         """
 
+    def floor_distance(self, truth: Law, sigma: float, num: int) -> Distance:
+        """Return ``distance`` for sets of exact draws, from which the noise floor is estimated.
+
+        It differs from ``distance`` if that depends on something else that was drawn.
+        """
+        return self.distance(truth, sigma, num)
+
     def num_points(self, num: int, dim: int) -> int:
         """Return how many of ``num`` samples in D = ``dim`` are compared: all, by default."""
         return num

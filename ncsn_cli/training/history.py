@@ -13,6 +13,9 @@ Row = dict[str, float | None]
 
 COLUMNS = ["step", "loss", "excess_loss", "grad_norm", "lr", "seconds", "clipped_grad_norm"]
 
+MEMORISING = ["true_distance", "true_distance_seen", "empirical_distance_seen"]
+"""Further columns where the training set is finite; see ``memorising.Memorising``."""
+
 _OLD_COLUMNS = [name for name in COLUMNS if name != "clipped_grad_norm"]
 """Columns of older runs, which recorded one norm only: ``grad_norm`` is that after clipping."""
 
@@ -24,6 +27,8 @@ def history_csv(history: list[Row]) -> bytes:
     within a file: all values of its ``grad_norm`` are norms after clipping.
     """
     columns, rows = COLUMNS, history
+    if any(MEMORISING[0] in row for row in history):
+        columns = [*COLUMNS, *MEMORISING]
     if history and history[0]["grad_norm"] is None:
         columns = _OLD_COLUMNS
         rows = [{**row, "grad_norm": row["clipped_grad_norm"]} for row in history]
@@ -37,7 +42,7 @@ def history_csv(history: list[Row]) -> bytes:
 def read_history(path: Path) -> list[Row]:
     """Return the rows of a ``history.csv``; with ``_OLD_COLUMNS``, ``grad_norm`` is None."""
     history = []
-    for row in read_rows(path, COLUMNS, _OLD_COLUMNS):
+    for row in read_rows(path, COLUMNS, _OLD_COLUMNS, [*COLUMNS, *MEMORISING]):
         if "clipped_grad_norm" not in row:
             row |= {"grad_norm": None, "clipped_grad_norm": row["grad_norm"]}
         history.append({**row, "step": int(row["step"] or 0)})

@@ -63,7 +63,7 @@ def fit(  # noqa: C901, PLR0915  # one table of what happens between two steps
             # Add a row to the history, with the excess loss at every evaluation.
             if is_out_of_time or step == trainer.steps or step % trainer.eval_every == 0:
                 excess = training.excess_loss()
-                history.append(training.row(loss, excess, seconds))
+                history.append(training.row(loss, excess, seconds, is_evaluated=True))
                 shown = f"loss {loss:.4f}"
                 if excess is not None:
                     shown += f", excess loss {excess:.2e}"

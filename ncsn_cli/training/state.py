@@ -21,7 +21,8 @@ from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
-from ncsn_cli.training.history import Row
+from ncsn_cli.training.history import MEMORISING, Row
+from ncsn_cli.training.memorising import memorising
 from ncsn_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Training:
             raise ConfigError("trainer.batch_size: dataset.num_samples=null needs a number here")
         self._noise = self._fixed_noise()  # (N, L, D) or None
         self._orders: dict[int, Tensor] = {}
+        self._memorising = memorising(dataset, self.sigmas.double().cpu(), seed, self.device)
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
         self.compiling_failed = False
@@ -211,8 +213,13 @@ class Training:
             " trainer.grad_clip"
         )
 
-    def row(self, loss: float, excess: float | None, seconds: float) -> Row:
+    def row(
+        self, loss: float, excess: float | None, seconds: float, *, is_evaluated: bool = False
+    ) -> Row:
         """Return the row of ``history.csv`` for the step just made.
+
+        ``is_evaluated`` says that the row also holds how far the network is from the true score
+        and from that of the training set, if both are known.
 
         Raises:
             DivergedError: If a number in it is not finite.
@@ -226,6 +233,9 @@ class Training:
             "seconds": round(seconds, 3),
             "clipped_grad_norm": self.clipped_grad_norm,
         }
+        if self._memorising is not None:
+            row |= dict.fromkeys(MEMORISING)
+            row |= self._memorising.distances(self.score) if is_evaluated else {}
         for name, value in row.items():
             if value is not None and not math.isfinite(value):
                 raise DivergedError(

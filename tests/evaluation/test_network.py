@@ -8,7 +8,14 @@ from ncsn_cli.datasets import Circle, GaussianMixture
 from ncsn_cli.evaluation.floors import Floors, noise_floor
 from ncsn_cli.evaluation.network import draws_per_level, evaluate_training, fisher_informations
 from ncsn_cli.evaluation.samples import evaluate_samples, evaluate_trajectory
-from ncsn_cli.losses import Denoising, Explicit, ImplicitRegularized, Sliced
+from ncsn_cli.losses import (
+    Denoising,
+    Explicit,
+    Implicit,
+    ImplicitRegularized,
+    Sliced,
+    StableTarget,
+)
 from ncsn_cli.metrics import Moments, Wasserstein
 from ncsn_cli.mistakes import SigmaReplaced
 from ncsn_cli.schedules import Geometric, Karras
@@ -328,3 +335,26 @@ def test_what_a_loss_does_not_state_is_null(kind, excess):
     assert ("excess_loss_standard_error" in found) == (excess is not None)
     assert found["loss"] > 0
     assert found["score_error"] > 0
+
+
+def test_the_loss_at_lognormal_levels_is_evaluated_at_each_node():
+    law, sigmas = two_modes_1d(), torch.tensor([1.0], dtype=torch.float64)
+    loss = Denoising(levels="lognormal", log_std=0.8)
+    found = evaluate_training(law.score, law, sigmas, loss, 0, CPU)
+    difference = found["loss"] - found["loss_floor"]
+    assert abs(difference) < 5 * found["loss_standard_error"]
+    assert found["loss_standard_error"] < 0.01 * found["loss_floor"]
+    assert found["excess_loss"] < 1e-9
+
+
+def test_the_variance_of_a_target_without_a_floor_is_estimated():
+    # A reference batch of one point leaves denoising's target, -z/sigma.
+    law, sigmas = two_modes_1d(), Geometric(2.0, 0.5, 3).sigmas
+    stable, plain = (
+        evaluate_training(law.score, law, sigmas, loss, 0, CPU)["target_variance_per_level"]
+        for loss in (StableTarget(reference=1, levels="lognormal"), Denoising())
+    )
+    # 100 000 draws of a square that scatters by less than 3 times its mean
+    assert stable == pytest.approx(plain, rel=5 * 3 / math.sqrt(100_000))
+    found = evaluate_training(law.score, law, sigmas, Implicit(), 0, CPU)
+    assert "target_variance_per_level" not in found

@@ -168,3 +168,11 @@ def test_a_network_in_words():
         split = numbers | {"kl_bound": {"visible": visible, "total": 0.18}}
         line = of_network(split, [1.0, 0.1], "").sentences[-1]
         assert line.split("at most ")[1].startswith(words)
+
+
+def test_copies_stand_beside_the_share_that_exact_draws_have():
+    found = entry(0.4, upper=0.13, floor=0.11, copies=400) | {"floor_quantiles": [0.09, 0.13]}
+    (line,) = of_samples(report(memorisation=found)).as_text(120).splitlines()
+    assert "40.0 % copies" in line and "true 11.0 %" in line
+    assert "(exact draws: 9.0 to 13.0 %)" in line
+    assert line.endswith("wrong: 3.6 times the noise")

@@ -1,0 +1,109 @@
+"""What trainings on several training sets of one law say together: lines of ``ncsn-compare``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ncsn_cli.commands.differences import IGNORED, by_law
+from ncsn_cli.commands.found_runs import TRAINING_SEED, Run
+from ncsn_cli.core.errors import NcsnError
+
+_FEWEST_SIZES = 3  # of training sets, for a slope and its error
+
+_SIZE, _DRAWS = "dataset.num_samples", "dataset.seed"
+
+_POINTS = 1000  # draws per level
+
+
+def of_training_sets(runs: list[Run]) -> list[str]:
+    """Return lines on how tau_gen and tau_mem grow, and on pairs of training sets of one size."""
+    lines = []
+    for some in by_law([run for run in runs if not run.has_samples]).values():
+        lines += [*_growth(some), *_pairs(some)]
+    return lines
+
+
+def _growth(runs: list[Run]) -> Iterator[str]:
+    """Yield how tau_gen and tau_mem grow with the size of the training set.
+
+    The exponent a of tau = c n^a is that of the least squares fit of log tau to log n, and its
+    standard error that of the residuals.
+    """
+    sized = [run for run in runs if isinstance(run.config.get(_SIZE), int)]
+    for name, event in (("tau_gen", "generalise"), ("tau_mem", "memorise")):
+        points = [
+            (float(str(run.config[_SIZE])), tau)
+            for run in sized
+            if (tau := run.metrics.get(name)) is not None
+        ]
+        sizes = {n for n, _ in points}
+        if len(sizes) < _FEWEST_SIZES or len(points) < _FEWEST_SIZES + 1:
+            continue
+        x, y = np.log(np.array(points)).T
+        (slope, start), *_ = np.polyfit(x, y, 1, full=True)
+        residuals = y - start - slope * x
+        error = math.sqrt(
+            float(residuals @ residuals) / (len(x) - 2) / float(((x - x.mean()) ** 2).sum())
+        )
+        exponent = f"{round(slope, 2) + 0.0:.2f} ± {error:.2f}"  # 0 has no sign
+        line = (
+            f"{name}, the step from which networks {event}, grows as n^a with a = {exponent} for"
+            f" n = {min(sizes):g} to {max(sizes):g} training points ({len(x)} runs)"
+        )
+        others = sum(name not in run.metrics for run in sized)
+        yield line + (f"; {others} runs did not {event} in time" if others else "")
+
+
+def _pairs(runs: list[Run]) -> Iterator[str]:
+    """Yield, for two runs that differ in their training set alone, how far apart their scores are.
+
+    Source: Kadkhodaie et al. (2024), arXiv:2310.02557: networks that generalise learn the same
+    score from two halves of the data, networks that memorise do not.
+    """
+    groups: dict[str, dict[object, Run]] = {}
+    apart = ("seed", _DRAWS, TRAINING_SEED, *IGNORED)
+    for run in runs:
+        if run.config.get(_SIZE) is not None:
+            rest = {k: v for k, v in run.config.items() if not k.startswith(apart)}
+            key = json.dumps(rest, sort_keys=True)
+            groups.setdefault(key, {}).setdefault(run.config.get(_DRAWS), run)
+    for found in groups.values():
+        if len(found) < 2:
+            continue
+        first, second, *_ = found.values()
+        try:
+            apart_by, errors = distances_of_pair(first, second)
+        except (NcsnError, LookupError, TypeError, ValueError):  # such as a class of one's own
+            continue
+        yield (
+            f"two training sets of {first.config[_SIZE]} points: the scores that they teach are"
+            f" {apart_by:.3g} apart, and {errors[0]:.3g} and {errors[1]:.3g} from the true one"
+            " (sigma² E‖difference‖², mean over the levels)"
+        )
+
+
+def distances_of_pair(first: Run, second: Run) -> tuple[float, tuple[float, float]]:
+    """Return sigma^2 E||s_1 - s_2||^2 and each one's distance from s*; means over the levels."""
+    import torch  # here: it takes a second to import
+
+    from ncsn_cli.commands.build import build_from_checkpoint
+    from ncsn_cli.commands.notebook import load_run
+    from ncsn_cli.core.dataset import Dataset
+    from ncsn_cli.core.settings import random_stream
+
+    both = [load_run(run.folder) for run in (first, second)]
+    law: Dataset = build_from_checkpoint(both[0].config["dataset"], "dataset", [])
+    stream, rows = random_stream(0, "two training sets"), []
+    for sigma in both[0].metrics["sigmas"]:
+        x = law.truth.sample(_POINTS, sigma=sigma, generator=stream)
+        with torch.no_grad():
+            one, two = (run.score(x, sigma) for run in both)
+        true = law.truth.score(x, sigma)
+        differences = (one - two, one - true, two - true)
+        rows.append([sigma**2 * float(d.square().sum(-1).mean()) for d in differences])
+    apart, one_off, two_off = np.mean(rows, axis=0).tolist()
+    return apart, (one_off, two_off)
