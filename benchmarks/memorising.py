@@ -77,7 +77,9 @@ def times(sweep: Path, picture: Path | None) -> None:
             ", ".join(f"{r.metrics[name]:g}" if name in r.metrics else "-" for r in some)
             for name in ("tau_gen", "tau_mem")
         ]
-        apart, errors = distances_of_pair(*some[:2])
+        found = distances_of_pair(*some[:2])
+        assert found is not None
+        apart, errors = found
         print(
             f"| {num} | {' | '.join(cells)} | {apart:.2g} | {errors[0]:.2g}, {errors[1]:.2g} |",
             flush=True,

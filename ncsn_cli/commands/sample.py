@@ -167,7 +167,8 @@ def measure(
 def _foretold(job: Job, chains: Chains) -> dict[str, dict[str, float | None]]:
     """Return the levels of speciation and of collapse, as foretold and as the chains had them.
 
-    A level that is not foretold is left out. The chains' is None if they never reached it.
+    A level that is not foretold is left out. The collapse of the chains is None if they never
+    reached it.
     """
     found, advice = {}, job.facts["schedule"]
     if advice["speciation"] is not None:

@@ -346,6 +346,7 @@ def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:
     advice = examine(
         sigmas, parts.sampler, seen, width, law=parts.dataset.truth,
         num_points=None if run.score == "exact" else parts.dataset.num_samples,
+        learns=run.score == "checkpoint",
         is_published=is_published(trained), is_fixed=run.score == "checkpoint",
     )  # fmt: skip
     lost = unresolved(data, sigmas, tau, width)

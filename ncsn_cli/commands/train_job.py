@@ -37,7 +37,7 @@ from ncsn_cli.core.errors import BadCheckpointError, ConfigError, RefusedStart, 
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import EVALUATED, unknown_numbers
 from ncsn_cli.evaluation.schedule_advice import examine
-from ncsn_cli.losses import Implicit, Loss, Sliced
+from ncsn_cli.losses import Explicit, Implicit, Loss, Sliced
 from ncsn_cli.runs.checkpoints import check_size, load_newest
 from ncsn_cli.samplers import Sampler
 from ncsn_cli.training.history import Row, read_history
@@ -157,7 +157,8 @@ def build(request: Request) -> Job:
     facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
     facts["schedule"] = examine(
         sigmas, parts.sampler, parts.data, dataset.smallest_std, law=dataset.truth,
-        num_points=dataset.num_samples, is_published=is_published(),
+        num_points=dataset.num_samples, learns=not isinstance(parts.loss, Explicit),
+        is_published=is_published(),
     )  # fmt: skip
     return Job(run, config, facts, device, parts, training, history, snapshots, board)
 

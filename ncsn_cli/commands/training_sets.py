@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_cli.commands.differences import IGNORED, by_law
+from ncsn_cli.commands.differences import IGNORED, by_law, differ, group, show
 from ncsn_cli.commands.found_runs import TRAINING_SEED, Run
 from ncsn_cli.core.errors import NcsnError
 
 _FEWEST_SIZES = 3  # of training sets, for a slope and its error
+
+_MOST_PAIRS = 10  # each loads two networks
 
 _SIZE, _DRAWS = "dataset.num_samples", "dataset.seed"
 
@@ -23,8 +24,27 @@ def of_training_sets(runs: list[Run]) -> list[str]:
     """Return lines on how tau_gen and tau_mem grow, and on pairs of training sets of one size."""
     lines = []
     for some in by_law([run for run in runs if not run.has_samples]).values():
-        lines += [*_growth(some), *_pairs(some)]
+        sized = [run for run in some if isinstance(run.config.get(_SIZE), int)]
+        for name, alike in _alike(sized, "seed", _DRAWS, _SIZE).items():
+            lines += [f"{name}{line}" for line in _growth(alike)]
+        lines += _pairs(sized)
     return lines
+
+
+def _alike(runs: list[Run], *apart: str) -> dict[str, list[Run]]:
+    """Return the runs that differ in the keys ``apart`` alone, by what tells them from others.
+
+    The names are empty, or such as ``optimizer.lr=0.01: ``.
+    """
+    ignored = (*apart, TRAINING_SEED, *IGNORED)
+    keys = [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.settings)
+        if not key.startswith(ignored) and differ(runs, key)
+    ]
+    groups = group(runs, keys)
+    names = (" ".join(f"{k}={show(v)}" for k, v in zip(keys, key, strict=True)) for key in groups)
+    return {f"{n}: " if n else "": some for n, some in zip(names, groups.values(), strict=True)}
 
 
 def _growth(runs: list[Run]) -> Iterator[str]:
@@ -33,12 +53,12 @@ def _growth(runs: list[Run]) -> Iterator[str]:
     The exponent a of tau = c n^a is that of the least squares fit of log tau to log n, and its
     standard error that of the residuals.
     """
-    sized = [run for run in runs if isinstance(run.config.get(_SIZE), int)]
+    measured = [run for run in runs if "tau_gen" in run.metrics]
     for name, event in (("tau_gen", "generalise"), ("tau_mem", "memorise")):
         points = [
-            (float(str(run.config[_SIZE])), tau)
-            for run in sized
-            if (tau := run.metrics.get(name)) is not None
+            (float(str(run.config[_SIZE])), run.metrics[name])
+            for run in measured
+            if name in run.metrics
         ]
         sizes = {n for n, _ in points}
         if len(sizes) < _FEWEST_SIZES or len(points) < _FEWEST_SIZES + 1:
@@ -54,40 +74,44 @@ def _growth(runs: list[Run]) -> Iterator[str]:
             f"{name}, the step from which networks {event}, grows as n^a with a = {exponent} for"
             f" n = {min(sizes):g} to {max(sizes):g} training points ({len(x)} runs)"
         )
-        others = sum(name not in run.metrics for run in sized)
-        yield line + (f"; {others} runs did not {event} in time" if others else "")
+        others = len(measured) - len(points)
+        yield line + (f"; runs that did not {event} in time: {others}" if others else "")
 
 
 def _pairs(runs: list[Run]) -> Iterator[str]:
-    """Yield, for two runs that differ in their training set alone, how far apart their scores are.
+    """Yield, for two runs on training sets of one size, how far apart their scores are.
+
+    The runs differ in ``dataset.seed``, and perhaps in their own seed, alone.
 
     Source: Kadkhodaie et al. (2024), arXiv:2310.02557: networks that generalise learn the same
     score from two halves of the data, networks that memorise do not.
     """
-    groups: dict[str, dict[object, Run]] = {}
-    apart = ("seed", _DRAWS, TRAINING_SEED, *IGNORED)
-    for run in runs:
-        if run.config.get(_SIZE) is not None:
-            rest = {k: v for k, v in run.config.items() if not k.startswith(apart)}
-            key = json.dumps(rest, sort_keys=True)
-            groups.setdefault(key, {}).setdefault(run.config.get(_DRAWS), run)
-    for found in groups.values():
-        if len(found) < 2:
+    pairs = 0
+    for name, alike in _alike(runs, "seed", _DRAWS).items():
+        by_set = {run.config.get(_DRAWS): run for run in reversed(alike)}
+        if len(by_set) < 2 or pairs == _MOST_PAIRS:
             continue
-        first, second, *_ = found.values()
+        first, second, *_ = reversed(by_set.values())
         try:
-            apart_by, errors = distances_of_pair(first, second)
+            found = distances_of_pair(first, second)
         except (NcsnError, LookupError, TypeError, ValueError):  # such as a class of one's own
             continue
+        if found is None:
+            continue
+        pairs += 1
+        apart, errors = found
         yield (
-            f"two training sets of {first.config[_SIZE]} points: the scores that they teach are"
-            f" {apart_by:.3g} apart, and {errors[0]:.3g} and {errors[1]:.3g} from the true one"
+            f"{name}two training sets of {first.config[_SIZE]} points: the scores that they teach"
+            f" are {apart:.3g} apart, and {errors[0]:.3g} and {errors[1]:.3g} from the true one"
             " (sigma² E‖difference‖², mean over the levels)"
         )
 
 
-def distances_of_pair(first: Run, second: Run) -> tuple[float, tuple[float, float]]:
-    """Return sigma^2 E||s_1 - s_2||^2 and each one's distance from s*; means over the levels."""
+def distances_of_pair(first: Run, second: Run) -> tuple[float, tuple[float, float]] | None:
+    """Return sigma^2 E||s_1 - s_2||^2 and each one's distance from s*; means over the levels.
+
+    Return None if no level is above 0.
+    """
     import torch  # here: it takes a second to import
 
     from ncsn_cli.commands.build import build_from_checkpoint
@@ -98,12 +122,14 @@ def distances_of_pair(first: Run, second: Run) -> tuple[float, tuple[float, floa
     both = [load_run(run.folder) for run in (first, second)]
     law: Dataset = build_from_checkpoint(both[0].config["dataset"], "dataset", [])
     stream, rows = random_stream(0, "two training sets"), []
-    for sigma in both[0].metrics["sigmas"]:
+    for sigma in (level for level in both[0].metrics["sigmas"] if level > 0):
         x = law.truth.sample(_POINTS, sigma=sigma, generator=stream)
         with torch.no_grad():
             one, two = (run.score(x, sigma) for run in both)
         true = law.truth.score(x, sigma)
         differences = (one - two, one - true, two - true)
         rows.append([sigma**2 * float(d.square().sum(-1).mean()) for d in differences])
+    if not rows:
+        return None
     apart, one_off, two_off = np.mean(rows, axis=0).tolist()
     return apart, (one_off, two_off)

@@ -13,8 +13,11 @@ from ncsn_cli.datasets import GaussianMixture
 
 _REACH = 8.5  # standard deviations that the grid extends beyond all means, for data and noise each
 _NODES_PER_STD = 4, 16  # at least and at most
-_MOST_TERMS = 20_000_000  # grid nodes times components: a second or two
+_MOST_TERMS = 1_000_000  # grid nodes times components: half a second
 _MOST_COMPONENTS = 30
+_COUNTLESS = 1e300  # stands for infinitely many data, which JSON cannot hold
+_SINGULAR = 1e-12  # relative: eigenvalues that are rounding
+_ALIKE = 1e-9  # relative: smaller spreads of means, and differences of widths, are rounding
 
 
 def data_needed(law: GaussianMixture, sigma: float) -> float | None:
@@ -29,15 +32,20 @@ def data_needed(law: GaussianMixture, sigma: float) -> float | None:
 
     with s = grad log p_sigma and psi the derivative of the implicit loss by w. The result is the
     ratio of the variances in the direction in which it is largest, the largest eigenvalue of V J.
-    It is found by the trapezoid rule on a grid, for D <= 2.
+    It is found by the trapezoid rule on a grid, for D <= 2. If all components are round and
+    equally wide, only the space that their means span matters, which may have fewer dimensions.
 
     Source: Koehler, Heckett & Risteski (2022), arXiv:2210.00726, section 3 (sigma = 0).
 
     Returns:
-        The ratio, at least 1; None if the law has one or too many components, points, or D > 2.
+        The ratio, at least 1 and at most 1e300; None if the law has one or too many components,
+        equal ones, points, or too many dimensions.
     """
     num = law.num_components
-    if not (2 <= num <= _MOST_COMPONENTS and law.dim <= 2 and law.has_density(0.0)):
+    if not (2 <= num <= _MOST_COMPONENTS and law.has_density(0.0)):
+        return None
+    law = _in_the_span_of_the_means(law)
+    if law.dim > 2:
         return None
     axes = _axes(law, sigma)
     if math.prod(map(len, axes)) * num > _MOST_TERMS:
@@ -54,10 +62,32 @@ def data_needed(law: GaussianMixture, sigma: float) -> float | None:
     likelihood = np.einsum("gk,gl,g->kl", clean, clean, p)
     curvature = np.einsum("gki,gli,g->kl", slopes, slopes, p_sigma)
     spread = np.einsum("gk,gl,g->kl", psi, psi, p)
+    values, vectors = np.linalg.eigh(likelihood)
+    if values[0] <= _SINGULAR * values[-1]:  # equal components: only the sum of weights is known
+        return None
+    root = vectors * np.sqrt(values)  # J^(1/2)
     with np.errstate(all="ignore"):
-        half = np.linalg.solve(curvature, np.linalg.cholesky(likelihood))  # A^-1 J^(1/2)
-        ratio = float(np.linalg.eigvalsh(half.T @ spread @ half)[-1])
-    return ratio if math.isfinite(ratio) else math.inf
+        try:
+            half = np.linalg.solve(curvature, root)
+            ratio = float(np.linalg.eigvalsh(half.T @ spread @ half)[-1])
+        except np.linalg.LinAlgError:  # between the modes p_sigma is 0 to the last float
+            ratio = math.inf
+    return ratio if ratio < _COUNTLESS else _COUNTLESS
+
+
+def _in_the_span_of_the_means(law: GaussianMixture) -> GaussianMixture:
+    """Return the law of the coordinates in which components differ, if all are alike and round."""
+    weights, means, covariances = law.components(0.0)
+    variance = float(covariances[0, 0, 0])
+    round_one = variance * torch.eye(law.dim, dtype=torch.float64)
+    if float((covariances - round_one).abs().max()) > _ALIKE * variance:
+        return law
+    centred = means - means.mean(0)
+    _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
+    kept = axes[lengths > _ALIKE * lengths[0]]  # (r, D)
+    if not 0 < len(kept) < law.dim:
+        return law
+    return GaussianMixture(weights.tolist(), (centred @ kept.T).tolist(), math.sqrt(variance))
 
 
 def _axes(law: GaussianMixture, sigma: float) -> list[Tensor]:

@@ -161,7 +161,8 @@ def evaluate_training(
     parts, parts_per_level = visible_errors(levels, errors, splits)
     if truth.dim == 1:  # from draws
         parts["visible_error_standard_error"] = means["score_error_standard_error"]
-    squares = {sigma: each.products[0] for sigma, each in found.items()}
+    low, high = min(levels), max(levels)
+    squares = {sigma: each.products[0] for sigma, each in found.items() if low <= sigma <= high}
     return {
         **means,
         **parts,
@@ -290,18 +291,22 @@ def target_variances(
     """
     if not isinstance(loss, Regression) or any(loss.weight(s) is None for s in levels):
         return {}
-    informations = fisher_informations(truth, levels)
-    found = []
-    for sigma, (information, _) in zip(levels, informations, strict=True):
-        variance = loss.target_variance(sigma, truth.dim, information)
-        if variance is None:  # the loss of the true score
-            x, level = truth.sample(num, generator=generator), torch.tensor([sigma])
-            level = level.to(x)
-            here = loss.at_given_levels
-            draws = here.draw(x, level, generator)
-            value = here.terms(draws, truth.score, x, level, truth.score).double().mean()
-            variance = 2 * sigma**2 * float(value) / (loss.weight(sigma) or 1.0)
-        found.append(variance)
+    if loss.floor(levels[0], truth.dim, 1.0) is not None:
+        informations = fisher_informations(truth, levels)
+        found = [
+            loss.target_variance(sigma, truth.dim, information) or 0.0
+            for sigma, (information, _) in zip(levels, informations, strict=True)
+        ]
+        return {"target_variance_per_level": found}
+    found, here = [], loss.at_given_levels
+    for sigma in levels:
+        x = truth.sample(num, generator=generator)
+        level, terms = torch.tensor([sigma]).to(x), []
+        for part in in_parts(x, truth):
+            draws = here.draw(part, level, generator)
+            terms.append(here.terms(draws, truth.score, part, level, truth.score))
+        value = float(torch.cat(terms).cpu().double().mean())  # the loss of the true score
+        found.append(2 * sigma**2 * value / (loss.weight(sigma) or 1.0))
     return {"target_variance_per_level": found}
 
 
@@ -347,6 +352,12 @@ def _weighted_means(
     return found if "excess_loss" in found else found | {"excess_loss": None}
 
 
+def _independent(loss: Loss, terms: Tensor) -> Tensor:
+    """Return ``terms`` (P,), or their means over neighbours that share their random numbers."""
+    num = loss.dependent_terms
+    return terms if num == 1 else torch.stack([part.mean() for part in terms.split(num)])
+
+
 def _evaluate_level(
     score: Score, truth: Dataset, sigma: float, loss: Loss, num: int, stream: torch.Generator
 ) -> _Level:
@@ -367,7 +378,7 @@ def _evaluate_level(
     for part in in_parts(x, truth):
         draws = loss.draw(part, level[None], stream)
         given = (shared if is_shared else score, part, level[None], truth.score)
-        terms.append(loss.terms(draws, *given))
+        terms.append(_independent(loss, loss.terms(draws, *given)))
         if loss.without_penalty is not loss:
             penalties.append(terms[-1] - loss.without_penalty.terms(draws, *given))
     if not truth.is_known:

@@ -35,7 +35,7 @@ _WASTEFUL, _COUNTLESS = 2.0, 1e6  # times the data of maximum likelihood
 _TOO_WIDE = 1.12  # sigma_min at half the smallest std, which is usual, widens by 1.118
 
 
-def examine(
+def examine(  # noqa: PLR0913  # what is known of a request
     sigmas: Tensor,
     sampler: Sampler,
     data: Tensor,
@@ -43,6 +43,7 @@ def examine(
     *,
     law: Dataset | None = None,
     num_points: int | None = None,
+    learns: bool = False,
     is_published: bool = False,
     is_fixed: bool = False,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def examine(
     ``data`` (N, D) are training points, ``smallest_std`` is the standard deviation s of the
     data's narrowest component, or None if it is not known. ``law`` foretells where chains choose
     a mode and, for a score that has learned ``num_points`` points, where they choose one of these.
+    ``learns`` says that the score is learned from data, so that it may take many.
     ``is_published`` says that schedule and sampler are those of a published experiment, whose
     weakness is part of it; ``is_fixed`` that the levels are those of a trained network, so that
     others need training.
@@ -68,8 +70,9 @@ def examine(
     remedy = "Train with" if is_fixed else "Try"
     report, complaints = _examine_levels(sigmas, data, smallest_std, notes, remedy)
     if law is not None:
-        foretold, wasteful = _examine_law(sigmas, law, num_points, notes, remedy)
-        report, complaints = report | foretold, complaints + wasteful
+        report |= _examine_law(sigmas, law, num_points, notes)
+        if learns and float(sigmas[-1]) == 0:
+            complaints += _examine_data(law, report, len(sigmas) == 1, notes, remedy)
     tau = 0.0
     try:
         levels = plan_of(sampler, sigmas)
@@ -140,9 +143,9 @@ def _examine_levels(
 
 
 def _examine_law(
-    sigmas: Tensor, law: Dataset, num_points: int | None, notes: list[str], remedy: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the levels that the law foretells and a list of complaints; add to ``notes``."""
+    sigmas: Tensor, law: Dataset, num_points: int | None, notes: list[str]
+) -> dict[str, Any]:
+    """Return the levels that the law foretells; add to ``notes``."""
     sigma_s, sigma_c, is_single = speciation_level(law), None, len(sigmas) == 1
     if sigma_s is not None and not is_single:
         notes.append(f"Speciation: chains should choose a mode near sigma = {sigma_s:.3g}")
@@ -153,12 +156,24 @@ def _examine_law(
             f"Collapse: below sigma = {sigma_c:.2g} the smoothed training set of {num_points}"
             f" points is {num_points} separate peaks"
         )
-    report: dict[str, Any] = {"speciation": sigma_s, "collapse": sigma_c}
-    if float(sigmas[-1]) > 0 or sigma_s is None or not isinstance(law, GaussianMixture):
-        return report, []
-    wasted, best = data_needed(law, 0.0), data_needed(law, sigma_s)
+    return {"speciation": sigma_s, "collapse": sigma_c}
+
+
+def _examine_data(
+    law: Dataset, report: dict[str, Any], is_single: bool, notes: list[str], remedy: str
+) -> list[str]:
+    """Return what a training at sigma = 0 wastes as a list of complaints; add to ``notes``.
+
+    Modifies ``report``, which holds the level of speciation. ``is_single`` says that there is no
+    other level.
+    """
+    sigma_s = report["speciation"]
+    if sigma_s is None or not isinstance(law, GaussianMixture):
+        return []
+    best = data_needed(law, sigma_s)  # first: its grid is the larger one
+    wasted = None if best is None else data_needed(law, 0.0)
     if wasted is None or best is None:
-        return report, []
+        return []
     report["data_needed"] = {"without_noise": wasted, "at_speciation": best}
     text = (
         f"without noise (sigma = 0), score matching needs {_times(wasted)} the data of maximum"
@@ -166,9 +181,9 @@ def _examine_law(
     )
     if wasted < _WASTEFUL:
         notes.append(f"Weights: {text}")
-        return report, []
+        return []
     levels = f"schedule=geometric, or for the weights alone schedule.sigma={sigma_s:.2g}"
-    return report, [f"{text}. {remedy} {levels}" if is_single else text]
+    return [f"{text}. {remedy} {levels}" if is_single else text]
 
 
 def _times(number: float) -> str:

@@ -127,8 +127,12 @@ class Line:
             found, true, band = f"{copies} % copies", f"true {expected} %", f"{low} to {high} %"
         else:
             found, true, band = f"{entry['value']:.3g}", "true 0", f"up to {upper:.3g}"
-        verdict = self.word
-        if verdict == WRONG and entry["ratio"] is not None:
+        verdict, is_share = self.word, "copies" in entry
+        if is_share and verdict != GOOD:
+            verdict += f": {_rounded(entry['ratio'])} times as many copies as exact draws"
+        elif is_share and entry["value"] < entry["floor_quantiles"][0]:
+            verdict = "fewer copies than exact draws: off the data"
+        elif verdict == WRONG and entry["ratio"] is not None:
             verdict += f": {_rounded(entry['ratio'])} times the noise"
         elif entry["value"] < entry["floor_quantiles"][0]:
             verdict += ", even nearer: not independent"

@@ -22,7 +22,7 @@ _FEWEST_NODES, _NODES_PER_E, _MOST_NODES = 16, 6, 128  # of the quadrature over 
 
 _REACH = 5.5  # standard deviations of log sigma; 4e-8 of a normal law lies beyond
 
-_LARGEST_LOG = 80.0  # of sigma: e^88 is the largest number of float32
+_LARGEST_LOG = 40.0  # of sigma: its square is computed, and e^88 is float32's largest number
 
 
 class Draws(NamedTuple):
@@ -223,24 +223,22 @@ class Loss(ABC):
         num = max(_FEWEST_NODES, math.ceil(-_NODES_PER_E * math.log(ratio)))
         nodes, weights = np.polynomial.legendre.leggauss(min(num, _MOST_NODES))
         levels = (float(sigmas[0]) * ratio ** ((1 + nodes) / 2)).tolist()
-        found = dict.fromkeys(levels, 0.0)
-        for level, weight in zip(levels, (weights / 2).tolist(), strict=True):
-            found[level] += weight
-        return [*found], [*found.values()]
+        return _each_once(levels, (weights / 2).tolist())
 
     def _lognormal_nodes(self) -> tuple[list[float], list[float]]:
         """Return levels, descending, and weights of the trapezoid rule over t ~ N(0, 1).
 
-        Here log sigma = log_mean + log_std t. A term that grows as sigma^(weight_power - 2) moves
-        the mass of the integral by (weight_power - 2) log_std: the nodes reach as far.
+        Here log sigma = log_mean + log_std t. A term that grows as sigma^p moves the mass of the
+        integral by p log_std. The nodes reach as far, for p from weight_power - 2 (denoising) to
+        weight_power (the target at the clean data).
         """
-        shift = (self.weight_power - 2) * self.log_std
-        low, high = min(0.0, shift) - _REACH, max(0.0, shift) + _REACH
+        low = min(0.0, (self.weight_power - 2) * self.log_std) - _REACH
+        high = max(0.0, self.weight_power * self.log_std) + _REACH
         num = max(_FEWEST_NODES, math.ceil(_NODES_PER_E * self.log_std * (high - low)))
         t = np.linspace(high, low, min(num, _MOST_NODES))
         weights = np.exp(-t * t / 2)
-        levels = np.exp(self.log_mean + self.log_std * t)
-        return levels.tolist(), (weights / weights.sum()).tolist()
+        levels = np.exp(self.log_mean + self.log_std * t).tolist()
+        return _each_once(levels, (weights / weights.sum()).tolist())
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a direction (P, D) for each perturbed point, whose noise is ``z``.
@@ -286,6 +284,11 @@ class Loss(ABC):
         return self
 
     @property
+    def dependent_terms(self) -> int:
+        """Number of neighbouring terms that share random numbers, so that their errors agree."""
+        return 1
+
+    @property
     def at_given_levels(self) -> Loss:
         """This loss at the levels that it is given, of which lognormal levels take no notice."""
         if self.levels != "lognormal":
@@ -322,6 +325,14 @@ class Weighted(Loss):
 
     def _lambda(self, sigma: float) -> float:
         return sigma**self.weight_power if sigma > 0 else 1.0
+
+
+def _each_once(levels: list[float], weights: list[float]) -> tuple[list[float], list[float]]:
+    """Return each of the ``levels`` once, with the sum of its ``weights``."""
+    found = dict.fromkeys(levels, 0.0)
+    for level, weight in zip(levels, weights, strict=True):
+        found[level] += weight
+    return [*found], [*found.values()]
 
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

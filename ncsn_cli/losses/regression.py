@@ -272,6 +272,11 @@ class StableTarget(_OfData):
 
     weight = Weighted.weight
 
+    @property
+    def dependent_terms(self) -> int:
+        """The number of points in a reference batch."""
+        return self.reference
+
     def check(self, sigmas: Tensor) -> None:
         """Raise ``ConfigError`` at sigma = 0, where there is no noise to remove."""
         super().check(sigmas)

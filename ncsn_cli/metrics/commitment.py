@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_cli.core.expectation import nearest_centre
-
 _MOST_MODES = 10  # with more modes, shares and transitions are not kept
-_MOST_DISTANCES = 200_000_000  # between chains and training points: about a second
 _MOST_TRANSITIONS = 100_000  # numbers (L K^2); with more, shares and transitions are not kept
 
 
@@ -37,10 +34,10 @@ def settled_point(paths: Tensor, sigmas: Tensor, data: Tensor) -> float | None:
         sigmas: The level of each frame (frames,).
         data: The training points (N, D).
     """
-    most = max(1, _MOST_DISTANCES // (len(paths) * len(data)))  # chains
-    some = paths[:, :most]
-    nearest = nearest_centre(some.flatten(0, 1), data.double()).view(some.shape[:2])
-    level = float(sigmas[settled_from(nearest)].median())
+    from scipy.spatial import cKDTree  # here: scipy is slow to import
+
+    _, nearest = cKDTree(data.double().numpy()).query(paths.double().numpy())  # (frames, chains)
+    level = float(sigmas[settled_from(torch.from_numpy(nearest))].median())
     return level if level > float(sigmas[-1]) else None
 
 

@@ -27,7 +27,7 @@ def history_csv(history: list[Row]) -> bytes:
     within a file: all values of its ``grad_norm`` are norms after clipping.
     """
     columns, rows = COLUMNS, history
-    if any(MEMORISING[0] in row for row in history):
+    if history and MEMORISING[0] in history[0]:  # else an earlier version started the run
         columns = [*COLUMNS, *MEMORISING]
     if history and history[0]["grad_norm"] is None:
         columns = _OLD_COLUMNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.expectation import distances
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.training.history import Row
+
+log = logging.getLogger(__name__)
 
 _POINTS = 4000  # in all, at each evaluation; a network needs milliseconds for them
 _FEWEST, _MOST = 20, 1000  # points per level
@@ -49,8 +53,8 @@ class Memorising:
             z = torch.randn(num, data.shape[1], generator=stream).double()
             seen = data[rows].double() + sigma * z
             truths = [truth.score(fresh, sigma), truth.score(seen, sigma)]
-            tensors = [fresh, seen, *truths, _empirical(seen, data.double(), sigma)]
-            self._levels.append((sigma, [each.to(device) for each in tensors]))
+            points = [x.float().to(device) for x in (fresh, seen)]
+            self._levels.append((sigma, points, truths, _empirical(seen, data.double(), sigma)))
 
     @torch.no_grad()
     def distances(self, score: Score) -> dict[str, float]:
@@ -62,9 +66,9 @@ class Memorising:
         sums = dict.fromkeys(
             ("true_distance", "true_distance_seen", "empirical_distance_seen"), 0.0
         )
-        for sigma, (fresh, seen, true, true_seen, empirical) in self._levels:
-            level = torch.tensor(sigma, device=fresh.device)
-            at_fresh, at_seen = (score(x.float(), level).double() for x in (fresh, seen))
+        for sigma, points, (true, true_seen), empirical in self._levels:
+            level = torch.tensor(sigma, device=points[0].device)
+            at_fresh, at_seen = (score(x, level).cpu().double() for x in points)
             errors = at_fresh - true, at_seen - true_seen, at_seen - empirical
             for name, error in zip(sums, errors, strict=True):
                 sums[name] += sigma**2 * float(error.square().sum(-1).mean()) / len(self._levels)
@@ -73,8 +77,7 @@ class Memorising:
 
 def _empirical(x: Tensor, data: Tensor, sigma: float) -> Tensor:
     """Return the score (B, D) of ``data`` (n, D) smoothed by sigma, at ``x`` (B, D)."""
-    square = torch.cdist(x, data, compute_mode="donot_use_mm_for_euclid_dist").square()
-    shares = (-square / (2 * sigma**2)).softmax(-1)  # (B, n)
+    shares = (-distances(x, data).square() / (2 * sigma**2)).softmax(-1)  # (B, n)
     return (shares @ data - x) / sigma**2
 
 
@@ -83,19 +86,27 @@ def memorising(
 ) -> Memorising | None:
     """Return what measures the distances; None if they are not known, or cost too much.
 
-    They are known for a training set of a law whose score is known, at levels above 0.
+    They are known for a training set of a law whose score is known, at levels above 0. If they
+    cost too much, the log says so.
     """
     data = dataset.training_set()
     if data is None or not dataset.truth.is_known or float(sigmas[-1]) <= 0:
         return None
     num = min(_MOST, _POINTS // len(sigmas), _MOST_TERMS // (len(data) * len(sigmas)))
     if num < _FEWEST:
+        log.info(
+            "not measured: distances from the empirical score, which cost too much for %d points"
+            " at %d levels", len(data), len(sigmas),
+        )  # fmt: skip
         return None
     return Memorising(dataset, data, sigmas, num, seed, device)
 
 
 def times(history: list[Row]) -> dict[str, Any]:
-    """Return the steps at which generalising and memorising begin; {} if they were not measured.
+    """Return the steps at which generalising and memorising begin; {} if they are not known.
+
+    They are not known if some evaluation did not measure the distances, such as those of a run
+    that an earlier version started.
 
     ``tau_gen`` is the first step whose ``true_distance`` is below twice its minimum. ``tau_mem``
     is the first step at which the network is nearer to the empirical score than to the true one,
@@ -105,7 +116,8 @@ def times(history: list[Row]) -> dict[str, Any]:
     training points, and tau_mem is proportional to n.
     """
     rows = [row for row in history if row.get("true_distance") is not None]
-    if not rows:
+    evaluated = [row for row in history if row.get("excess_loss") is not None]
+    if not rows or any(row.get("true_distance") is None for row in evaluated):
         return {}
     least = min(row["true_distance"] or math.inf for row in rows)
 

@@ -21,7 +21,7 @@ def test_a_training_run_writes_its_folder(trained):
         "visible_error_standard_error", "invisible_error", "invisible_error_standard_error",
         "kl_bound", "kl_bound_standard_error", "sigmas", "score_error_per_level",
         "visible_error_per_level", "invisible_error_per_level", "fisher_divergence_per_level",
-        "best_scale_per_level", "recovered_kl_per_level", "target_variance_per_level", "seconds",
+        "best_scale_per_level", "recovered_kl_per_level", "target_variance_per_level", "tau_gen", "tau_mem", "seconds",
     ]  # fmt: skip
     assert metrics["visible_error_per_level"] == metrics["score_error_per_level"]  # in 1D
     assert metrics["kl_bound"]["visible"] == metrics["kl_bound"]["total"]

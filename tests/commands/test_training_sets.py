@@ -13,10 +13,11 @@ from ncsn_cli.commands.compare import compare
 from tests.helpers.problems import two_modes_1d
 
 
-def write_training(folder, num, seed, **metrics):
+def write_training(folder, num, seed, lr=0.01, **metrics):
     (folder / ".hydra").mkdir(parents=True)
     config = {
         "seed": seed,
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": lr},
         "dataset": {"_target_": "ncsn_cli.datasets.ring", "num_samples": num, "seed": seed},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -45,10 +46,25 @@ def test_the_exponents_are_those_of_a_least_squares_fit(tmp_path, capsys):
     (slope, _), covariance = np.polyfit(x, np.log(taus), 1, cov=True)
     error = math.sqrt(covariance[0, 0])
     assert f"memorise, grows as n^a with a = {slope:.2f} ± {error:.2f} for n = 8 to 64" in text
-    assert "(12 runs); 1 runs did not memorise in time" in text
+    assert "(12 runs); runs that did not memorise in time: 1" in text
     assert "generalise, grows as n^a with a = 0.00 ± 0.00 for n = 8 to 128" in text
     report = (tmp_path / "out" / "report.html").read_text()
     assert f"a = {slope:.2f} ± {error:.2f}" in report
+
+
+def test_trainings_of_other_kinds_have_fits_of_their_own(tmp_path, capsys):
+    for lr, tau in ((0.1, 10), (0.01, 1000)):
+        for num in (8, 16, 32):
+            for seed in (0, 1):
+                folder = tmp_path / "runs" / f"{lr}_{num}_{seed}"
+                write_training(folder, num, seed, lr, tau_gen=tau, tau_mem=tau * num)
+    write_training(tmp_path / "runs" / "unmeasured", 8, 5, 0.1)
+    text = said(tmp_path / "runs", capsys)
+    for lr in ("0.1", "0.01"):
+        assert f"optimizer.lr={lr}: tau_gen, the step from which networks generalise" in text
+        assert f"optimizer.lr={lr}: tau_mem, the step from which networks memorise" in text
+    assert text.count("a = 1.00 ± 0.00") == text.count("a = 0.00 ± 0.00") == 2
+    assert "in time" not in text
 
 
 def test_two_sizes_have_no_exponent(tmp_path, capsys):

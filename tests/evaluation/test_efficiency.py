@@ -89,7 +89,8 @@ def test_the_formula_agrees_with_the_derivatives_of_the_loss(m, weight, sigma):
 def test_two_dimensions_are_as_many_as_the_line_through_the_modes():
     # Across the line both components are the same Gaussian, which says nothing of the weights.
     for sigma in (0.0, 1.0):
-        turned = GaussianMixture([0.5, 0.5], [[-1.2, -1.6], [1.2, 1.6]], stds=1.0)
+        stds = [[1.0, 1.0], [1.0, 1.0001]]  # not quite round: on a grid in two dimensions
+        turned = GaussianMixture([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], stds=stds)
         expected = data_needed(two_modes(2.0), sigma)
         assert data_needed(turned, sigma) == pytest.approx(expected, rel=1e-3)
 
@@ -102,8 +103,20 @@ def test_weights_of_far_modes_need_countless_data():
 def test_what_has_no_answer_is_none():
     one = GaussianMixture([1.0], [[0.0]], stds=1.0)
     points = GaussianMixture([0.5, 0.5], [[0.0], [1.0]], stds=0.0)
-    three = GaussianMixture([0.5, 0.5], [[0.0] * 3, [1.0] * 3], stds=1.0)
-    assert [data_needed(law, 0.0) for law in (one, points, three)] == [None] * 3
+    equal = GaussianMixture([0.3, 0.3, 0.4], [[0.0], [0.0], [1.0]], stds=1.0)
+    three = GaussianMixture([0.5, 0.5], [[0.0] * 3, [1.0] * 3], stds=[[1.0, 1.0, 2.0]] * 2)
+    assert [data_needed(law, 0.0) for law in (one, points, equal, three)] == [None] * 4
+
+
+def test_modes_that_no_float_joins_need_countless_data():
+    assert data_needed(two_modes(38.0), 0.0) == data_needed(two_modes(40.0), 0.0) == 1e300
+
+
+def test_only_the_line_through_two_modes_matters():
+    seven = GaussianMixture([0.5, 0.5], [[-1.0] * 7, [1.0] * 7], stds=1.0)
+    for sigma in (0.0, 1.0):
+        expected = data_needed(two_modes(math.sqrt(7)), sigma)
+        assert data_needed(seven, sigma) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])

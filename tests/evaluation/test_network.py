@@ -358,3 +358,26 @@ def test_the_variance_of_a_target_without_a_floor_is_estimated():
     assert stable == pytest.approx(plain, rel=5 * 3 / math.sqrt(100_000))
     found = evaluate_training(law.score, law, sigmas, Implicit(), 0, CPU)
     assert "target_variance_per_level" not in found
+
+
+def test_the_error_of_a_loss_whose_terms_share_a_batch_is_that_of_repetitions():
+    law, sigmas = two_modes_1d(), torch.tensor([3.0], dtype=torch.float64)
+    runs = [
+        evaluate_training(law.score, law, sigmas, StableTarget(), seed, CPU) for seed in range(30)
+    ]
+    scatter = np.std([run["loss"] for run in runs], ddof=1)
+    said = np.mean([run["loss_standard_error"] for run in runs])
+    # The standard deviation of 30 values errs by 1/sqrt(58); unshared it would be 3 times smaller.
+    assert scatter == pytest.approx(said, rel=5 / math.sqrt(58))
+
+
+def test_the_bound_in_nats_ends_with_the_schedule_whatever_the_levels_of_the_loss():
+    law, sigmas = two_modes_1d(), Geometric(4.0, 0.5, 4).sigmas
+
+    def score(x, sigma):  # wrong where the schedule has no level
+        return law.score(x, sigma) + (sigma > 4.1) * 0.3
+
+    loss = Denoising(levels="lognormal")
+    found = evaluate_training(score, law, sigmas, loss, 0, CPU)
+    assert found["kl_bound"]["total"] < 1e-9
+    assert found["excess_loss"] > 1e-3

@@ -248,7 +248,7 @@ def test_both_commands_give_the_same_advice(forked, tmp_path):
 
 def at_zero(law):
     sampler = Langevin(step_size=0.1, steps=100)
-    return examine(Single(0.0).sigmas, sampler, law.training_set(), law.smallest_std, law=law)
+    return examine(Single(0.0).sigmas, sampler, law.training_set(), 1.0, law=law, learns=True)
 
 
 def test_training_without_noise_is_said_to_waste_data(caplog):

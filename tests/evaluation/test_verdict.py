@@ -175,4 +175,7 @@ def test_copies_stand_beside_the_share_that_exact_draws_have():
     (line,) = of_samples(report(memorisation=found)).as_text(120).splitlines()
     assert "40.0 % copies" in line and "true 11.0 %" in line
     assert "(exact draws: 9.0 to 13.0 %)" in line
-    assert line.endswith("wrong: 3.6 times the noise")
+    assert line.endswith("wrong: 3.6 times as many copies as exact draws")
+    few = found | {"value": 0.02}
+    (line,) = of_samples(report(memorisation=few)).as_text(120).splitlines()
+    assert line.endswith("fewer copies than exact draws: off the data")

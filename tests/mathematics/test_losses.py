@@ -541,6 +541,20 @@ def test_lognormal_levels_are_normal_in_the_logarithm():
     assert kolmogorov_distance(standard, torch.special.ndtr) < LIMIT
 
 
+@pytest.mark.parametrize("log_std", [1.2, 2.0])
+def test_the_quadrature_reaches_the_levels_where_the_clean_target_is_worst(log_std):
+    # For N(0, 1), E sigma^2/2 (1 - 1/(1 + sigma^2)), by another rule with more nodes.
+    law = GaussianMixture([1.0], [0.0], stds=1.0)
+    loss = TargetScore(levels="lognormal", log_std=log_std).for_dataset(law)
+    levels, weights = loss.quadrature(torch.tensor([1.0]))
+    floors = [loss.floor(s, 1, 1 / (1 + s**2)) for s in levels]
+    t = np.linspace(-12, 12, 20_001)
+    square = np.exp(2 * (-1.2 + log_std * t))
+    density = np.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+    expected = float((density * square * square / (1 + square) / 2).sum() * 24 / 20_000)
+    assert np.dot(weights, floors) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("weight_power", [2.0, 1.0, 4.0])
 @pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()])
 def test_the_floor_of_lognormal_levels_is_the_loss_of_the_true_score(dataset, weight_power):
@@ -565,6 +579,6 @@ def test_the_quadrature_of_lognormal_levels_is_exact_for_powers():
 
 def test_lognormal_levels_that_no_float_holds_are_refused():
     with pytest.raises(ConfigError, match=r"loss\.log_mean"):
-        Denoising(levels="lognormal", log_mean=100.0).check(torch.tensor([1.0]))
+        Denoising(levels="lognormal", log_mean=35.0).check(torch.tensor([1.0]))
     with pytest.raises(ConfigError, match=r"loss\.noise"):
         Denoising(levels="lognormal", noise="fixed").check(torch.tensor([1.0]))

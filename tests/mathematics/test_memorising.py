@@ -127,13 +127,16 @@ def test_times_are_the_first_steps_of_generalising_and_memorising():
     assert times(rows[:3]) == {"tau_gen": 20, "tau_mem": None}
     assert times([{"step": 1, "loss": 0.3}]) == {}
     assert times([dict.fromkeys(MEMORISING), *rows]) == times(rows)
+    assert times([{"step": 5, "excess_loss": 1.0}, *rows]) == {}  # an earlier version's
 
 
-def test_what_is_not_known_is_not_measured():
+def test_what_is_not_known_is_not_measured(caplog):
+    caplog.set_level("INFO")
     assert memorising(two_modes_1d(), SIGMAS, 0, CPU) is None
     assert memorising(Sampled(two_modes_1d(), num_samples=9), SIGMAS, 0, CPU) is None
     assert memorising(two_modes_1d(num_samples=9), torch.tensor([1.0, 0.0]), 0, CPU) is None
     assert memorising(two_modes_1d(num_samples=10**6), SIGMAS, 0, CPU) is None
+    assert caplog.text.count("not measured") == 1
     assert memorising(two_modes_1d(num_samples=9), SIGMAS, 0, CPU) is not None
 
 
@@ -148,3 +151,5 @@ def test_the_history_holds_the_distances_at_each_evaluation(tmp_path, device):
     sigmas = training.sigmas.double().cpu()
     expected = memorising(truth, sigmas, training.seed, training.device).distances(score)
     assert {name: rows[1][name] for name in MEMORISING} == expected
+    before = [{name: rows[0][name] for name in COLUMNS}]
+    assert history_csv([*before, rows[1]]).startswith(",".join(COLUMNS).encode() + b"\n")
