@@ -21,7 +21,8 @@ def test_a_training_run_writes_its_folder(trained):
         "visible_error_standard_error", "invisible_error", "invisible_error_standard_error",
         "kl_bound", "kl_bound_standard_error", "sigmas", "score_error_per_level",
         "visible_error_per_level", "invisible_error_per_level", "fisher_divergence_per_level",
-        "best_scale_per_level", "recovered_kl_per_level", "target_variance_per_level", "tau_gen", "tau_mem", "seconds",
+        "best_scale_per_level", "recovered_kl_per_level", "target_variance_per_level",
+        "tau_gen", "tau_mem", "seconds",
     ]  # fmt: skip
     assert metrics["visible_error_per_level"] == metrics["score_error_per_level"]  # in 1D
     assert metrics["kl_bound"]["visible"] == metrics["kl_bound"]["total"]
@@ -30,7 +31,10 @@ def test_a_training_run_writes_its_folder(trained):
     assert abs(difference) < 5 * math.sqrt(2) * 3 * metrics["loss"] / math.sqrt(1e5)
     assert len(metrics["score_error_per_level"]) == 4
     rows = (trained / "history.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,excess_loss,grad_norm,lr,seconds,clipped_grad_norm"
+    assert rows[0] == (
+        "step,loss,excess_loss,grad_norm,lr,seconds,clipped_grad_norm,true_distance,"
+        "true_distance_seen,empirical_distance_seen"
+    )
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "5", "10", "15", "20", "25", "30"]
     assert {p.name for p in (trained / "plots").iterdir()} == {"score.png", "loss.png"}
     record = read(trained / "run.json")

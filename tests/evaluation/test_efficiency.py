@@ -34,7 +34,9 @@ def by_autograd(m, weight, sigma):
 
     The noise is averaged by the trapezoid rule and the data by an adaptive one.
     """
-    model = MixtureScore(1, [weight, 1 - weight], [[-m], [m]], learn_means=False).double()
+    model = MixtureScore(
+        1, [weight, 1 - weight], [[-m], [m]], learn_means=False, learn_stds=False
+    ).double()
     z = torch.linspace(-8, 8, 641, dtype=torch.float64)
     share = torch.exp(-z * z / 2)
     share = share / share.sum() if sigma > 0 else torch.ones(1).double()
