@@ -28,6 +28,7 @@ from ncsn_cli.metrics import Memorisation
 from ncsn_cli.plots.canvas import MODEL, SERIES, TRUTH, new_figure, own_settings, to_png
 
 SETS, DRAWS = 400, 10_000
+FIXED = 0.06  # a distance that does not depend on n, beside twice the minimum
 LAWS = {
     "two_modes_1d": ([0.1, 0.9], [[-3.0], [3.0]]),
     "three_modes_2d": ([0.4, 0.4, 0.2], [[-3.0, -3.0], [3.0, 3.0], [-1.0, 1.0]]),
@@ -70,13 +71,14 @@ def times(sweep: Path, picture: Path | None) -> None:
     for run in runs:
         if run.state == "done":
             by_size[int(str(run.config["dataset.num_samples"]))].append(run)
-    print("| n | tau_gen | tau_mem | two training sets: scores apart | from the true one |")
-    print("|---|---|---|---|---|")
+    print(f"| n | tau_gen | first below {FIXED:g} | tau_mem |", end="")
+    print(" two training sets: scores apart | from the true one |\n|---|---|---|---|---|---|")
     for num, some in sorted(by_size.items()):
         cells = [
             ", ".join(f"{r.metrics[name]:g}" if name in r.metrics else "-" for r in some)
             for name in ("tau_gen", "tau_mem")
         ]
+        cells.insert(1, ", ".join(str(first_below(run.folder) or "-") for run in some))
         found = distances_of_pair(*some[:2])
         assert found is not None
         apart, errors = found
@@ -86,6 +88,13 @@ def times(sweep: Path, picture: Path | None) -> None:
         )
     if picture is not None:
         picture.write_bytes(draw(dict(sorted(by_size.items()))))
+
+
+def first_below(folder: Path) -> int | None:
+    """The first step whose distance from the true score is below a fixed number."""
+    history = ncsn.load_run(folder).history
+    below = history["step"][history["true_distance"] < FIXED]
+    return int(below[0]) if len(below) else None
 
 
 def draw(by_size: dict[int, list]) -> bytes:  # type: ignore[type-arg]
@@ -128,6 +137,8 @@ def draw(by_size: dict[int, list]) -> bytes:  # type: ignore[type-arg]
             sizes, np.exp(start + (slope - 1) * x.mean()) * sizes, "--", color="0.5",
             label=r"$\propto n$",
         )  # fmt: skip
+        right.set_xticks(sizes, [str(num) for num in sizes])
+        right.xaxis.minorticks_off()
         for axes in (left, right):
             axes.grid(alpha=0.25)
             axes.legend(fontsize=10)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -54,8 +54,9 @@ Task = Callable[[DictConfig], float | None]
 OmegaConf.register_new_resolver("ncsn_cli.job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("ncsn_cli.study_name", _study_name, replace=True)
 Plugins.instance().register(MovedOptions)
-if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is not None:  # an extra
-    importlib.import_module("ncsn_cli.commands.submitit_tasks")
+with suppress(ModuleNotFoundError):  # there may be no plugin at all
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is not None:  # an extra
+        importlib.import_module("ncsn_cli.commands.submitit_tasks")
 
 
 def config_dir() -> Path:

@@ -167,14 +167,15 @@ def measure(
 def _foretold(job: Job, chains: Chains) -> dict[str, dict[str, float | None]]:
     """Return the levels of speciation and of collapse, as foretold and as the chains had them.
 
-    A level that is not foretold is left out. The collapse of the chains is None if they never
-    reached it.
+    A level that is not foretold is left out, and with the exact score nothing collapses. The
+    collapse of the chains is None if they never reached it.
     """
     found, advice = {}, job.facts["schedule"]
     if advice["speciation"] is not None:
         median = float(np.median(chains.settled_sigma))
         found["speciation"] = {"foretold": advice["speciation"], "median_of_chains": median}
-    if advice["collapse"] is not None and chains.paths is not None:
+    follows_data = job.run.score != "exact"
+    if follows_data and advice["collapse"] is not None and chains.paths is not None:
         data = job.parts.dataset.training_set()
         assert data is not None  # or no collapse would be foretold
         median_point = settled_point(

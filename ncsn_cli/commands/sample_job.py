@@ -345,7 +345,7 @@ def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:
     trained = {} if source is None else read_json(source.parent.parent / "run.json")
     advice = examine(
         sigmas, parts.sampler, seen, width, law=parts.dataset.truth,
-        num_points=None if run.score == "exact" else parts.dataset.num_samples,
+        num_points=parts.dataset.num_samples,
         learns=run.score == "checkpoint",
         is_published=is_published(trained), is_fixed=run.score == "checkpoint",
     )  # fmt: skip

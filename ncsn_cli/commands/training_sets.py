@@ -25,16 +25,17 @@ def of_training_sets(runs: list[Run]) -> list[str]:
     lines = []
     for some in by_law([run for run in runs if not run.has_samples]).values():
         sized = [run for run in some if isinstance(run.config.get(_SIZE), int)]
-        for name, alike in _alike(sized, "seed", _DRAWS, _SIZE).items():
+        for name, alike in _alike(sized, "seed", _DRAWS, _SIZE):
             lines += [f"{name}{line}" for line in _growth(alike)]
         lines += _pairs(sized)
     return lines
 
 
-def _alike(runs: list[Run], *apart: str) -> dict[str, list[Run]]:
-    """Return the runs that differ in the keys ``apart`` alone, by what tells them from others.
+def _alike(runs: list[Run], *apart: str) -> Iterator[tuple[str, list[Run]]]:
+    """Yield runs that differ in the keys ``apart`` alone, after what tells them from others.
 
-    The names are empty, or such as ``optimizer.lr=0.01: ``.
+    That is empty, or such as ``optimizer.lr=0.01: ``. Small training sets come first, and their
+    size is not named.
     """
     ignored = (*apart, TRAINING_SEED, *IGNORED)
     keys = [
@@ -42,9 +43,11 @@ def _alike(runs: list[Run], *apart: str) -> dict[str, list[Run]]:
         for key in dict.fromkeys(key for run in runs for key in run.settings)
         if not key.startswith(ignored) and differ(runs, key)
     ]
-    groups = group(runs, keys)
-    names = (" ".join(f"{k}={show(v)}" for k, v in zip(keys, key, strict=True)) for key in groups)
-    return {f"{n}: " if n else "": some for n, some in zip(names, groups.values(), strict=True)}
+    groups = group(sorted(runs, key=lambda run: float(str(run.config[_SIZE]))), keys)
+    for values, some in groups.items():
+        pairs = zip(keys, values, strict=True)
+        name = " ".join(f"{key}={show(value)}" for key, value in pairs if key != _SIZE)
+        yield (f"{name}: " if name else ""), some
 
 
 def _growth(runs: list[Run]) -> Iterator[str]:
@@ -87,7 +90,7 @@ def _pairs(runs: list[Run]) -> Iterator[str]:
     score from two halves of the data, networks that memorise do not.
     """
     pairs = 0
-    for name, alike in _alike(runs, "seed", _DRAWS).items():
+    for name, alike in _alike(runs, "seed", _DRAWS):
         by_set = {run.config.get(_DRAWS): run for run in reversed(alike)}
         if len(by_set) < 2 or pairs == _MOST_PAIRS:
             continue

@@ -72,7 +72,7 @@ def examine(  # noqa: PLR0913  # what is known of a request
     if law is not None:
         report |= _examine_law(sigmas, law, num_points, notes)
         if learns and float(sigmas[-1]) == 0:
-            complaints += _examine_data(law, report, len(sigmas) == 1, notes, remedy)
+            _examine_data(law, report, notes, remedy)
     tau = 0.0
     try:
         levels = plan_of(sampler, sigmas)
@@ -159,31 +159,28 @@ def _examine_law(
     return {"speciation": sigma_s, "collapse": sigma_c}
 
 
-def _examine_data(
-    law: Dataset, report: dict[str, Any], is_single: bool, notes: list[str], remedy: str
-) -> list[str]:
-    """Return what a training at sigma = 0 wastes as a list of complaints; add to ``notes``.
+def _examine_data(law: Dataset, report: dict[str, Any], notes: list[str], remedy: str) -> None:
+    """Add to ``report`` and to ``notes`` what a training at sigma = 0 wastes.
 
-    Modifies ``report``, which holds the level of speciation. ``is_single`` says that there is no
-    other level.
+    The log says so if it is much. ``report`` holds the level of speciation.
     """
     sigma_s = report["speciation"]
     if sigma_s is None or not isinstance(law, GaussianMixture):
-        return []
+        return
     best = data_needed(law, sigma_s)  # first: its grid is the larger one
     wasted = None if best is None else data_needed(law, 0.0)
     if wasted is None or best is None:
-        return []
+        return
     report["data_needed"] = {"without_noise": wasted, "at_speciation": best}
     text = (
         f"without noise (sigma = 0), score matching needs {_times(wasted)} the data of maximum"
         f" likelihood for the weights of the modes; at sigma = {sigma_s:.2g}, {_times(best)}"
     )
-    if wasted < _WASTEFUL:
-        notes.append(f"Weights: {text}")
-        return []
-    levels = f"schedule=geometric, or for the weights alone schedule.sigma={sigma_s:.2g}"
-    return [f"{text}. {remedy} {levels}" if is_single else text]
+    if wasted >= _WASTEFUL:
+        levels = f"schedule=geometric, or for the weights alone schedule.sigma={sigma_s:.2g}"
+        text = f"{text}. {remedy} {levels}"
+        log.info("%s", text)
+    notes.append(f"Weights: {text}")
 
 
 def _times(number: float) -> str:

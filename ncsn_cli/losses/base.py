@@ -237,7 +237,8 @@ class Loss(ABC):
         num = max(_FEWEST_NODES, math.ceil(_NODES_PER_E * self.log_std * (high - low)))
         t = np.linspace(high, low, min(num, _MOST_NODES))
         weights = np.exp(-t * t / 2)
-        levels = np.exp(self.log_mean + self.log_std * t).tolist()
+        with np.errstate(over="ignore"):  # ``check`` refuses what is infinite
+            levels = np.exp(self.log_mean + self.log_std * t).tolist()
         return _each_once(levels, (weights / weights.sum()).tolist())
 
     def _directions(self, z: Tensor, generator: torch.Generator) -> Tensor:

@@ -127,7 +127,8 @@ MISTAKES = [
     ("train", "dataset=preset/rosa2d", f"dataset=preset/rosa2d: {NO_OPTION} preset/rosa_2d?"),
     ("train", "hydra/launcher=jobli", f"hydra/launcher=jobli: {NO_OPTION} joblib?"),
     ("train", "hparams_search=zzz",
-     "hparams_search=zzz: there is no such option; choose from grid_lr, optuna, seeds"),
+     "hparams_search=zzz: there is no such option; choose from grid_lr, memorisation, optuna,"
+     " seeds"),
     ("train", "modle=mlp", f"modle: {NO_KEY} model?"),
     ("train", "sed=1", f"sed: {NO_KEY} seed?"),
     ("train", "SEED=1", f"SEED: {NO_KEY} seed?"),
@@ -162,8 +163,8 @@ MISTAKES = [
      "optimizer.wieght_decay: there is no such key; did you mean weight_decay?"),
     ("sample", "score=exact experiment=song_ermon_annealed ++sampler.denois=true",
      "sampler.denois: there is no such key; did you mean denoise?"),
-    ("train", "loss.levels=al", f"loss.levels: {SHOULD} be 'all', 'random' or 'continuous',"
-     " got 'al'; did you mean all?"),
+    ("train", "loss.levels=al", f"loss.levels: {SHOULD} be 'all', 'random', 'continuous' or"
+     " 'lognormal', got 'al'; did you mean all?"),
     ("train", "trainer.lr_decay=cosin",
      f"trainer.lr_decay: {SHOULD} be 'none' or 'cosine', got 'cosin'; did you mean cosine?"),
     ("train", "device=gpu",

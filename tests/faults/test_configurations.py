@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow  # minutes
 KINDS = {
     "count": "steps num_levels steps_per_level corrector_steps log_every eval_every batch_size"
     " checkpoint_every keep_last snapshots threads num_samples max_points num_points num_steps"
-    " num_directions features embedding side num_components num_modes",
+    " num_directions features embedding side num_components num_modes reference",
     "index": "seed trajectories",
     "length": "sigma_max sigma_min rho step_size snr lr radius turns spacing length max_seconds"
-    " grad_clip sigma_data bandwidth eta",
+    " grad_clip sigma_data bandwidth eta log_std",
     "width": "sigma std regularization weight_decay momentum eps ema_decay",
-    "number": "weight_power mean low high",
+    "number": "weight_power log_mean mean low high",
     "flag": "denoise conditional variance_reduced tensorboard trajectory_metrics log_density"
-    " budget nesterov compile",
+    " budget nesterov compile learn_weights learn_means learn_stds",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
     "path": "checkpoint resume objective",
@@ -259,8 +259,10 @@ VALUES = {  # by the last part of the key; others stay as they are
     50) | st.just(1),
     "steps": st.integers(1, 2), "side": st.integers(1, 4), "num_modes": st.integers(1, 8),
     "num_components": st.integers(1, 8), "weight_power": st.floats(-3, 3), "high": LENGTHS,
+    "log_mean": st.floats(-3, 3), "log_std": LENGTHS, "reference": st.integers(1, 40),
     "regularization": LENGTHS, "denoise": st.booleans(), "low": LENGTHS, "mean": LENGTHS,
-    "levels": st.sampled_from(["all", "random", "continuous"]), "conditional": st.booleans(),
+    "levels": st.sampled_from(["all", "random", "continuous", "lognormal"]),
+    "conditional": st.booleans(),
     "activation": st.sampled_from(["relu", "softplus", "silu", "tanh"]),
     "noise": st.sampled_from(["fresh", "fresh", "fixed"]), "ema_decay": st.none() | st.floats(0,
     1),
