@@ -17,7 +17,7 @@ from ncsn_cli.core.settings import random_stream
 
 _MOST_TERMS, _MOST_DRAWS = 100_000, 40_000  # draws times components, draws: good to a percent
 _FEWEST_DRAWS = 1000
-_MOST_STEPS = 30  # of Newton's method, which needs about five
+_MOST_STEPS, _TOLERANCE = 30, 1e-4  # of the secant method in log sigma, which needs about five
 _FLAT = 0.02  # smallest slope, in units of D, of a difference that still has a root to find
 
 
@@ -45,39 +45,42 @@ def collapse_level(law: Dataset, num: int) -> float | None:
 
         H(p_sigma) = log n + D/2 log(2 pi e sigma^2)
 
-    By Newton's method in log sigma: dH/dlog sigma = sigma^2 I(p_sigma) (de Bruijn's identity).
-    H and I are means over the same exact draws. Return None if there is no such level.
+    By the secant method in log sigma, with the same random numbers at each sigma. Return None if
+    there is no such level.
     """
     if not law.is_known or not law.smallest_std:
         return None
-    size = math.sqrt(float(law.covariance.trace()))
-    log_sigma = math.log(1e-3 * law.smallest_std)
+    largest = math.log(math.sqrt(float(law.covariance.trace())))
+
+    def difference(log_sigma: float) -> float:
+        separate = math.log(num) + law.dim * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
+        return _entropy(law, math.exp(log_sigma)) - separate
+
+    # Far below the law's own width, its entropy does not depend on sigma: the slope is -D.
+    log_sigma, slope = math.log(1e-3 * law.smallest_std), -float(law.dim)
+    value = difference(log_sigma)
     for _ in range(_MOST_STEPS):
-        entropy, slope = _entropy(law, math.exp(log_sigma))
-        difference = (
-            entropy - math.log(num) - law.dim * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
-        )
-        if law.dim - slope < _FLAT * law.dim or math.exp(log_sigma) > size:
-            return None
-        step = difference / (law.dim - slope)
+        step = -value / slope
         log_sigma += step
-        if abs(step) < 1e-4:
+        if abs(step) < _TOLERANCE:
             return math.exp(log_sigma)
+        if log_sigma > largest:
+            return None
+        before, value = value, difference(log_sigma)
+        slope = (value - before) / step
+        if slope > -_FLAT * law.dim:
+            return None
     return None
 
 
-def _entropy(law: Dataset, sigma: float) -> tuple[float, float]:
-    """Return H(p_sigma) in nats, and its slope sigma^2 I(p_sigma) by log sigma."""
+def _entropy(law: Dataset, sigma: float) -> float:
+    """Return H(p_sigma) in nats, from exact draws."""
     stream = random_stream(0, "entropy")
-    terms = max(1, law.num_components)
-    num = max(_FEWEST_DRAWS, min(_MOST_DRAWS, _MOST_TERMS // terms))
+    num = max(_FEWEST_DRAWS, min(_MOST_DRAWS, _MOST_TERMS // max(1, law.num_components)))
 
-    def values(_: Tensor, x: Tensor) -> Tensor:
-        square = law.score(x, sigma).square().sum(-1)
-        return torch.stack([-law.log_prob(x, sigma), sigma**2 * square], dim=-1)
+    def surprise(_: Tensor, x: Tensor) -> Tensor:
+        return -law.log_prob(x, sigma)[:, None]
 
-    found = mean_over_draws(
-        lambda _: law.strata(num, sigma, stream), values, terms * law.dim, lambda _: True
-    )
-    entropy, slope = found.value.tolist()
-    return entropy, slope
+    terms = law.num_components * law.dim
+    strata = law.strata(num, sigma, stream)
+    return float(mean_over_draws(lambda _: strata, surprise, terms, lambda _: True).value)

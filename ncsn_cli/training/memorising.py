@@ -13,7 +13,7 @@ from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.expectation import distances
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.training.history import Row
+from ncsn_cli.training.history import MEMORISING, Row
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,7 @@ class Memorising:
         ``true_distance`` is that from s* at fresh draws of p_sigma. The other two are distances
         from s* and from the empirical score at training points with fresh noise.
         """
-        sums = dict.fromkeys(
-            ("true_distance", "true_distance_seen", "empirical_distance_seen"), 0.0
-        )
+        sums = dict.fromkeys(MEMORISING, 0.0)
         for sigma, points, (true, true_seen), empirical in self._levels:
             level = torch.tensor(sigma, device=points[0].device)
             at_fresh, at_seen = (score(x, level).cpu().double() for x in points)
