@@ -26,7 +26,7 @@ def loss(scene: Scene) -> Figure | None:
     known = np.isfinite(history["excess_loss"])
     measured = np.isfinite(history.get("true_distance", np.full(1, np.nan)))
     num = 1 + bool(known.any()) + bool(measured.sum() > 1)
-    figure, (left, *right) = new_figure(1, num, width=6.5)
+    figure, (left, *right) = new_figure(1, num, width=6.5 if num < 3 else 5.2)
     left.plot(history["step"], history["loss"], color=MODEL, linewidth=1.2, label="batch loss")
     if (floor := scene.loss_floor) is not None:
         label = f"floor {floor:.4g}: the true score's loss"
