@@ -141,13 +141,13 @@ def evaluate_training(
     if not truth.is_known:
         return _evaluate_by_draws(score, truth, sigmas, loss, stream)
     nodes, weights = loss.quadrature(sigmas)
-    num = draws_per_level(len(levels), truth.num_components)
     # Evaluate the score at each level.
     found, kls, splits = _evaluate_levels(score, truth, levels, nodes, loss, stream)
     if None in kls:
         log.info("no KL divergence at %d levels, because %s", kls.count(None), NOT_RECOVERED)
     # Combine the levels.
-    means = _weighted_means(loss, truth, weights, {sigma: found[sigma] for sigma in nodes})
+    informations = dict(zip(nodes, fisher_informations(truth, nodes), strict=True))
+    means = _weighted_means(loss, truth, weights, found, informations)
     products = [found[sigma].products for sigma in levels]
     divergences = [divergence_of(each) for each in products]
     errors, variances = zip(*(relative_error(each) for each in products), strict=True)
@@ -173,7 +173,7 @@ def evaluate_training(
         "fisher_divergence_per_level": [each.divergence for each in divergences],
         "best_scale_per_level": [each.best_scale for each in divergences],
         **({"recovered_kl_per_level": kls} if kls else {}),
-        **target_variances(loss, truth, levels, num, stream),
+        **target_variances(loss, truth, levels, informations, stream),
     }
 
 
@@ -282,23 +282,25 @@ def fisher_informations(truth: Dataset, levels: list[float]) -> list[tuple[float
 
 
 def target_variances(
-    loss: Loss, truth: Dataset, levels: list[float], num: int, generator: torch.Generator
+    loss: Loss,
+    truth: Dataset,
+    levels: list[float],
+    known: Mapping[float, tuple[float, float]],
+    generator: torch.Generator,
 ) -> dict[str, list[float]]:
     """Return ``target_variance_per_level``, sigma^2 E||target - grad log p_sigma||^2, no unit.
 
-    It follows from the floor of the loss or, if the loss has none, from ``num`` draws per level.
-    {} if the loss has no target.
+    It follows from the floor of the loss or, if the loss has none, from draws at each level.
+    {} if the loss has no target. ``known`` holds the Fisher informations of some levels.
     """
     if not isinstance(loss, Regression) or any(loss.weight(s) is None for s in levels):
         return {}
     if loss.floor(levels[0], truth.dim, 1.0) is not None:
-        informations = fisher_informations(truth, levels)
-        found = [
-            loss.target_variance(sigma, truth.dim, information) or 0.0
-            for sigma, (information, _) in zip(levels, informations, strict=True)
-        ]
+        if not known.keys() >= {*levels}:  # the loss has other levels than the schedule
+            known = dict(zip(levels, fisher_informations(truth, levels), strict=True))
+        found = [loss.target_variance(s, truth.dim, known[s][0]) or 0.0 for s in levels]
         return {"target_variance_per_level": found}
-    found, here = [], loss.at_given_levels
+    num, found, here = draws_per_level(len(levels), truth.num_components), [], loss.at_given_levels
     for sigma in levels:
         x = truth.sample(num, generator=generator)
         level, terms = torch.tensor([sigma]).to(x), []
@@ -311,11 +313,16 @@ def target_variances(
 
 
 def _weighted_means(
-    loss: Loss, truth: Dataset, weights: list[float], found_at: Mapping[float, _Level]
+    loss: Loss,
+    truth: Dataset,
+    weights: list[float],
+    found_at: Mapping[float, _Level],
+    informations: Mapping[float, tuple[float, float]],
 ) -> dict[str, float | None]:
-    """Return mean loss, penalty, floor and excess over the levels of ``found_at``, with errors.
+    """Return mean loss, penalty, floor and excess, with errors, over ``informations``' levels.
 
-    A floor or an excess that the loss does not state is None.
+    ``informations`` are Fisher informations and their errors. A floor or an excess that the loss
+    does not state is None.
     """
     means: dict[str, float] = {}
     variances: dict[str, float] = {}
@@ -325,11 +332,11 @@ def _weighted_means(
         means[name] = means.get(name, 0.0) + float(values.mean())
         variances[name] = variances.get(name, 0.0) + float(values.var()) / len(values)
 
-    unknown = unknown_numbers(loss, [*found_at])
+    unknown = unknown_numbers(loss, [*informations])
     floor = floor_error = 0.0
-    informations = fisher_informations(truth, list(found_at))
-    parts = zip(found_at.items(), weights, informations, strict=True)
-    for (sigma, level), weight, (information, error) in parts:
+    parts = zip(informations.items(), weights, strict=True)
+    for (sigma, (information, error)), weight in parts:
+        level = found_at[sigma]
         add("loss", weight, level.loss)
         if level.penalty is not None:
             add("penalty", weight, level.penalty)

@@ -1,4 +1,4 @@
-"""Losses that a derivative of the network replaces the score in: implicit and sliced."""
+"""Losses that need no score to compare with, but a derivative of the network."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.expectation import distances
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.training.history import MEMORISING, Row
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Memorising:
         device: torch.device,
     ) -> None:  # fmt: skip
         truth, stream = dataset.truth, random_stream(seed, "memorising")
+        empirical = GaussianMixture([1 / len(data)] * len(data), data.tolist(), stds=0.0)
         self._levels = []
         for sigma in sigmas.tolist():
             fresh = truth.sample(num, sigma=sigma, generator=stream).double()
@@ -54,7 +55,7 @@ class Memorising:
             seen = data[rows].double() + sigma * z
             truths = [truth.score(fresh, sigma), truth.score(seen, sigma)]
             points = [x.float().to(device) for x in (fresh, seen)]
-            self._levels.append((sigma, points, truths, _empirical(seen, data.double(), sigma)))
+            self._levels.append((sigma, points, truths, empirical.score(seen, sigma)))
 
     @torch.no_grad()
     def distances(self, score: Score) -> dict[str, float]:
@@ -71,12 +72,6 @@ class Memorising:
             for name, error in zip(sums, errors, strict=True):
                 sums[name] += sigma**2 * float(error.square().sum(-1).mean()) / len(self._levels)
         return sums
-
-
-def _empirical(x: Tensor, data: Tensor, sigma: float) -> Tensor:
-    """Return the score (B, D) of ``data`` (n, D) smoothed by sigma, at ``x`` (B, D)."""
-    shares = (-distances(x, data).square() / (2 * sigma**2)).softmax(-1)  # (B, n)
-    return (shares @ data - x) / sigma**2
 
 
 def memorising(
