@@ -165,7 +165,7 @@ def ours() -> dict[str, Work]:
         chains, answer = run_chains(
             request, config["num_samples"], config["trajectories"], sampler,
             sampler.levels(instantiate(config, "schedule").sigmas), model, None,
-            lambda num, stream: init(num, truth, 20.0, stream), truth, 0,
+            lambda num, stream, first: init(num, truth, 20.0, stream), truth, 0,
         )  # fmt: skip
         workers = request["cores"] * memory(resource.RUSAGE_CHILDREN)
         return {**answer, "samples": chains.samples.numpy(), "workers": workers}
@@ -242,7 +242,7 @@ def ours() -> dict[str, Work]:
         init = instantiate(configuration("train", ["init=prior"]), "init")
         chains, answer = run_chains(
             request, NUM, 0, sampler, sampler.levels(schedule.sigmas), truth.score, truth.log_prob,
-            lambda num, stream: init(num, truth, SIGMA_MAX, stream), truth, request["seed"],
+            lambda num, stream, first: init(num, truth, SIGMA_MAX, stream), truth, request["seed"],
         )  # fmt: skip
         floor = noise_floor(METRIC, truth, std / 2, NUM, Path(request["folder"], "floors"))
         distance = METRIC.distance(truth, std / 2, NUM)

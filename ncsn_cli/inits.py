@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,10 +14,11 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.gaussian import Gaussian
-from ncsn_cli.core.settings import STRICT
+from ncsn_cli.core.settings import STRICT, random_stream
 
 __all__ = ["Data", "Normal", "Prior", "Uniform"]
 
@@ -80,12 +82,40 @@ class Init(ABC):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Normal(Init):
+class Transformed(Init):
+    """Points x = T(u), with u uniform on the unit cube (0, 1)^D, one x for each u.
+
+    With ``quasi_random`` the u of all chains are a scrambled Sobol sequence: each u is uniform,
+    but they avoid one another, so that means over the samples err less. They are not independent,
+    whereas noise floors and bands are those of independent draws: such samples of a perfect
+    sampler often lie below the floor. A chain's u depends on the seed and on its position alone.
+
+    Source: Owen (1995), "Randomly permuted (t,m,s)-nets and (t,s)-sequences"; Joe & Kuo (2008),
+    doi:10.1137/070709359 (the directions).
+    """
+
+    quasi_random: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def transformed(self, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
+        """Return the points T(u), both (num, D), float64."""
+
+    def quasi(self, num: int, first: int, truth: Dataset, sigma_max: float, seed: int) -> Tensor:
+        """Return the points (num, D) of the chains ``first``, ``first + 1``, ..., float32."""
+        numbers = random_stream(seed, "quasi-random start").initial_seed() % 2**63
+        sequence = SobolEngine(truth.dim, scramble=True, seed=numbers).fast_forward(first)
+        u = sequence.draw(num, dtype=torch.float64) + 2.0**-31  # its numbers are k / 2^30
+        return self.transformed(u, truth, sigma_max).float()
+
+
+@dataclass(frozen=True, config=STRICT)
+class Normal(Transformed):
     """N(mean (1, ..., 1), std^2 I).
 
     Args:
         std: > 0, data units.
         mean: The mean of every coordinate, data units.
+        quasi_random: See ``Transformed``.
     """
 
     std: PositiveFloat = 1.0
@@ -98,6 +128,10 @@ class Normal(Init):
         z = torch.randn(num, truth.dim, generator=generator, device=generator.device)
         return self.mean + self.std * z
 
+    def transformed(self, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
+        """Return mean + std z with z ~ N(0, I), both (num, D)."""
+        return self.mean + self.std * torch.special.ndtri(u)
+
     def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
         """Return the law of these points."""
         mean = torch.full((truth.dim,), self.mean, dtype=torch.float64)
@@ -105,12 +139,13 @@ class Normal(Init):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Uniform(Init):
+class Uniform(Transformed):
     """Uniform on the cube [low, high]^D.
 
     Args:
         low: Lower bound, data units.
         high: Upper bound, above ``low``.
+        quasi_random: See ``Transformed``.
     """
 
     low: float = -8.0
@@ -127,6 +162,10 @@ class Uniform(Init):
     ) -> Tensor:
         """Return initial points (num, D), float32, on the generator's device."""
         u = torch.rand(num, truth.dim, generator=generator, device=generator.device)
+        return self.transformed(u, truth, sigma_max)
+
+    def transformed(self, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
+        """Return low + (high - low) u, both (num, D)."""
         return self.low + (self.high - self.low) * u
 
     def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
@@ -147,19 +186,28 @@ class Uniform(Init):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Prior(Init):
+class Prior(Transformed):
     """The Gaussian N(E[x], Cov[x] + sigma_max^2 I) with the moments of p_sigma_max itself.
 
     A zero-mean prior, which is usual for the variance-exploding process, biases the mode weights
     unless sigma_max is far larger than the data.
+
+    Args:
+        quasi_random: See ``Transformed``.
     """
 
     def __call__(
         self, num: int, truth: Dataset, sigma_max: float, generator: torch.Generator
     ) -> Tensor:
         """Return initial points (num, D), float32, on the generator's device."""
-        covariance = truth.perturbed_covariance(sigma_max)
-        return Gaussian(truth.mean, covariance).sample(num, generator)
+        return self._gaussian(truth, sigma_max).sample(num, generator)
+
+    def transformed(self, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
+        """Return draws of this Gaussian made of z ~ N(0, I), both (num, D)."""
+        return self._gaussian(truth, sigma_max).transformed(torch.special.ndtri(u))
+
+    def _gaussian(self, truth: Dataset, sigma_max: float) -> Gaussian:
+        return Gaussian(truth.mean, truth.perturbed_covariance(sigma_max))
 
     def law(self, truth: Dataset, sigma_max: float) -> StartLaw:
         """Return the law of these points."""

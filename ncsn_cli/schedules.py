@@ -9,6 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import field
 from functools import cached_property
 from typing import Annotated, Self
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import STRICT
 
-__all__ = ["FromData", "Geometric", "Karras", "Linear", "Single"]
+__all__ = ["FromData", "Geometric", "Karras", "Linear", "Listed", "Single"]
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +43,6 @@ class Schedule:
     """
 
     sigmas: Tensor
-
-
-class Levels(Schedule):
-    """The levels that another schedule gave.
-
-    Args:
-        sigmas: See ``Schedule``.
-    """
-
-    def __init__(self, sigmas: Tensor) -> None:
-        self.sigmas = sigmas
 
 
 def checked_levels(schedule: Schedule) -> Schedule:
@@ -77,15 +67,42 @@ def checked_levels(schedule: Schedule) -> Schedule:
         shape = one_line(repr(given), 80)
         raise ConfigError(f"schedule: {name}.sigmas should be a list of numbers, got {shape}")
     values = sigmas.tolist()
+    if wrong := _why_no_levels(values):
+        raise ConfigError(f"schedule: {name}.sigmas{wrong}")
+    return schedule if given is sigmas else Listed(values)
+
+
+def _why_no_levels(values: list[float]) -> str | None:
+    """Return which of the ``values`` cannot be a level, and why; None if all can."""
     for i, sigma in enumerate(values):
         if not math.isfinite(sigma) or sigma < 0 or (sigma == 0 and len(values) > 1):
-            rule = "be finite and above 0 (a single level may be 0)"
-        elif i > 0 and sigma >= values[i - 1]:
-            rule = f"descend from the level before, {values[i - 1]:g}"
-        else:
-            continue
-        raise ConfigError(f"schedule: {name}.sigmas[{i}] should {rule}, got {sigma:g}")
-    return schedule if given is sigmas else Levels(sigmas.detach())
+            return f"[{i}] should be finite and above 0 (a single level may be 0), got {sigma:g}"
+        if i > 0 and sigma >= values[i - 1]:
+            return f"[{i}] should descend from the level before, {values[i - 1]:g}, got {sigma:g}"
+    return None if values else " should hold a level"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Listed(Schedule):
+    """Levels one by one, such as those that ``sampler.fit_levels`` found.
+
+    Args:
+        levels: Standard deviations, strictly descending, > 0 (a single level may be 0), data
+            units.
+    """
+
+    levels: list[float] = field(default_factory=lambda: [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1])
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if reason := _why_no_levels(self.levels):
+            raise ValueError(f"levels{reason}")
+        return self
+
+    @cached_property
+    def sigmas(self) -> Tensor:  # type: ignore[override]  # computed once, from the fields
+        """The levels (L,), float64."""
+        return torch.tensor(self.levels, dtype=torch.float64)
 
 
 @dataclass(frozen=True, config=STRICT)

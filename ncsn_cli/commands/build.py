@@ -23,6 +23,7 @@ from ncsn_cli.commands.contract import adopted, num_arguments, why_not_made
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, one_line
 from ncsn_cli.core.settings import random_stream
+from ncsn_cli.samplers import External
 from ncsn_cli.schedules import FromData, Schedule
 
 log = logging.getLogger(__name__)
@@ -147,9 +148,20 @@ def build_from_checkpoint(
         else:
             called = known_class(target, plugins, with_functions=is_partial)
         made = functools.partial(called, **values) if is_partial else called(**values)
+        if isinstance(made, External):
+            _check_function(made, plugins)
     except (AttributeError, ConfigError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(why_not_made(key, str(target), called, error, runtime)) from error
     return adopted(key, made, settings)
+
+
+def _check_function(sampler: External, plugins: Sequence[str]) -> None:
+    """Raise if the function that a checkpoint's ``sampler`` calls is in none of ``plugins``."""
+    if str(sampler.target).rpartition(".")[0] not in plugins:
+        raise ConfigError(
+            "target: a checkpoint may name no function; choose sampler=external again on the"
+            " command line, or name its module in plugins=[MODULE]"
+        )
 
 
 def known_class(

@@ -21,12 +21,14 @@ from ncsn_cli.datasets import Sampled, gives_draws_only
 from ncsn_cli.inits import Init
 from ncsn_cli.losses import Loss
 from ncsn_cli.metrics import SampleMetric, ScoreMetric
-from ncsn_cli.samplers import Level, Sampler, Step
+from ncsn_cli.samplers import Foreign, Level, Sampler, Step, some_levels
 from ncsn_cli.schedules import FromData, Schedule, checked_levels
 from ncsn_cli.training.trainer import Trainer
 
 MOST_TRIED = 1000
 """Number of points on which classes of the user's own are tried, beforehand."""
+
+_MOST_LEVELS_TRIED = 5  # by a sampler that goes all the way
 
 _BASES: dict[str, tuple[type, ...]] = {
     "dataset": (Dataset,),
@@ -239,6 +241,10 @@ def try_sampler(sampler: Sampler, plan: list[Level], dim: int) -> None:
         moved, _ = sampler.step_down(at(0), x, ())
         return moved
 
+    if isinstance(sampler, Foreign):
+        chosen = sigmas[some_levels(len(sigmas), _MOST_LEVELS_TRIED)]
+        sampler.run(score, x, chosen, stream)
+        return
     if any(level.steps for level in plan):
         try_own("sampler", sampler, "langevin", langevin, (3, dim))
     if sampler.descends and len(plan) > 1:

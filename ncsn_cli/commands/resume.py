@@ -66,12 +66,17 @@ def _as_before(config: Config) -> Config:
     """Return ``config`` as earlier versions recorded this request.
 
     ``auto`` asks for the same run as null. The standard deviations of a mixture were 1.0 by
-    default, now they are null. There was no ``budget``, and a loss had no lognormal levels.
+    default, now they are null. There was no ``budget``, a loss had no lognormal levels, an init
+    no ``quasi_random`` and a sampler no ``fit_levels``.
     """
     changed = dict(config)
     loss = config.get("loss")
     if isinstance(loss, dict) and _NO_LOGNORMAL.items() <= loss.items():
         changed["loss"] = {k: v for k, v in loss.items() if k not in _NO_LOGNORMAL}
+    for group, key in (("init", "quasi_random"), ("sampler", "fit_levels")):
+        values = config.get(group)
+        if isinstance(values, dict) and values.get(key) is False:
+            changed[group] = {k: v for k, v in values.items() if k != key}
     dataset, trainer = config.get("dataset"), config.get("trainer")
     if (
         isinstance(dataset, dict)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,11 @@ from ncsn_cli.commands.resume import (
     digest_of,
     find_stopped,
 )
+from ncsn_cli.commands.sample_start import Start, fitted_levels
 from ncsn_cli.commands.score import empirical_score, exact_score, learned_score, load_network
 from ncsn_cli.core.compiling import resolve_compile
 from ncsn_cli.core.dataset import Dataset, Law
-from ncsn_cli.core.errors import (
-    BadCheckpointError,
-    ConfigError,
-    MissingInputError,
-    UnknownTruthError,
-)
+from ncsn_cli.core.errors import BadCheckpointError, ConfigError, MissingInputError
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import Denoised
@@ -118,6 +113,13 @@ class Parts:
         """The noise levels that the chains pass, (L,), float64."""
         return torch.tensor([level.sigma for level in self.plan], dtype=torch.float64)
 
+    def on(self, fitted: Config) -> Parts:
+        """Return these parts with the levels of ``fitted``, which is {} if none are fitted."""
+        if not fitted:
+            return self
+        sigmas = torch.tensor(fitted["fitted_levels"]["sigmas"], dtype=torch.float64)
+        return replace(self, plan=plan_of(self.sampler, sigmas))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -180,8 +182,13 @@ def build(request: Request) -> Job:
     is_moved = found is None or "origin" in found.record
     truth = parts.dataset.truth.centred() if is_moved else parts.dataset.truth
     score, log_prob, network = _choose_score(request, parts, truth.origin, device)
+    # Prepare the chains: their start, and their levels where these are fitted.
+    kept, sigmas = {} if found is None else found.record, parts.schedule.sigmas
+    start = Start(parts.init, parts.dataset, float(sigmas[0]), truth.origin, device, run.seed)
+    start(1, random_stream(run.seed, "first try", device), 0)
+    fitted = fitted_levels(parts.sampler, sigmas, score, start, kept)
+    parts = parts.on(fitted)
     # Decide on compiling, and check that the stopped run had the same request.
-    kept = {} if found is None else found.record
     compiles = _resolve_compile(run, parts, score, kept, device)
     effective = {**request.config, **parts.settings, **network, "compile": compiles}
     config = {k: v for k, v in effective.items() if k not in ("loss", "optimizer", "trainer")}
@@ -190,23 +197,17 @@ def build(request: Request) -> Job:
         "checkpoint": None if request.source is None else digest_of({}, request.source),
         "device_type": device.type,
         "origin": truth.origin.tolist(),
+        **fitted,
     }
     if found is not None:
         _check_same_chains(found, identity)
-    # Prepare the chains.
-    init = partial(_initial_points, parts, truth.origin, device)
-    init(1, random_stream(run.seed, "first try", device))
-    setup = Setup(parts.sampler, parts.plan, score, log_prob, init, truth, run.seed, device)
+    setup = Setup(parts.sampler, parts.plan, score, log_prob, start, truth, run.seed, device)
     workers = CORES if device.type == "cpu" else 1
     sampling = Sampling(
-        setup,
-        run.num_samples,
-        num_paths=run.trajectories,
-        keep_by_level=run.trajectory_metrics,
-        workers=workers,
-        compile=compiles,
-    )
-    facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest}
+        setup, run.num_samples, num_paths=run.trajectories,
+        keep_by_level=run.trajectory_metrics, workers=workers, compile=compiles,
+    )  # fmt: skip
+    facts: Config = {"device": str(device), "seed": run.seed, "request": request.digest, **fitted}
     facts["schedule"] = _advise(request, parts, truth.origin)
     target = Denoised(truth) if parts.sampler.denoise and truth.is_known else truth
     stopped = None if found is None else (found.tensors, found.record)
@@ -312,25 +313,6 @@ def _choose_score(
         dataset.score(torch.zeros(1, dataset.dim), last)
     score(torch.zeros(1, dataset.dim, device=device), torch.tensor(last, device=device))
     return score, log_prob, network
-
-
-def _initial_points(
-    parts: Parts, origin: Tensor, device: torch.device, num: int, stream: torch.Generator
-) -> Tensor:
-    """Return ``num`` initial points (num, D), in coordinates around ``origin`` (D,).
-
-    Raises:
-        ConfigError: If the init needs more of the dataset than is known.
-    """
-    sigma_max = float(parts.schedule.sigmas[0])
-    try:
-        points = parts.init(num, parts.dataset, sigma_max, stream).cpu() - origin
-    except UnknownTruthError:
-        raise ConfigError(
-            "init: this one needs more of the dataset than draws, and nothing else is known;"
-            " choose another one, such as init=prior"
-        ) from None
-    return points.to(device, torch.float32)
 
 
 def _advise(request: Request, parts: Parts, origin: Tensor) -> dict[str, Any]:

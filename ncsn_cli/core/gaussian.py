@@ -23,6 +23,10 @@ class Gaussian:
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
         """Return draws (num, D), float32, on the generator's device."""
         z = torch.randn(num, len(self._mean), generator=generator, device=generator.device)
+        return self.transformed(z)
+
+    def transformed(self, z: Tensor) -> Tensor:
+        """Return the draws that are made of ``z`` ~ N(0, I), both (num, D)."""
         root = self._rotation * self._variances.clamp(min=0).sqrt()  # root root^T = covariance
         return self._mean.to(z) + z @ root.T.to(z)
 

@@ -15,7 +15,7 @@ from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.evaluation.efficiency import data_needed
 from ncsn_cli.evaluation.foretold import collapse_level, speciation_level
-from ncsn_cli.samplers import Level, Sampler, plan_of, technique_4
+from ncsn_cli.samplers import Level, ProbabilityFlow, Sampler, plan_of, technique_4
 from ncsn_cli.schedules import (
     POINTS_FOR_TECHNIQUE_1,
     describe_ratios,
@@ -68,7 +68,7 @@ def examine(  # noqa: PLR0913  # what is known of a request
             " narrowest component is not known; steps are judged as on a point"
         )
     remedy = "Train with" if is_fixed else "Try"
-    report, complaints = _examine_levels(sigmas, data, smallest_std, notes, remedy)
+    report, complaints = _examine_levels(sigmas, data, smallest_std, notes, remedy, sampler)
     if law is not None:
         report |= _examine_law(sigmas, law, num_points, notes)
         if learns and float(sigmas[-1]) == 0:
@@ -103,11 +103,17 @@ def _log(complaints: list[str], is_published: bool) -> None:
 
 
 def _examine_levels(
-    sigmas: Tensor, data: Tensor, smallest_std: float | None, notes: list[str], remedy: str
+    sigmas: Tensor,
+    data: Tensor,
+    smallest_std: float | None,
+    notes: list[str],
+    remedy: str,
+    sampler: Sampler,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the numbers of Techniques 0, 1 and 2 and a list of complaints; add to ``notes``.
 
-    ``remedy`` begins the sentence on other levels.
+    ``remedy`` begins the sentence on other levels. A ``sampler`` that fits its levels to the score
+    takes none between the first and the last: there is nothing to complain about their ratios.
     """
     report: dict[str, Any] = {"sigmas": sigmas.tolist()}
     complaints = []
@@ -139,7 +145,8 @@ def _examine_levels(
             f"{math.ceil(distance) if distance > 1 else f'{distance:.2g}'}"
         )
     report["technique_2"], more = _examine_ratios(sigmas, dim, notes, remedy)
-    return report, complaints + more
+    is_fitted = isinstance(sampler, ProbabilityFlow) and sampler.fit_levels
+    return report, complaints if is_fitted else complaints + more
 
 
 def _examine_law(
@@ -239,7 +246,8 @@ def _examine_steps(
     if etas:
         notes.append(f"Steps: eta = tau/sigma^2 from {min(etas):.3g} to {max(etas):.3g}")
     variances = [narrowest**2 + level.sigma**2 for level in levels]
-    if levels[-1].steps == 0 or sampler.needs_log_prob or min(variances) == 0:
+    is_langevin = levels[-1].steps > 0 and levels[-1].tau > 0
+    if not is_langevin or sampler.needs_log_prob or min(variances) == 0:
         return {"eta_per_level": etas}, []  # no Langevin step, or a Metropolis test corrects it
     stability = [level.tau / v for level, v in zip(levels, variances, strict=True)]
     report: dict[str, Any] = {"eta_per_level": etas, "stability_per_level": stability}

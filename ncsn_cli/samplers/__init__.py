@@ -23,6 +23,8 @@ from ncsn_cli.samplers.diffusion import (
     ProbabilityFlow,
     ReverseDiffusion,
 )
+from ncsn_cli.samplers.foreign import Azula, Diffusers, External
+from ncsn_cli.samplers.foreign import Foreign as Foreign
 from ncsn_cli.samplers.langevin import (
     AnnealedLangevin,
     AnnealedMALA,
@@ -35,8 +37,11 @@ from ncsn_cli.samplers.langevin import technique_4 as technique_4
 __all__ = [
     "AnnealedLangevin",
     "AnnealedMALA",
+    "Azula",
     "ConsistentAnnealed",
     "ConstantStepLangevin",
+    "Diffusers",
+    "External",
     "Langevin",
     "PredictorCorrector",
     "ProbabilityFlow",

@@ -99,9 +99,12 @@ class ProbabilityFlow(_Descent):
         denoise: See ``Sampler``.
         solver: ``euler``, order 1, and ``multistep``, order 3, evaluate the score once per step.
             ``heun``, order 2, evaluates it twice.
+        fit_levels: Whether ``ncsn-sample`` moves the levels between the first and the last to
+            where the flow comes nearest to the exact flow, see ``sampling.fitted_levels``.
     """
 
     solver: Literal["euler", "heun", "multistep"] = "multistep"
+    fit_levels: bool = False
 
     def step_down(self, step: Step, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Return x after one step of the solver, and the posterior means for the next step."""

@@ -142,14 +142,14 @@ class Budget:
         found |= {"steps": start if steps is None else steps, "start": start}
         return found if self.score_name is None else found | {"network": samples}
 
-    def _exact_start(self, num: int, stream: torch.Generator) -> Tensor:
+    def _exact_start(self, num: int, stream: torch.Generator, first: int) -> Tensor:
         """Return ``num`` exact draws of p at the first level, (num, D).
 
         They are made of the same z as the run's own start, if that is Gaussian. ``stream`` is left
         as the own start leaves it: the chains share their noise.
         """
         setup = self.setup
-        own = setup.init(num, stream)
+        own = setup.init(num, stream, first)
         other = random_stream(stream.initial_seed(), "exact start", setup.device)
         x = setup.truth.sample(num, generator=other)
         fresh = torch.randn(x.shape, generator=other, device=setup.device)

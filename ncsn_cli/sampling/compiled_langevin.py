@@ -34,7 +34,7 @@ def gain_of_compiling(
     here = score_at(score, torch.ones((), device=device))
     if (
         sampler.needs_log_prob
-        or not any(level.steps for level in plan)
+        or not any(level.steps and level.tau for level in plan)
         or not isinstance(here, Perceptron)
         or not isinstance(here.activation, nn.ReLU)
         or len(here.layers) != 2

@@ -52,7 +52,10 @@ class Recording:
         frames = [*range(0, self.last, -(-self.last // _FRAMES)), self.last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
         self._stops = sorted({*self._starts, *self._frames, *self._ends})
-        kept = some_levels(len(plan), _KEPT_LEVELS) if keep_by_level else []
+        # A foreign sampler's chains are not known at the levels between the first and the last.
+        known = [i for i, at in enumerate(plan) if i == 0 or at.steps or sampler.descends]
+        places = some_levels(len(known), _KEPT_LEVELS) if keep_by_level else []
+        kept = [known[place] for place in places]
         self._kept_levels = {level: i for i, level in enumerate(kept)}
         self.tensors = {
             "samples": shared_zeros(num, dim),

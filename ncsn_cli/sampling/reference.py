@@ -175,10 +175,12 @@ class Reference:
         )
 
 
-def _start(setup: Setup, init: Init, sigma_max: float) -> Callable[[int, torch.Generator], Tensor]:
+def _start(
+    setup: Setup, init: Init, sigma_max: float
+) -> Callable[[int, torch.Generator, int], Tensor]:
     """Return the function that draws initial points around the truth's origin, on the device."""
 
-    def start(num: int, stream: torch.Generator) -> Tensor:
+    def start(num: int, stream: torch.Generator, first: int) -> Tensor:
         return init(num, setup.truth, sigma_max, stream).to(setup.device, torch.float32)
 
     return start

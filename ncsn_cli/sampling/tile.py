@@ -38,7 +38,8 @@ class Setup:
         plan: Its levels.
         score: The score that the chains follow.
         log_prob: The log-density, for a sampler that ``needs_log_prob``.
-        init: ``init(num, generator)`` draws initial points (num, D) on the device.
+        init: ``init(num, generator, first)`` draws initial points (num, D) on the device, those of
+            the chains ``first``, ``first + 1``, ...
         truth: The distribution whose modes are counted.
         seed: Seed of all chains.
         device: Where the chains run.
@@ -49,7 +50,7 @@ class Setup:
     plan: list[Level]
     score: Score
     log_prob: LogProb | None
-    init: Callable[[int, torch.Generator], Tensor]
+    init: Callable[[int, torch.Generator, int], Tensor]
     truth: Dataset
     seed: int
     device: torch.device
@@ -142,7 +143,7 @@ class Tile:
         self._labels = torch.zeros(len(setup.plan), setup.tile_size, dtype=torch.int16)
         if resume_point is None:
             self._score = Counted(setup.score, 0)
-            x = setup.init(setup.tile_size, self._stream)
+            x = setup.init(setup.tile_size, self._stream, number * setup.tile_size)
             recording.write(number, "init", x)
             self._record(0, 0, x)
             self._resume_point = self._mark(0, 0, x, ())
@@ -188,8 +189,9 @@ class Tile:
     def _record(self, step: int, level: int, x: Tensor) -> None:
         """Record the chains ``x`` and, if a level ends here, their modes."""
         self._recording.write_state(self._number, step, level, x)
-        if self._recording.has_ended(level, step):
-            self._labels[level] = self._setup.truth.nearest_mode(x)
+        ended = self._recording.num_ended(step)
+        if self._recording.has_ended(level, step):  # and, with it, levels without a step
+            self._labels[level:ended] = self._setup.truth.nearest_mode(x)
 
     def _mark(self, step: int, level: int, x: Tensor, memory: Memory) -> ResumePoint:
         """Return the point from which this tile can resume at the start of ``level``."""

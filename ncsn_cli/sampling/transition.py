@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.score import Score
-from ncsn_cli.samplers import AnnealedMALA, Level, LogProb, Place, Sampler, Step
+from ncsn_cli.samplers import AnnealedMALA, Foreign, Level, LogProb, Place, Sampler, Step
 
 _NO_NOISE = 1e-6  # of sigma: a narrower noise is the rounding error of a variance that is 0
 
@@ -70,6 +70,8 @@ def moves_of(
     Raises:
         NoLaw: If the steps are those of the user's own class, or no such steps.
     """
+    if isinstance(sampler, Foreign):
+        raise NoLaw("a foreign sampler goes all the way in one step")
     for method in (sampler.chain, sampler.langevin, sampler.step_down):
         if method.__module__.partition(".")[0] != "ncsn_cli":
             raise NoLaw(

@@ -1,6 +1,7 @@
 """Every option composes, builds, and lists exactly the parameters of what it builds."""
 
 import collections
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -64,6 +65,10 @@ def test_an_option_lists_every_parameter(path):
         assert keys <= parameters(settings["_target_"])
 
 
+def dataclass_fields(target):
+    return dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
+
+
 UNLIKE = ("ncsn_cli.mistakes.", "ncsn_cli.datasets.GaussianMixture")  # needs its weights
 
 
@@ -76,11 +81,16 @@ def test_an_object_made_without_arguments_is_that_of_an_option():
     for target, of_options in by_class.items():
         found = inspect.signature(get_object(target)).parameters
         if target.startswith("ncsn_cli.") and not target.startswith(UNLIKE):
+            made = {
+                field.name: field.default_factory()
+                for field in dataclass_fields(get_object(target))
+                if field.default_factory is not dataclasses.MISSING
+            }
             defaults = {
                 name: list(value.default) if isinstance(value.default, tuple) else value.default
                 for name, value in found.items()
                 if name not in RUNTIME
-            }
+            } | made
             assert defaults in of_options, target
 
 
@@ -111,7 +121,7 @@ def test_an_option_that_moved_answers_under_its_old_name_with_the_new_words(caps
 def test_the_groups_list_what_a_user_chooses():
     listed = collections.Counter(path.parent.name for path in CONFIGS.glob("*/*.yaml"))
     counts = [listed[group] for group in ("sampler", "schedule", "model", "optimizer")]
-    assert counts == [8, 5, 7, 3]
+    assert counts == [11, 6, 7, 3]
 
 
 @pytest.mark.parametrize("name", slow_but(EXPERIMENTS, *range(0, len(EXPERIMENTS), 4)))

@@ -18,7 +18,7 @@ def sampling(sampler, num_levels=5, num=30, score=None, **changed):
     dataset, sigmas = two_modes_1d(), Geometric(10.0, 0.1, num_levels).sigmas
     settings = {"num_paths": 4, "keep_by_level": True}
 
-    def init(num, generator):
+    def init(num, generator, first):
         return dataset.sample(num, sigma=10.0, generator=generator)
 
     setup = Setup(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ncsn_cli.commands.sample_start import Start
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.inits import Data, Normal, Prior, Uniform
@@ -18,10 +19,13 @@ from ncsn_cli.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
+    plan_of,
     technique_4,
 )
+from ncsn_cli.sampling.run import Sampling
+from ncsn_cli.sampling.tile import Setup
 from ncsn_cli.schedules import Geometric, Linear
-from tests.helpers.problems import correlated_2d, stream, two_modes_1d
+from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
 from tests.helpers.statistics import (
     LIMIT,
     NUM_DRAWS,
@@ -457,6 +461,68 @@ def test_other_initial_points():
     for sigma, expected in ((None, 1.5), (0.2, 0.2)):
         data = Data(sigma=sigma)(NUM_DRAWS, dataset, 1.5, stream(13))[:, 0]
         assert kolmogorov_distance(data, lambda t, s=expected: dataset.cdf(t, s)) < LIMIT
+
+
+QUASI = {
+    "prior": (Prior(quasi_random=True), lambda t: torch.special.ndtr(t)),
+    "normal": (Normal(std=2.0, quasi_random=True), lambda t: torch.special.ndtr(t)),
+    "uniform": (Uniform(low=-2.0, high=3.0, quasi_random=True), lambda t: t),
+}
+
+
+def standardised(name, x, dataset):
+    """The points of a start with all its coordinates on one scale: N(0, 1), or uniform."""
+    if name == "uniform":
+        return (x + 2) / 5
+    if name == "normal":
+        return x / 2
+    variances, rotation = torch.linalg.eigh(dataset.perturbed_covariance(2.0))
+    return (x - dataset.mean) @ rotation / variances.sqrt()
+
+
+@pytest.mark.parametrize("name", QUASI)
+def test_quasi_random_points_are_more_even_than_random_ones(name):
+    # Of 4096 = 2^12 scrambled Sobol points each 1/4096 of every axis holds one, so that the
+    # distance of the distribution functions is at most 1/4096; of random points it is about
+    # .87/64. Scrambled, the mean has a standard error below n^(-1); of random points 1/64.
+    init, cdf = QUASI[name]
+    dataset, num = two_modes_2d(), 4096
+    x = standardised(name, init.quasi(num, 0, dataset, 2.0, 0).double(), dataset)
+    for axis in range(2):
+        assert kolmogorov_distance(x[:, axis], cdf) < 1.01 / num + 1e-6
+    centred = x - (0.5 if name == "uniform" else 0.0)
+    assert float(centred.mean(0).abs().max()) < 10 / num
+    assert float((centred[:, 0] * centred[:, 1]).mean().abs()) < 1 / math.sqrt(num) / 3
+
+
+@pytest.mark.parametrize("name", QUASI)
+def test_each_quasi_random_point_has_the_law_of_the_start(name):
+    # Point 5 over many seeds: independent draws of the law.
+    init, cdf = QUASI[name]
+    dataset = two_modes_2d()
+    draws = [init.quasi(1, 5, dataset, 2.0, seed) for seed in range(2000)]
+    x = standardised(name, torch.cat(draws).double(), dataset)
+    for axis in range(2):
+        assert kolmogorov_distance(x[:, axis], cdf) < LIMIT * math.sqrt(NUM_DRAWS / 2000)
+
+
+def test_a_quasi_random_point_depends_on_its_place_and_seed_alone():
+    init, dataset = Prior(quasi_random=True), two_modes_2d()
+    whole = init.quasi(100, 0, dataset, 2.0, 3)
+    torch.testing.assert_close(init.quasi(30, 60, dataset, 2.0, 3), whole[60:90], atol=0, rtol=0)
+    assert not torch.equal(init.quasi(100, 0, dataset, 2.0, 4), whole)
+
+
+def test_a_run_starts_at_the_same_quasi_random_points_in_all_tiles():
+    init, dataset = Prior(quasi_random=True), two_modes_1d()
+    start = Start(init, dataset, 10.0, torch.zeros(1), torch.device("cpu"), seed=7)
+    sampler, sigmas = ProbabilityFlow(), Geometric(10.0, 0.5, 3).sigmas
+    setup = Setup(
+        sampler, plan_of(sampler, sigmas), dataset.score, None, start, dataset, seed=7,
+        device=torch.device("cpu"), chains_in_tile=64,
+    )  # fmt: skip
+    chains = Sampling(setup, 150, num_paths=0, keep_by_level=False).run()
+    torch.testing.assert_close(chains.init, init.quasi(150, 0, dataset, 10.0, 7), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

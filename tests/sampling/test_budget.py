@@ -38,7 +38,7 @@ def budget_of(
     init, sampler = init or Prior(), sampler or ProbabilityFlow()
     plan, sigma_max = plan_of(sampler, sigmas), float(sigmas[0])
 
-    def start(num, generator):
+    def start(num, generator, first):
         return init(num, truth, sigma_max, generator)
 
     device = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_chains_that_diverge_with_the_exact_score_are_named():
     sigmas = Single(0.1).sigmas
     setup = Setup(
         sampler, plan_of(sampler, sigmas), lambda x, s: 0 * x, None,
-        lambda num, generator: torch.zeros(num, 1), TRUTH, 0, torch.device("cpu"),
+        lambda num, generator, first: torch.zeros(num, 1), TRUTH, 0, torch.device("cpu"),
     )  # fmt: skip
     budget = Budget(setup, (TRUTH.score, TRUTH.log_prob), None, False, "network", None, 1)
     clean = evaluate_samples(samples, TRUTH, 0.0, METRICS, floor, 0)

@@ -22,7 +22,14 @@ def nats_of(truth: Dataset, sampler, sigmas, init=None, score=None):
     device, plan = torch.device("cpu"), plan_of(sampler, sigmas)
     start = (init or Prior()).law(truth, float(sigmas[0]))
     setup = Setup(
-        sampler, plan, score or truth.score, None, lambda num, stream: None, truth, 0, device
+        sampler,
+        plan,
+        score or truth.score,
+        None,
+        lambda num, stream, first: None,
+        truth,
+        0,
+        device,
     )
     return split_nats(setup, (truth.score, truth.log_prob), start, is_exact=score is None)
 

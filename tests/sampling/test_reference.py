@@ -38,7 +38,7 @@ class TwiceTheNoise(Langevin):
 def setup(sampler=FLOW, *, sigmas, score=TRUTH.score, init=None):
     init = init or Prior()
 
-    def start(num, generator):
+    def start(num, generator, first):
         return init(num, TRUTH, float(sigmas[0]), generator)
 
     plan = plan_of(sampler, sigmas)
