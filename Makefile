@@ -35,8 +35,9 @@ bench: install  ## Measure speed, and the quality of the default network and eve
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/quality.py presets
 	$(BIN)/python benchmarks/quality.py small_mode
-	$(BIN)/python benchmarks/samplers.py evaluations
-	$(BIN)/python benchmarks/samplers.py flow
+	$(BIN)/python -m benchmarks.referee run
+	$(BIN)/python -m benchmarks.referee report
+	$(BIN)/python -m benchmarks.referee flow
 	$(BIN)/python benchmarks/presets.py
 
 gallery: install  ## Draw the pictures of README and docs/ again (minutes)

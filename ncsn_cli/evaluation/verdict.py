@@ -120,6 +120,8 @@ class Line:
         elif self.name == "width" and "width" in entry:
             digits = _digits(2 * upper, 2)
             found = f"{entry['width']:.{digits}f} of the truth"
+            if self.word != GOOD and entry["width"] > 1 and entry.get("sigma") is not None:
+                found += f", as at sigma = {entry['sigma']:.2g}"  # such as a level before the last
             band = f"{1 - upper:.{digits}f} to {1 + upper:.{digits}f}"
         elif "copies" in entry:  # a share, which exact draws have, too
             shares = (entry["value"], entry["floor"], *entry["floor_quantiles"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,11 +12,13 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.core.dataset import Law
+from ncsn_cli.core.dataset import Dataset, Law
 from ncsn_cli.core.expectation import ModeMoments
 from ncsn_cli.core.settings import STRICT
 from ncsn_cli.metrics.base import Distance, SampleMetric
 from ncsn_cli.metrics.binomial import mean_absolute_deviation
+
+_APART = 0.02  # of a mode's variance: its own growth with sigma^2, where modes are apart
 
 
 @functools.lru_cache(maxsize=4)
@@ -180,8 +183,26 @@ class Width(SampleMetric):
         return distance
 
     def details(self, samples: Tensor, truth: Law, sigma: float) -> dict[str, Any]:
-        """Return w itself."""
-        return {"width": _width_of(truth, sigma)(samples)}
+        """Return w itself, and the level sigma at which p_sigma is as wide as the samples."""
+        width = _width_of(truth, sigma)(samples)
+        return {"width": width, "sigma": _level_as_wide(truth, sigma, width)}
+
+
+def _level_as_wide(truth: Law, sigma: float, width: float) -> float | None:
+    """Return the level at which the modes are ``width`` times as wide as under p_sigma.
+
+    Where modes are apart, each coordinate of a mode has the variance sigma^2 more than in the
+    data. Return None if modes are not apart, or if the samples are narrower than the data.
+    """
+    if not isinstance(truth, Dataset):  # of denoised draws the width does not grow so
+        return None
+    wide, narrow = (
+        _mode_moments(truth, s).covariances.diagonal(dim1=1, dim2=2).mean(-1) for s in (sigma, 0.0)
+    )  # (K,): variance of a coordinate
+    are_apart = bool(((wide - narrow - sigma**2).abs() <= _APART * wide).all())
+    # At the level t, w^2 is the mean over k of (v_k + t^2) / (v_k + sigma^2).
+    variance = sigma**2 + (width**2 - 1) / float((1 / wide).mean()) if bool(wide.all()) else -1.0
+    return math.sqrt(variance) if are_apart and variance >= 0 else None
 
 
 def relative_width(truth: Law, sigma: float) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom, energy_distance, wasserstein_distance
 
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.datasets import Denoised, GaussianMixture
 from ncsn_cli.evaluation.floors import noise_floor
 from ncsn_cli.evaluation.samples import evaluate_samples
 from ncsn_cli.metrics import (
@@ -206,6 +206,23 @@ def test_modes_that_are_scaled_are_as_wide_as_the_scale(scale):
     assert distance(centres + scale * (x - centres), stream()) == abs(found - 1)
     # E tr C_k(2) / tr C_k(0): (1 + 4)/1 and (9 + 4)/9.
     assert relative_width(law, 2.0) == pytest.approx(math.sqrt((5 + 13 / 9) / 2))
+
+
+def test_the_level_at_which_the_law_is_as_wide_as_the_samples():
+    law = GaussianMixture([0.25, 0.75], [[-50.0, 0.0], [50.0, 3.0]], stds=[[1.0, 1.0], [3.0, 3.0]])
+    num = 40_000
+    for level in (0.5, 2.0, 4.0):
+        x = law.sample(num, sigma=level, generator=stream(5))
+        # w^2 has a relative error of (2 / (2 n_k))^(1/2) / 2 in each of two modes at most, and
+        # level^2 = 4 + (w^2 - 1) 6.9 (6.9: harmonic mean of 5 and 13, to a digit).
+        error = 7 * 0.7 * math.sqrt(1 / (0.25 * num)) * (1 + level**2) / 5
+        found = Width().details(x, law, 2.0)["sigma"]
+        assert found**2 == pytest.approx(level**2, abs=5 * error)
+    narrow = law.modes[law.nearest_mode(x)] + 0.1 * (x - law.modes[law.nearest_mode(x)])
+    assert Width().details(narrow, law, 2.0)["sigma"] is None  # narrower than the data
+    near = GaussianMixture([0.5, 0.5], [-1.0, 1.0], stds=1.0)
+    assert Width().details(near.sample(500, generator=stream()), near, 0.5)["sigma"] is None
+    assert Width().details(x, Denoised(law), 2.0)["sigma"] is None
 
 
 def test_the_width_of_points_and_of_modes_without_samples():
