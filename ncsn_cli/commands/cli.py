@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -101,6 +102,9 @@ def _run(name: str) -> None:
     let_threads_sleep()
     if any(len(word) > 2 and "--version".startswith(word) for word in sys.argv[1:]):
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
+        return
+    if "--schema" in sys.argv[1:]:
+        print(json.dumps(importlib.import_module("ncsn_cli.commands.schema").schema_of(name)))
         return
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting

@@ -22,7 +22,15 @@ def ring(
     num_samples: Count | None = None,
     seed: NonNegativeInt = 0,
 ) -> GaussianMixture:
-    """Return ``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of ``radius``, D = 2."""
+    """Return ``num_modes`` equal Gaussians N(mu_k, std^2 I) on a circle of ``radius``, D = 2.
+
+    Args:
+        num_modes: Number of Gaussians.
+        radius: Radius of the circle, data units.
+        std: Their standard deviation, data units.
+        num_samples: Size of the training set; null for endless fresh draws.
+        seed: Seed of the training set.
+    """
     angles = [2 * math.pi * k / num_modes for k in range(num_modes)]
     means = [[radius * math.cos(angle), radius * math.sin(angle)] for angle in angles]
     return GaussianMixture([1 / num_modes] * num_modes, means, std, None, num_samples, seed)
@@ -38,7 +46,12 @@ def grid(
 ) -> GaussianMixture:
     """Return ``side`` x ``side`` equal Gaussians N(mu_k, std^2 I) on a grid around 0, D = 2.
 
-    Neighbours are ``spacing`` apart.
+    Args:
+        side: Number of Gaussians along an axis.
+        spacing: Distance between neighbours, data units.
+        std: Their standard deviation, data units.
+        num_samples: Size of the training set; null for endless fresh draws.
+        seed: Seed of the training set.
     """
     ticks = [spacing * (i - (side - 1) / 2) for i in range(side)]
     means = [[x, y] for x in ticks for y in ticks]
@@ -61,6 +74,13 @@ def moons(
     components lie on each moon, evenly spaced. The default 64 components are one std apart, so
     that the density along a moon ripples by 2 exp(-2 pi^2 std^2/spacing^2) = 1e-8 and looks
     continuous. If they were two std apart, the ripple would be 1.4 %.
+
+    Args:
+        num_components: Number of Gaussians, even.
+        radius: Radius of the half circles, data units.
+        std: Standard deviation of the Gaussians, data units.
+        num_samples: Size of the training set; null for endless fresh draws.
+        seed: Seed of the training set.
 
     Raises:
         ConfigError: If ``num_components`` is odd.
@@ -95,6 +115,14 @@ def spiral(
     sharply as std). The default 100 components are one std apart (the arm is 19.6 long), so that
     the density ripples by 1e-8 and looks continuous. If they were two std apart, the ripple would
     be 1.4 %.
+
+    Args:
+        num_components: Number of Gaussians.
+        turns: Number of turns of the arm.
+        radius: Distance of its end from the centre, data units.
+        std: Standard deviation of the Gaussians, data units.
+        num_samples: Size of the training set; null for endless fresh draws.
+        seed: Seed of the training set.
     """
     t = np.linspace(0, 2 * math.pi * turns, 100_001)
     length = (t * np.sqrt(1 + t**2) + np.arcsinh(t)) / 2  # in units of a
