@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from ncsn_cli.commands.build import instantiate_list
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.report import drawing, html_report, schedule_table, tables_of
+from ncsn_cli.commands.report import drawing, html_report, schedule_table, sources_table, tables_of
+from ncsn_cli.commands.sources import sources_of
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
@@ -90,7 +91,9 @@ def present(
             for key, value in now.items()
             if before.get(key) != value and not key.endswith("._partial_")
         },
-        tables=tables_of(metrics) | schedule_table(record.get("schedule")),
+        tables=tables_of(metrics)
+        | schedule_table(record.get("schedule"))
+        | sources_table(sources_of(config)),
         missing=missing,
     )
     folder.write("report.html", page)

@@ -22,6 +22,7 @@ from ncsn_cli.runs.records import flatten, without_home
 log = logging.getLogger(__name__)
 
 _SCHEDULE = "Schedule and sampler"
+_SOURCES = "Papers that this run relies on"
 
 _PAGE = """\
 <!doctype html>
@@ -69,7 +70,7 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 <h2>{{ name }}</h2>
 {% for note in notes[name] %}<p>{{ note }}</p>
 {% endfor %}
-<div class="wide"><table{% if name == schedule %} class="settings"{% endif %}>
+<div class="wide"><table{% if name in of_words %} class="settings"{% endif %}>
 {% for row in rows %}
 <tr>{% for cell in row %}<{{ "th" if loop.first or rows[0] is sameas row else "td" }}>
 {{- cell -}}
@@ -131,7 +132,7 @@ def html_report(  # noqa: PLR0913  # the parts of a page
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     text = page.render(
         title=title,
-        schedule=_SCHEDULE,
+        of_words=(_SCHEDULE, _SOURCES),
         facts=facts,
         command=command,
         verdict=verdict,
@@ -241,6 +242,12 @@ def schedule_table(advice: Mapping[str, Any] | None) -> dict[str, list[list[str]
     said = [*advice["notes"], *(f"Wrong: {each}" for each in advice["warnings"])]
     rows = [[name, text] for name, _, text in (line.partition(": ") for line in said)]
     return {_SCHEDULE: [["", "Song & Ermon (2020)"], *rows]}
+
+
+def sources_table(sources: Mapping[str, Markup]) -> dict[str, list[list[str]]]:
+    """Return a table of the papers behind each part of a run; {} without any."""
+    rows = [[part, source] for part, source in sources.items()]
+    return {_SOURCES: [["part", "source"], *rows]} if rows else {}
 
 
 def _with_error(name: str, numbers: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from ncsn_cli.commands.report import html_report, link, tables_of
+from ncsn_cli.commands.report import html_report, link, sources_table, tables_of
+from ncsn_cli.commands.sources import sources_of
 
 METRICS = {
     "seconds": 12.5,
@@ -194,3 +195,30 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(tmp_path, proxy):
     for frame in found:
         assert frame["width"] <= frame["seen"]  # nothing to scroll to the side
         assert frame["pictures"] == 2
+
+
+def test_the_papers_of_each_part_are_named_with_their_addresses(tmp_path):
+    config = {
+        "seed": 0,
+        "sampler": {"_target_": "ncsn_cli.samplers.PredictorCorrector", "snr": 0.16},
+        "metric": {"mmd": {"_target_": "ncsn_cli.metrics.MMD"}, "none": None},
+        "loss": {"_target_": "someone.elses.Loss"},
+        "init": {"_target_": "ncsn_cli.inits.Data"},
+    }
+    found = sources_of(config)
+    assert [*found] == ["sampler", "metric.mmd"]
+    address = '<a href="https://arxiv.org/abs/2011.13456">arXiv:2011.13456</a>'
+    assert found["sampler"] == f"Song et al. (2021), {address}, algorithms 2 and 4."
+    assert found["metric.mmd"] == "Gretton et al. (2012), JMLR 13:723-773, eq. 5."
+    page = html_report(tmp_path, **FACTS, tables=sources_table(found)).decode()
+    assert "Papers that this run relies on" in page and address in page
+    assert sources_table({}) == {}
+
+
+def test_every_published_part_names_a_paper_that_can_be_found():
+    # A name and a year, and an address, a journal or the title in quotes.
+    groups = {"sampler": "ProbabilityFlow", "schedule": "Karras", "loss": "Denoising"}
+    for group, name in groups.items():
+        place = "losses" if group == "loss" else f"{group}s"
+        (source,) = sources_of({group: {"_target_": f"ncsn_cli.{place}.{name}"}}).values()
+        assert re.search(r"\((19|20)\d\d\)", source) and "https://" in source
