@@ -1,4 +1,4 @@
-"""Every ``experiment=`` preset beside its source and the truth: writes ``docs/presets.md``.
+"""Every ``experiment=`` preset beside its source and the truth: writes ``docs/results/presets.md``.
 
     python benchmarks/presets.py [--quick] [--only NAME ...]
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ncsn_cli.commands.cli import config_dir
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "presets.md"
 QUIET = ["plot=[]", "animation=[]"]
 METRICS = "metric=[wasserstein,mode_weights,moments]"
 HEADER = """\

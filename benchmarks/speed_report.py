@@ -1,4 +1,4 @@
-"""Tables and pictures of ``docs/performance.md`` from the repeats that ``speed.py`` measured."""
+"""Tables and pictures of ``docs/results/performance.md`` from the repeats that ``speed.py`` measured."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def _logarithmic(panel: Axes, points: list[tuple[float, float]]) -> None:
 
 
 def write(records: list[Record], docs: Path) -> None:
-    """``performance.md`` and its pictures, in the folder ``docs``."""
+    """``results/performance.md`` and its pictures, in the folder ``docs``."""
     pictures = docs / "pictures"
     pictures.mkdir(exist_ok=True)
     parts = grouped(records, lambda record: record["part"])
@@ -326,7 +326,8 @@ def write(records: list[Record], docs: Path) -> None:
         draw_quality(training, samples, pictures / "performance_quality.png")
     else:
         text = re.sub(r"!\[[^]]*\]\([^)]*quality.png\)\n+", "", text)
-    (docs / "performance.md").write_text(text)
+    (docs / "results").mkdir(exist_ok=True)
+    (docs / "results/performance.md").write_text(text)
     print(json.dumps({work: _ratios(parts.get(work, [])) for work in TITLES}, indent=1))
 
 

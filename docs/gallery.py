@@ -3,7 +3,7 @@
     python docs/gallery.py
 
 Runs the commands below in a temporary folder, shrinks their pictures into ``docs/pictures/`` and
-writes ``docs/gallery.md``. Pictures of ``benchmarks/samplers.py`` are its own.
+writes ``docs/results/gallery.md``. The pictures of benchmarks are made by the benchmarks.
 """
 
 from __future__ import annotations
@@ -185,9 +185,9 @@ def main() -> None:
     lines = ["# Gallery", "", "Made by `make gallery`; each picture by the command below it."]
     for picture in PICTURES:
         lines += ["", f"## {picture.caption}", ""]
-        lines += [f"![{picture.caption}](pictures/{picture.name})", ""]
+        lines += [f"![{picture.caption}](../pictures/{picture.name})", ""]
         lines += ["```sh", picture.command, "```", f"`{picture.file}`"]
-    (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
+    (DOCS / "results" / "gallery.md").write_text("\n".join(lines) + "\n")
     total = sum(path.stat().st_size for path in (DOCS / "pictures").iterdir())
     print(f"docs/pictures: {total / 1e6:.2f} MB")
 

@@ -29,7 +29,7 @@ def gain_of_compiling(
     """Return why compiling would gain nothing, or None, and the seconds that it would save.
 
     ``num`` chains go down the levels of ``plan``. The seconds are those of one thread of a CPU, as
-    benchmarks/steps.py measured them (docs/performance.md); on a GPU nothing is saved.
+    benchmarks/steps.py measured them (docs/results/performance.md); on a GPU nothing is saved.
     """
     here = score_at(score, torch.ones((), device=device))
     if (

@@ -86,7 +86,7 @@ def resolve_auto(
     Steps of Adam and AdamW are compiled where all ``steps`` together save more than 5 seconds.
     Compiling takes 15 seconds, but only once for all runs of the same sizes. With P ``points`` per
     step and N weights, a step saves .35 ms, and .016 ns more for each of the P N products. These
-    numbers were measured by benchmarks/steps.py (docs/performance.md).
+    numbers were measured by benchmarks/steps.py (docs/results/performance.md).
 
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.

@@ -160,7 +160,7 @@ def test_what_cannot_be_compiled_is_sampled_plainly(small_tiles, monkeypatch, ca
 
 
 def settled(setting="auto", *, width=128, steps=1000, levels=100, num=5000, **changed):
-    """The rule for P3 of docs/performance.md, but for what is changed."""
+    """The rule for P3 of docs/results/performance.md, but for what is changed."""
     score = changed.get("score", MLP(2, hidden=[width], activation="relu", conditional=True))
     sampler = changed.get("sampler", SAMPLER)
     plan = [Level(1.0, 0.01, steps)] * levels
