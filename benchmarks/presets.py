@@ -1,4 +1,4 @@
-"""Every ``experiment=`` preset beside its source and the truth: writes ``docs/results/presets.md``.
+"""Every ``experiment=`` preset beside its source and the truth: docs/results/presets.md.
 
     python benchmarks/presets.py [--quick] [--only NAME ...]
 

@@ -2,12 +2,14 @@
 
     python -m benchmarks.referee_faults
 
-Three numbers are found for the sampler without and with the fault, with the exact score:
+Numbers are found for the sampler without and with the fault, with the exact score:
 
 - ``order``: the p with which the distance from the exact flow, from the same starts, falls as
   N^-p, from 32 to 64 steps;
-- ``sigma``: the level at which p_sigma is as wide as the samples (``metric=width``);
-- ``temperature``: the variance of the samples in their modes over the true one.
+- ``width``: how many times as wide as the true modes those of the samples are
+  (``metric=width``);
+- ``sigma``: the level at which p_sigma is as wide as the samples (the same metric);
+- ``temperature``: the square of the width.
 """
 
 from __future__ import annotations
@@ -112,9 +114,14 @@ def sigma(sampler: Sampler) -> float:
     return math.nan if found is None else float(found)
 
 
+def width(sampler: Sampler) -> float:
+    """Return how many times as wide as the true modes those of the samples are."""
+    return float(Width().details(samples(sampler), dataset(LAW), SIGMA_MIN)["width"])
+
+
 def temperature(sampler: Sampler) -> float:
     """Return the variance of the samples in their modes over the true one."""
-    return float(Width().details(samples(sampler), dataset(LAW), SIGMA_MIN)["width"]) ** 2
+    return width(sampler) ** 2
 
 
 LANGEVIN = {"step_size": 0.02, "steps_per_level": 100}
@@ -123,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[Sampler], float], Sampler, Sampler]] = {
     "eps where 2 tau is meant": (
         temperature, AnnealedLangevin(**LANGEVIN), EpsilonForTwoTau(**LANGEVIN),
     ),
-    "levels reversed": (sigma, AnnealedLangevin(**LANGEVIN), LevelsReversed(**LANGEVIN)),
+    "levels reversed": (width, AnnealedLangevin(**LANGEVIN), LevelsReversed(**LANGEVIN)),
     "levels shifted by one": (order, ProbabilityFlow(), LevelsShifted()),
     "a solver of order 2 that has order 1": (
         order, ProbabilityFlow(solver="heun"), HeunOfOrderOne(),

@@ -1,4 +1,4 @@
-"""Tables and pictures of ``docs/results/performance.md`` from the repeats that ``speed.py`` measured."""
+"""Tables and pictures of docs/results/performance.md, from the repeats of ``speed.py``."""
 
 from __future__ import annotations
 

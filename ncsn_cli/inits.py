@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.gaussian import Gaussian
 from ncsn_cli.core.settings import STRICT, random_stream
 
@@ -90,11 +91,17 @@ class Transformed(Init):
     whereas noise floors and bands are those of independent draws: such samples of a perfect
     sampler often lie below the floor. A chain's u depends on the seed and on its position alone.
 
-    Source: Owen (1995), "Randomly permuted (t,m,s)-nets and (t,s)-sequences"; Joe & Kuo (2008),
-    doi:10.1137/070709359 (the directions).
+    Source: Joe & Kuo (2008), doi:10.1137/070709359 (the directions); Matousek (1998),
+    doi:10.1006/jcom.1998.0489 (a random linear scramble and a digital shift).
     """
 
     quasi_random: bool = field(default=False, kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the inherited ``transformed`` from a subclass that draws its points itself."""
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls) and "transformed" not in vars(cls):
+            cls.transformed = _not_transformed  # type: ignore[assignment, method-assign]
 
     @abstractmethod
     def transformed(self, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
@@ -102,10 +109,20 @@ class Transformed(Init):
 
     def quasi(self, num: int, first: int, truth: Dataset, sigma_max: float, seed: int) -> Tensor:
         """Return the points (num, D) of the chains ``first``, ``first + 1``, ..., float32."""
+        if truth.dim > SobolEngine.MAXDIM:
+            raise ConfigError(f"init.quasi_random: there are {SobolEngine.MAXDIM} dimensions only")
         numbers = random_stream(seed, "quasi-random start").initial_seed() % 2**63
         sequence = SobolEngine(truth.dim, scramble=True, seed=numbers).fast_forward(first)
-        u = sequence.draw(num, dtype=torch.float64) + 2.0**-31  # its numbers are k / 2^30
+        # Its numbers are k / 2^30, the first ones rounded: from the middles, and never 0 or 1.
+        u = (sequence.draw(num, dtype=torch.float64) + 2.0**-31).clamp(max=1 - 2.0**-31)
         return self.transformed(u, truth, sigma_max).float()
+
+
+def _not_transformed(init: Transformed, u: Tensor, truth: Dataset, sigma_max: float) -> Tensor:
+    raise ConfigError(
+        f"init.quasi_random: {type(init).__name__} draws its points itself; give it a method"
+        " transformed(u, truth, sigma_max), too"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

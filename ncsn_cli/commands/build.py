@@ -156,12 +156,15 @@ def build_from_checkpoint(
 
 
 def _check_function(sampler: External, plugins: Sequence[str]) -> None:
-    """Raise if the function that a checkpoint's ``sampler`` calls is in none of ``plugins``."""
-    if str(sampler.target).rpartition(".")[0] not in plugins:
-        raise ConfigError(
-            "target: a checkpoint may name no function; choose sampler=external again on the"
-            " command line, or name its module in plugins=[MODULE]"
-        )
+    """Raise if a checkpoint's ``sampler`` calls a function that is not defined in ``plugins``."""
+    with suppress(ConfigError, ImportError, ValueError):
+        if sampler.target and not sampler.target.startswith("ncsn_cli."):
+            known_class(sampler.target, plugins, with_functions=True)
+            return
+    raise ConfigError(
+        "target: a checkpoint may name no function; choose sampler=external again on the command"
+        " line, or name the module that defines it in plugins=[MODULE]"
+    )
 
 
 def known_class(

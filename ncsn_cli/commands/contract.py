@@ -28,7 +28,7 @@ from ncsn_cli.training.trainer import Trainer
 MOST_TRIED = 1000
 """Number of points on which classes of the user's own are tried, beforehand."""
 
-_MOST_LEVELS_TRIED = 5  # by a sampler that goes all the way
+_MOST_LEVELS_TRIED = 5  # a foreign sampler is tried on so few levels, for all of its way
 
 _BASES: dict[str, tuple[type, ...]] = {
     "dataset": (Dataset,),
@@ -243,7 +243,7 @@ def try_sampler(sampler: Sampler, plan: list[Level], dim: int) -> None:
 
     if isinstance(sampler, Foreign):
         chosen = sigmas[some_levels(len(sigmas), _MOST_LEVELS_TRIED)]
-        sampler.run(score, x, chosen, stream)
+        sampler(score, x, chosen, generator=stream)
         return
     if any(level.steps for level in plan):
         try_own("sampler", sampler, "langevin", langevin, (3, dim))

@@ -47,7 +47,7 @@ from ncsn_cli.runs.checkpoints import load_checkpoint, save_checkpoint
 from ncsn_cli.runs.files import read_json, to_json
 from ncsn_cli.runs.folder import STOPPED_CHAINS
 from ncsn_cli.runs.workers import CORES
-from ncsn_cli.samplers import Level, LogProb, Sampler, plan_of
+from ncsn_cli.samplers import External, Level, LogProb, Sampler, plan_of
 from ncsn_cli.sampling.compiled_langevin import gain_of_compiling
 from ncsn_cli.sampling.run import Sampling, Saved
 from ncsn_cli.sampling.tile import Setup
@@ -177,9 +177,11 @@ def _resolve_compile(
 def build(request: Request) -> Job:
     """Build everything that ``request`` names; raise if something does not fit together."""
     run, device, parts = request.run, choose_device(request.run.device), _build_parts(request)
-    # Chains run around the data's mean; those started by an earlier version run in data units.
+    # Chains run around the data's mean. In data units run those that an earlier version started,
+    # and a function of the user's own.
     found = find_stopped(_load_chains, run.resume, request.digest)
     is_moved = found is None or "origin" in found.record
+    is_moved = is_moved and not isinstance(parts.sampler, External)
     truth = parts.dataset.truth.centred() if is_moved else parts.dataset.truth
     score, log_prob, network = _choose_score(request, parts, truth.origin, device)
     # Prepare the chains: their start, and their levels where these are fitted.

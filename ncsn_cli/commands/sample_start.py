@@ -73,12 +73,14 @@ def fitted_levels(
         return {}
     if "fitted_levels" in kept:
         return {"fitted_levels": kept["fitted_levels"]}
+    log.info("fitting %d levels with %d chains", len(sigmas) - 2, PILOTS)
     x = start(PILOTS, random_stream(start.seed, "pilot chains", start.device), 0)
     found = fit_levels(sampler, score, x, sigmas)
-    rounded = [float(f"{sigma:.4g}") for sigma in found.sigmas.tolist()]
+    first, *inner, last = found.sigmas.tolist()
+    rounded = [first, *(float(f"{sigma:.6g}") for sigma in inner), last]
     log.info(
-        "levels fitted with %d chains, %d evaluations: their mean distance from the exact flow is"
-        " %.3g instead of %.3g. To use them again: schedule=listed %s", PILOTS, found.evaluations,
+        "levels fitted: chains end %.3g from the exact flow, instead of %.3g; to use them again,"
+        " schedule=listed %s",
         found.after, found.before, override("schedule.levels", rounded),
     )  # fmt: skip
     record = {**found._asdict(), "sigmas": found.sigmas.tolist(), "chains": PILOTS}

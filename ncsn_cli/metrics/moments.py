@@ -18,7 +18,7 @@ from ncsn_cli.core.settings import STRICT
 from ncsn_cli.metrics.base import Distance, SampleMetric
 from ncsn_cli.metrics.binomial import mean_absolute_deviation
 
-_APART = 0.02  # of a mode's variance: its own growth with sigma^2, where modes are apart
+_APART = 0.02  # modes count as apart if sigma^2 is added to their variance, to this share of it
 
 
 @functools.lru_cache(maxsize=4)
@@ -196,13 +196,22 @@ def _level_as_wide(truth: Law, sigma: float, width: float) -> float | None:
     """
     if not isinstance(truth, Dataset):  # of denoised draws the width does not grow so
         return None
-    wide, narrow = (
-        _mode_moments(truth, s).covariances.diagonal(dim1=1, dim2=2).mean(-1) for s in (sigma, 0.0)
-    )  # (K,): variance of a coordinate
-    are_apart = bool(((wide - narrow - sigma**2).abs() <= _APART * wide).all())
+
+    def variances(level: float) -> Tensor:  # (K,): of a coordinate, mean over coordinates
+        return _mode_moments(truth, level).covariances.diagonal(dim1=1, dim2=2).mean(-1)
+
+    def are_apart(level: float) -> bool:
+        found = variances(level)
+        return bool(((found - variances(0.0) - level**2).abs() <= _APART * found).all())
+
+    wide = variances(sigma)
+    if not bool(wide.all()):
+        return None
     # At the level t, w^2 is the mean over k of (v_k + t^2) / (v_k + sigma^2).
-    variance = sigma**2 + (width**2 - 1) / float((1 / wide).mean()) if bool(wide.all()) else -1.0
-    return math.sqrt(variance) if are_apart and variance >= 0 else None
+    square = sigma**2 + (width**2 - 1) / float((1 / wide).mean())
+    if square < 0 or not (are_apart(sigma) and are_apart(math.sqrt(square))):
+        return None
+    return math.sqrt(square)
 
 
 def relative_width(truth: Law, sigma: float) -> float | None:

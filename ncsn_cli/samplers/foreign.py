@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -35,8 +36,17 @@ class Foreign(Configured, ABC):
     """
 
     @abstractmethod
-    def run(self, score: Score, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-        """Return x (B, D) taken from p_sigma_max to p_sigma_min, down the ``sigmas`` (L,)."""
+    def make(self, sigmas: Tensor, seed: int) -> Any:  # noqa: ANN401
+        """Return the sampler for the ``sigmas`` (L,), or raise a ConfigError that names a key."""
+
+    @abstractmethod
+    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+        """Return x (B, D) taken from p_sigma_max to p_sigma_min by what ``make`` returned."""
+
+    @property
+    @abstractmethod
+    def called(self) -> str:
+        """The key that chooses the sampler, and its value, for messages."""
 
     def levels(self, sigmas: Tensor) -> list[Level]:
         """Return every level; the last one has a step, which is the whole way."""
@@ -45,13 +55,29 @@ class Foreign(Configured, ABC):
                 "schedule: this sampler needs two levels or more, all above 0, as in"
                 " schedule=karras"
             )
+        self.make(sigmas, seed=0)
         *before, last = sigmas.tolist()
         return [*(Level(sigma, 0.0, 0) for sigma in before), Level(last, 0.0, 1)]
 
     def langevin(self, step: Step, x: Tensor) -> Iterator[tuple[Tensor, float | None]]:
         """Yield the end of the whole way at the last level."""
-        if step.num:
-            yield self.run(step.score, x, step.sigmas, step.generator), None
+        if step.num == 0:
+            return
+        seed = int(torch.randint(2**31, (), generator=step.generator, device=x.device))
+        made = self.make(step.sigmas, seed)
+        try:
+            y = self.run(made, step.score, x, step.sigmas, step)
+        except (NcsnError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(str(error))}"
+            raise ConfigError(f"{self.called} failed: {reason}") from error
+        if y.shape != x.shape:
+            raise ConfigError(
+                f"{self.called} should return an array {tuple(x.shape)}, as it gets, but returned"
+                f" {tuple(y.shape)}"
+            )
+        yield y, None
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -59,14 +85,14 @@ class Diffusers(Foreign):
     """A scheduler of the library diffusers, which works on variance-preserving levels.
 
     Its training levels are those of the schedule, so that with ``timestep_spacing="linspace"`` it
-    visits the same levels as other samplers. With a = (1 + sigma^2)^(-1/2) its points are
-    x_VP = a x, and its network predicts the noise, -sigma score(x, sigma). Its last step, from
-    sigma_min to 0, is left out; ``denoise`` makes it.
+    visits the same levels as other samplers. Its points are a x/c with a^2 = 1/(1 + (sigma/c)^2),
+    where the unit c = 20 sigma_min keeps a^2 away from 1; its network predicts the noise,
+    -sigma score(x, sigma). Its last step, from sigma_min to 0, is left out; ``denoise`` makes it.
 
     Args:
         denoise: See ``Sampler``.
         name: The scheduler's class, such as ``UniPCMultistepScheduler``.
-        settings: Arguments of its constructor, besides those named above.
+        settings: Arguments of its constructor, such as ``solver_order``.
         timesteps_per_level: Number of its training levels from one of the schedule's to the next;
             1 trains it on the levels it visits. The levels in between are geometric.
     """
@@ -75,60 +101,46 @@ class Diffusers(Foreign):
     settings: dict[str, Any] = field(default_factory=dict)
     timesteps_per_level: Count = 1
 
-    def levels(self, sigmas: Tensor) -> list[Level]:
-        """Return every level, after a look at the scheduler."""
-        plan = super().levels(sigmas)
-        self._scheduler(sigmas, seed=0)
-        return plan
+    @property
+    def called(self) -> str:
+        """The key that chooses the sampler, and its value."""
+        return f"sampler.name: {self.name}"
 
-    def run(self, score: Score, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    def make(self, sigmas: Tensor, seed: int) -> tuple[Any, Tensor]:
+        """Return the scheduler with its times set, and log sigma/c at its training levels."""
+        kind = _scheduler(self.name, self.called)
+        logs = _between(sigmas, self.timesteps_per_level) - math.log(20 * float(sigmas[-1]))
+        kept = 1 / (1 + logs.exp() ** 2)  # a^2, the product of 1 - beta
+        betas = 1 - kept / torch.cat([torch.ones(1), kept[:-1]])
+        ours = {**_OURS, "num_train_timesteps": len(logs), "trained_betas": betas.numpy()}
+        _refuse_keys(self.settings, ours)
+        ours["noise_sampler_seed"] = seed
+        known = inspect.signature(kind.__init__).parameters
+        chosen = {key: value for key, value in ours.items() if key in known}
+        made = _made(kind, self.called, **chosen, **self.settings)
+        with warnings.catch_warnings(action="ignore"):  # of numpy and torch, about diffusers
+            made.set_timesteps(len(sigmas))
+            if float(made.timesteps[-1]) != 0:  # those that count steps instead of levels
+                made.set_timesteps(len(sigmas) - 1)
+        return made, logs
+
+    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return x (B, D) after all steps of the scheduler but the one to 0."""
-        seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
-        scheduler, table = self._scheduler(sigmas, seed)
+        (scheduler, logs), unit = made, 20 * float(sigmas[-1])
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        noise: dict[str, Any] = {"generator": generator} if takes_generator else {}
-        logs, ends_above_0 = table.log().numpy(), int(scheduler.timesteps[-1]) > 0
-        times = scheduler.timesteps if ends_above_0 else scheduler.timesteps[:-1]
-        one = torch.ones(1, device=x.device)
-        is_scaled = float(scheduler.scale_model_input(one, times[0])) == 1  # its points are x_VP
-        y = x / (1 + sigmas[0] ** 2).sqrt() if is_scaled else x
+        noise = {"generator": step.generator} if takes_generator else {}
+        times = scheduler.timesteps[: -1 if int(scheduler.timesteps[-1]) == 0 else None]
+        # Networks see points scaled to variance 1. Points of a scheduler that scales them are x/c.
+        is_scaled = scheduler.scale_model_input(x, times[0]) is x
+        first, last = (1 + (sigmas[[0, -1]] / unit) ** 2).sqrt() ** -float(is_scaled)
+        y = first * x / unit
         for time in times:
-            sigma = float(np.exp(np.interp(float(time), range(len(logs)), logs)))
-            at = (1 + sigma**2) ** 0.5 * scheduler.scale_model_input(y, time)
-            predicted = -sigma * score(at, torch.tensor(sigma, dtype=x.dtype, device=x.device))
+            level = float(np.exp(np.interp(float(time), range(len(logs)), logs)))
+            at = unit * (1 + level**2) ** 0.5 * scheduler.scale_model_input(y, time)
+            sigma = torch.tensor(unit * level, dtype=x.dtype, device=x.device)
             with warnings.catch_warnings(action="ignore"):
-                y = scheduler.step(predicted, time, y, **noise).prev_sample
-        return y * (1 + sigmas[-1] ** 2).sqrt() if is_scaled else y
-
-    def _scheduler(self, sigmas: Tensor, seed: int) -> tuple[Any, Tensor]:
-        """Return the scheduler with its times set, and its training levels, ascending."""
-        library = _library("diffusers")
-        kind: Any = getattr(library, self.name, None) if self.name.endswith("Scheduler") else None
-        known = {} if kind is None else inspect.signature(kind.__init__).parameters
-        if not {"trained_betas", "prediction_type"} <= set(known):
-            raise ConfigError(
-                f"sampler.name: {self.name} should be a scheduler of diffusers that takes levels"
-                " (trained_betas) and predicts noise, such as UniPCMultistepScheduler"
-            )
-        num = len(sigmas)
-        places = np.arange((num - 1) * self.timesteps_per_level + 1) / self.timesteps_per_level
-        table = np.exp(np.interp(places, np.arange(num), np.log(sigmas.cpu().numpy()[::-1])))
-        kept = 1 / (1 + table.astype(float) ** 2)  # the product of 1 - beta: a^2
-        betas = 1 - kept / np.concatenate([[1.0], kept[:-1]])
-        ours = {
-            "num_train_timesteps": len(table), "trained_betas": betas, "clip_sample": False,
-            "timestep_spacing": "linspace", "final_sigmas_type": "sigma_min",
-            "noise_sampler_seed": seed, "original_inference_steps": num,
-        }  # fmt: skip
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of numpy and torch, about diffusers
-                made = kind(**{k: v for k, v in ours.items() if k in known} | self.settings)
-                made.set_timesteps(num)
-                if float(made.timesteps[-1]) != 0:  # those that count steps instead of levels
-                    made.set_timesteps(num - 1)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ConfigError(f"sampler.settings: {self.name}: {one_line(str(error))}") from error
-        return made, torch.from_numpy(table)
+                y = scheduler.step(-sigma * score(at, sigma), time, y, **noise).prev_sample
+        return y * unit / last
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -144,44 +156,41 @@ class Azula(Foreign):
     name: str = "xEABSampler"
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def levels(self, sigmas: Tensor) -> list[Level]:
-        """Return every level, after a look at the sampler."""
-        plan = super().levels(sigmas)
-        self._sampler(None, len(sigmas))
-        return plan
+    @property
+    def called(self) -> str:
+        """The key that chooses the sampler, and its value."""
+        return f"sampler.name: {self.name}"
 
-    def run(self, score: Score, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    def make(self, sigmas: Tensor, seed: int) -> tuple[Any, int]:
+        """Return the sampler, without its denoiser, and the seed of its noise."""
+        is_sampler = self.name.endswith("Sampler") and self.name != "Sampler"
+        kind = getattr(_library("azula.sample"), self.name, None) if is_sampler else None
+        if kind is None:
+            raise ConfigError(
+                f"{self.called} should be a sampler of azula.sample, such as xEABSampler"
+            )
+        _refuse_keys(self.settings, ("denoiser", "start", "stop", "steps", "silent", "dtype"))
+        steps = {"steps": len(sigmas) - 1, "silent": True}
+        return _made(kind, self.called, None, **steps, **self.settings), seed
+
+    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return x (B, D) after all steps of the sampler."""
-        logs, num = sigmas.double().log().cpu().numpy()[::-1], len(sigmas)
+        sampler, seed = made
+        logs, num = _between(sigmas, 1), len(sigmas)
 
         def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
             sigma = np.exp(np.interp(t.cpu().numpy() * (num - 1), np.arange(num), logs))
             return torch.ones_like(t).to(x), torch.as_tensor(sigma).to(x)
 
-        class Denoiser:
-            def __init__(self) -> None:
-                self.schedule = schedule
+        def denoised(x: Tensor, t: Tensor) -> SimpleNamespace:
+            sigma = schedule(t)[1]
+            return SimpleNamespace(mean=x + sigma**2 * score(x, sigma))
 
-            def __call__(self, x: Tensor, t: Tensor) -> SimpleNamespace:
-                sigma = schedule(t)[1]
-                return SimpleNamespace(mean=x + sigma**2 * score(x, sigma))
-
-        seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(seed)  # azula draws from torch's own stream
-            return self._sampler(Denoiser(), num)(x)
-
-    def _sampler(self, denoiser: object, num: int) -> Any:  # noqa: ANN401
-        kind: Any = getattr(_library("azula").sample, self.name, None)
-        if not self.name.endswith("Sampler") or kind is None:
-            raise ConfigError(
-                f"sampler.name: {self.name} should be a sampler of azula.sample, such as"
-                " xEABSampler"
-            )
-        try:
-            return kind(denoiser, steps=num - 1, silent=True, dtype=torch.float64, **self.settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"sampler.settings: {self.name}: {one_line(str(error))}") from error
+        denoised.schedule = schedule  # type: ignore[attr-defined]
+        sampler.denoiser = denoised
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)  # azula draws from torch's own streams
+            return sampler(x)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -189,9 +198,9 @@ class External(Foreign):
     """A function of the user's own, with numpy arrays: ``function(score, x, sigmas, rng)``.
 
     It gets points ``x`` (B, D) ~ p_sigma_max and the descending levels ``sigmas`` (L,), and
-    returns points (B, D) ~ p_sigma_min. ``score(x, sigma)`` gives an array (B, D) for one sigma or
-    for B of them. ``rng`` is a ``numpy.random.Generator``; a function that draws from it alone
-    gives the same samples again.
+    returns points (B, D) ~ p_sigma_min, all in data units. ``score(x, sigma)`` gives an array
+    (B, D) for one sigma or for B of them. ``rng`` is a ``numpy.random.Generator``; a function that
+    draws from it alone gives the same samples again.
 
     Args:
         denoise: See ``Sampler``.
@@ -200,37 +209,13 @@ class External(Foreign):
 
     target: str | None = None
 
-    def levels(self, sigmas: Tensor) -> list[Level]:
-        """Return every level, after a look at the function."""
-        plan = super().levels(sigmas)
-        self._function()
-        return plan
+    @property
+    def called(self) -> str:
+        """The key that chooses the function, and its value."""
+        return f"sampler.target: {self.target}"
 
-    def run(self, score: Score, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what the function returns for the points ``x`` (B, D)."""
-
-        def own_score(points: Any, sigma: Any) -> Any:  # noqa: ANN401
-            found = score(torch.as_tensor(points).to(x), torch.as_tensor(sigma).to(x))
-            return found.cpu().double().numpy()
-
-        seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
-        start, levels = x.cpu().double().numpy(), sigmas.cpu().double().numpy()
-        try:
-            found = self._function()(own_score, start, levels, np.random.default_rng(seed))
-            y = torch.as_tensor(np.asarray(found, dtype=float)).to(x)
-        except NcsnError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(str(error))}"
-            raise ConfigError(f"sampler.target: {self.target} failed: {reason}") from error
-        if y.shape != x.shape:
-            raise ConfigError(
-                f"sampler.target: {self.target} should return an array {tuple(x.shape)}, as it"
-                f" gets, but returned {tuple(y.shape)}"
-            )
-        return y
-
-    def _function(self) -> Callable[..., Any]:
+    def make(self, sigmas: Tensor, seed: int) -> tuple[Callable[..., Any], int]:
+        """Return the function, and the seed of its noise."""
         module, _, name = str(self.target or "").rpartition(".")
         if not module:
             raise ConfigError(
@@ -241,23 +226,81 @@ class External(Foreign):
             found: Callable[..., Any] = getattr(importlib.import_module(module), name)
             inspect.signature(found).bind(None, None, None, None)
         except Exception as error:
-            reason = one_line(str(error))
             raise ConfigError(
-                f"sampler.target: {self.target} should be a function of (score, x, sigmas, rng):"
-                f" {reason}"
+                f"{self.called} should be a function of (score, x, sigmas, rng):"
+                f" {one_line(str(error))}"
             ) from error
-        return found
+        return found, seed
+
+    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+        """Return what the function returns for the points ``x`` (B, D)."""
+        function, seed = made
+
+        def own_score(points: Any, sigma: Any) -> Any:  # noqa: ANN401
+            at = torch.as_tensor(np.ascontiguousarray(points)).to(x)
+            level = torch.as_tensor(np.ascontiguousarray(sigma)).to(x).reshape(np.shape(sigma))
+            if level.ndim and level.shape != at.shape[:1]:
+                raise ValueError(
+                    f"score takes one sigma, or one for each of the {len(at)} points, got the"
+                    f" shape {np.shape(sigma)}"
+                )
+            return score(at, level).detach().cpu().double().numpy()
+
+        levels = sigmas.cpu().double().numpy()
+        found = function(own_score, x.cpu().double().numpy(), levels, np.random.default_rng(seed))
+        return torch.as_tensor(np.asarray(found).astype(float, casting="same_kind")).to(x)
+
+
+_OURS = {
+    "timestep_spacing": "linspace", "final_sigmas_type": "sigma_min", "clip_sample": False,
+    "prediction_type": "epsilon",
+}  # fmt: skip
+"""Arguments of diffusers' constructors with which a scheduler visits our levels."""
+
+
+def _scheduler(name: str, called: str) -> Any:  # noqa: ANN401
+    """Return a class of diffusers, if it is a scheduler that takes levels and predicts noise."""
+    is_scheduler = name.endswith("Scheduler") and "Inverse" not in name
+    kind = getattr(_library("diffusers"), name, None) if is_scheduler else None
+    known = {} if kind is None else inspect.signature(kind.__init__).parameters
+    is_for_distilled = "original_inference_steps" in known
+    if is_for_distilled or not {"trained_betas", "prediction_type"} <= set(known):
+        raise ConfigError(
+            f"{called} should be a scheduler of diffusers that takes levels (trained_betas) and"
+            " predicts noise, such as UniPCMultistepScheduler"
+        )
+    return kind
+
+
+def _between(sigmas: Tensor, num: int) -> Tensor:
+    """Return log sigma, ascending, float64, with ``num`` steps from each level to the next."""
+    logs = sigmas.double().log().cpu().numpy()[::-1]
+    places = np.arange((len(logs) - 1) * num + 1) / num
+    return torch.from_numpy(np.interp(places, np.arange(len(logs)), logs))
+
+
+def _refuse_keys(settings: dict[str, Any], ours: Any) -> None:  # noqa: ANN401
+    """Raise if ``settings`` hold a key that the adapter sets, because it has to."""
+    if taken := settings.keys() & set(ours):
+        raise ConfigError(f"sampler.settings.{min(taken)}: ncsn_cli sets this key itself")
+
+
+def _made(kind: Any, called: str, *values: Any, **settings: Any) -> Any:  # noqa: ANN401
+    """Return an object of another library's class."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return kind(*values, **settings)
+    except Exception as error:  # these libraries raise many kinds
+        name = called.partition(": ")[2]
+        raise ConfigError(f"sampler.settings: {name}: {one_line(str(error))}") from error
 
 
 def _library(name: str) -> Any:  # noqa: ANN401
-    """Return the module ``name`` of the extra ``referee``, with what it is asked for here."""
+    """Return a module that the extra ``referee`` installs."""
     try:
-        library = importlib.import_module(name)
-        if name == "azula":
-            importlib.import_module("azula.sample")
+        return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"sampler: {name} cannot be imported ({one_line(str(error))}); type"
             " pip install 'ncsn_cli[referee]'"
         ) from error
-    return library

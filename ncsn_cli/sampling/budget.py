@@ -115,7 +115,7 @@ class Budget:
 
     def _num_chains(self, num: int, num_components: int) -> int:
         """Return how many of ``num`` chains to run with a score of so many components."""
-        most = _MOST_TERMS // (self.setup.num_steps * num_components)
+        most = _MOST_TERMS // (self.setup.num_evaluations * num_components)
         return min(num, max(most, self.setup.tile_size))
 
     def _hybrids(self, samples: Tensor) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class Budget:
         if self.empirical is None or self.setup.sampler.needs_log_prob:
             return []
         score, data = self.empirical
-        most = _MOST_PAIRS // (self.setup.num_steps * len(data))
+        most = _MOST_PAIRS // (self.setup.num_evaluations * len(data))
         num = min(num, self.setup.tile_size, most)
         if num < _FEWEST_CHAINS:
             return []

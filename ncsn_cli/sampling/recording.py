@@ -48,7 +48,10 @@ class Recording:
         self.last = self._ends[-1]
         # A tile resumes where a level starts: at the end of the level before or one step later.
         starts = [0, *(end + sampler.descends for end in self._ends)]
-        self._starts = {step: i for i, step in enumerate(starts) if i == 0 or step < self.last}
+        self._starts: dict[int, int] = {}
+        for level, step in enumerate(starts):
+            if level == 0 or step < self.last:
+                self._starts.setdefault(step, level)  # before levels without a step
         frames = [*range(0, self.last, -(-self.last // _FRAMES)), self.last]
         self._frames = {step: frame for frame, step in enumerate(frames)}
         self._stops = sorted({*self._starts, *self._frames, *self._ends})

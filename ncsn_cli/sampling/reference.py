@@ -121,7 +121,7 @@ class Reference:
     def _part_behind(self, name: str, samples: Tensor) -> str:
         """Return which part of the run is behind its error in the metric ``name``."""
         setup, num, what = self.setup, min(len(samples), _MOST_REPEATED), name.replace("_", " ")
-        work = setup.num_steps * num * setup.truth.num_components
+        work = setup.num_evaluations * num * setup.truth.num_components
         own = self._entry(name, samples[:num])
         if self.exact is None:
             return "these numbers do not tell"

@@ -62,6 +62,11 @@ class Setup:
         return self.sampler.ends(self.plan)[-1]
 
     @property
+    def num_evaluations(self) -> int:
+        """About as many evaluations of the score; a foreign sampler makes them in one step."""
+        return max(self.num_steps, len(self.plan))
+
+    @property
     def tile_size(self) -> int:
         """The number B of chains in a tile."""
         return self.chains_in_tile or TILE[self.device.type]

@@ -1,8 +1,10 @@
 """Samplers of other libraries and the user's own functions, against ours on the same levels."""
 
+import ast
 import sys
 import types
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +22,15 @@ from ncsn_cli.samplers import (
     ReverseDiffusion,
     plan_of,
 )
+from ncsn_cli.samplers import foreign as foreign_samplers
 from ncsn_cli.sampling.recording import Recording
+from ncsn_cli.sampling.tile import Tile
 from ncsn_cli.schedules import Karras
-from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
-from tests.helpers.sampling import sampling
+from tests.helpers.commands import only_run, read
+from tests.helpers.problems import correlated_2d, network_2d, stream, two_modes_1d, two_modes_2d
+from tests.helpers.sampling import assert_same, sampling
 from tests.helpers.statistics import assert_variance
+from tests.test_size import lines_of_code
 
 LEVELS = Karras(10.0, 0.5, 9).sigmas
 
@@ -113,8 +119,14 @@ def test_noise_comes_from_the_stream_alone(foreign):
         (Diffusers(name="FlowMatchEulerDiscreteScheduler"), "takes levels"),
         (Diffusers(name="IPNDMScheduler"), "predicts noise"),
         (Diffusers(settings={"solver_ordr": 3}), "sampler.settings: UniPC.*solver_ordr"),
+        (Diffusers(name="LCMScheduler"), "predicts noise"),
+        (Diffusers(name="DPMSolverMultistepInverseScheduler"), "predicts noise"),
+        (Diffusers(settings={"prediction_type": "v_prediction"}), "settings.prediction_type: nc"),
+        (Diffusers(settings={"final_sigmas_type": "zero"}), "settings.final_sigmas_type: ncsn"),
         (Azula(name="Sampling"), "sampler.name: Sampling should be a sampler of azula"),
+        (Azula(name="Sampler"), "sampler.name: Sampler should be a sampler of azula"),
         (Azula(name="EulerSampler", settings={"order": 3}), "sampler.settings: EulerSampler"),
+        (Azula(settings={"stop": 0.5}), "sampler.settings.stop: ncsn_cli sets this key itself"),
         (External(), "sampler.target: name your function"),
         (External(target="mine"), "sampler.target: name your function"),
         (External(target="nowhere.at_all"), "No module named 'nowhere'"),
@@ -125,6 +137,31 @@ def test_noise_comes_from_the_stream_alone(foreign):
 def test_what_cannot_run_is_refused_by_the_plan(foreign, reason):
     with pytest.raises(ConfigError, match=reason):
         plan_of(foreign, LEVELS)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        Diffusers(name="DDIMScheduler", settings={"thresholding": True}),
+        Azula(settings={"order": "x"}),
+    ],
+)
+def test_what_a_library_raises_names_the_sampler(foreign):
+    with pytest.raises(ConfigError, match=rf"sampler.name: {foreign.name} failed: "):
+        samples(foreign, two_modes_2d())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler"])
+def test_the_unit_of_the_data_does_not_matter(name, scale):
+    # A law and its levels in other units: the same points, but for float32 (1e-7 a number, of
+    # which about ten a step are multiplied, in nine steps).
+    def points(scale):
+        law = GaussianMixture([0.3, 0.7], [[-4.0 * scale], [3.0 * scale]], stds=scale)
+        x = two_modes_1d().sample(200, sigma=10.0, generator=stream(3)) * scale
+        return Diffusers(name=name)(law.score, x, LEVELS * scale, generator=stream(4)) / scale
+
+    torch.testing.assert_close(points(scale), points(1.0), atol=2e-3, rtol=0)
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
@@ -158,6 +195,12 @@ def mine(monkeypatch):
     module.breaks = lambda score, x, sigmas, rng: 1 / 0
     module.one_axis = lambda score, x, sigmas, rng: x[:, 0]
     module.words = lambda score, x, sigmas, rng: "samples"
+    module.complex_numbers = lambda score, x, sigmas, rng: x + 1j
+    module.column_of_levels = lambda score, x, sigmas, rng: score(x, np.full((len(x), 1), 1.0))
+    module.backwards = lambda score, x, sigmas, rng: score(x[::-1], sigmas[::-1][0])[::-1]
+    module.elsewhere = np.copy
+    for own in (diffusion, euler):
+        own.__module__ = "mine"
     monkeypatch.setitem(sys.modules, "mine", module)
 
 
@@ -165,6 +208,61 @@ def test_a_function_in_numpy_gives_the_same_points(mine):
     own = samples(External(target="mine.euler"), two_modes_2d())
     ours = samples(ProbabilityFlow(solver="euler"), two_modes_2d())
     torch.testing.assert_close(own, ours, atol=1e-4, rtol=0)
+
+
+def test_a_function_may_hand_over_views_and_a_network_have_gradients(mine):
+    own = samples(External(target="mine.backwards"), two_modes_2d())
+    x = two_modes_2d().sample(500, sigma=float(LEVELS[0]), generator=stream(3))
+    torch.testing.assert_close(own, two_modes_2d().score(x, LEVELS[-1]), atol=1e-5, rtol=1e-4)
+    network, x = network_2d(), torch.ones(3, 2)
+    with torch.enable_grad():
+        External(target="mine.euler")(network, x, LEVELS, generator=stream(4))
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+@pytest.mark.parametrize("kind", [External, Diffusers])
+def test_a_stopped_run_starts_its_unfinished_chains_again(kind, denoise, mine):
+    named = {"target": "mine.diffusion"} if kind is External else {"name": "DDPMScheduler"}
+    whole = sampling(kind(denoise=denoise, **named), num=40)
+    expected = whole.run()
+    stopped = sampling(kind(denoise=denoise, **named), num=40)
+    saved = stopped._to_save({0: run_to_first_mark(stopped)})
+    again = sampling(kind(denoise=denoise, **named), num=40)
+    assert_same(again.run(saved=saved), expected)
+
+
+def run_to_first_mark(stopped):
+    """The point from which the first tile would resume, as soon as it has started."""
+    return Tile(stopped._setup, stopped._recording, 0, None)._resume_point
+
+
+def test_a_function_works_in_data_units(mine, forked, tmp_path):
+    # song_ermon_2d has its mean at (3, 3); cut at 8, points near the modes are as before.
+    (tmp_path / "cutting.py").write_text(
+        "import numpy as np\n"
+        "def flow(score, x, sigmas, rng):\n"
+        "    for a, b in zip(sigmas[:-1], sigmas[1:]):\n"
+        "        x = x - (b - a) * a * score(x, a)\n"
+        "    assert len(x) < 100 or abs(x.mean() - 3) < 1, x.mean()\n"  # a few points are a trial
+        "    return np.clip(x, -9, 9)\n"
+    )
+    words = [
+        "score=exact", "dataset=song_ermon_2d", "schedule=karras", "schedule.sigma_max=20",
+        "schedule.num_levels=60", "init=prior", "sampler=external", "sampler.target=cutting.flow",
+        "num_samples=1280", "plot=[]", "metric=[mode_weights]",
+    ]  # fmt: skip
+    result = forked.call("sample", words, tmp_path)
+    assert result.returncode == 0, result.stderr
+    entry = read(only_run(tmp_path, "sample") / "metrics.json")["perturbed"]["mode_weights"]
+    assert entry["verdict"] != "wrong"
+
+
+def test_each_adapter_is_short():
+    text = Path(foreign_samplers.__file__).read_text()
+    lines = lines_of_code(text, tree := ast.parse(text))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            assert len(lines & {*range(node.lineno, node.end_lineno + 1)}) <= 40
 
 
 def test_a_function_draws_from_its_stream(mine):
@@ -185,7 +283,9 @@ def test_a_function_draws_from_its_stream(mine):
     [
         ("breaks", "mine.breaks failed: ZeroDivisionError"),
         ("one_axis", r"should return an array \(500, 2\), as it gets, but returned \(500,\)"),
-        ("words", "mine.words failed: ValueError"),
+        ("words", "mine.words failed: TypeError"),
+        ("complex_numbers", "mine.complex_numbers failed"),
+        ("column_of_levels", r"one sigma, or one for each of the 500 points, got .*\(500, 1\)"),
     ],
 )
 def test_what_a_function_gets_wrong_is_named(mine, name, reason):
@@ -197,8 +297,12 @@ def test_a_checkpoint_may_name_no_function(mine):
     settings = {"_target_": "ncsn_cli.samplers.External", "target": "mine.euler"}
     with pytest.raises(ConfigError, match=r"sampler\.target: a checkpoint may name no function"):
         build_from_checkpoint(settings, "sampler", [])
-    with pytest.raises(ConfigError, match="a checkpoint may name no function"):
-        build_from_checkpoint(settings, "sampler", ["min"])
+    for plugins, target in (
+        (["min"], "mine.euler"), (["mine"], "mine.elsewhere"), (["mine"], "mine._euler"),
+        (["mine", "shutil"], "shutil.move.nothing"), ([""], None), ([], "ncsn_cli.datasets.ring"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="a checkpoint may name no function"):
+            build_from_checkpoint({**settings, "target": target}, "sampler", plugins)
     assert build_from_checkpoint(settings, "sampler", ["mine"]).target == "mine.euler"
 
 

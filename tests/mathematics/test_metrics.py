@@ -223,6 +223,8 @@ def test_the_level_at_which_the_law_is_as_wide_as_the_samples():
     near = GaussianMixture([0.5, 0.5], [-1.0, 1.0], stds=1.0)
     assert Width().details(near.sample(500, generator=stream()), near, 0.5)["sigma"] is None
     assert Width().details(x, Denoised(law), 2.0)["sigma"] is None
+    wide = two_modes_2d().sample(4000, sigma=10.0, generator=stream())  # there modes are merged
+    assert Width().details(wide, two_modes_2d(), 0.5)["sigma"] is None
 
 
 def test_the_width_of_points_and_of_modes_without_samples():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.referee_faults import FAULTS, order, sigma, temperature
+from benchmarks.referee_faults import FAULTS, order, sigma, temperature, width
 from ncsn_cli.samplers import ProbabilityFlow
 from tests.helpers.slow import slow_but
 
@@ -13,8 +13,10 @@ EXPECTED = {
     "a last step that leads nowhere": (0.5, 0.643, 0.06),
     # Half the temperature; Langevin steps of eta = .08 widen by 1/(1 - .016/2).
     "eps where 2 tau is meant": (1.0, 0.5, 0.05),
-    # As wide as the widest level, but for the chains nearer to the other mode.
-    "levels reversed": (0.5, 20.0, 5.0),
+    # As wide as p_20: 17.9 times as wide as p_.5, less what lies nearer to the other mode's centre
+    # (at 20, which is more than the modes' distance, each mode is cut in half: 1 - 2/pi is left
+    # of the variance along the line between them, so at least 13.0).
+    "levels reversed": (1.0, 15.4, 2.6),
     # Order p between 32 and 64 steps: the next terms of the error are of the order h.
     "levels shifted by one": (3.0, 1.0, 0.3),
     "a solver of order 2 that has order 1": (2.0, 1.0, 0.2),
@@ -32,5 +34,5 @@ def test_the_number_names_the_fault(fault):
 
 
 def test_each_number_is_of_use():
-    assert {number for number, *_ in FAULTS.values()} == {order, sigma, temperature}
+    assert {number for number, *_ in FAULTS.values()} == {order, sigma, temperature, width}
     assert order(ProbabilityFlow(solver="euler")) == pytest.approx(1.0, abs=0.1)

@@ -1,4 +1,5 @@
 import math
+import types
 from bisect import bisect_left
 
 import numpy as np
@@ -504,6 +505,20 @@ def test_each_quasi_random_point_has_the_law_of_the_start(name):
     x = standardised(name, torch.cat(draws).double(), dataset)
     for axis in range(2):
         assert kolmogorov_distance(x[:, axis], cdf) < LIMIT * math.sqrt(NUM_DRAWS / 2000)
+
+
+def test_quasi_random_points_are_refused_where_there_are_none():
+    class Own(Prior):
+        def __call__(self, num, truth, sigma_max, generator):
+            return torch.full((num, truth.dim), 7.0)
+
+    dataset = two_modes_2d()
+    assert float(Own()(2, dataset, 1.0, stream()).mean()) == 7
+    with pytest.raises(ConfigError, match=r"init\.quasi_random: Own draws its points itself"):
+        Own(quasi_random=True).quasi(4, 0, dataset, 1.0, 0)
+    wide = types.SimpleNamespace(dim=30_000)
+    with pytest.raises(ConfigError, match="21201 dimensions only"):
+        Normal(quasi_random=True).quasi(4, 0, wide, 1.0, 0)
 
 
 def test_a_quasi_random_point_depends_on_its_place_and_seed_alone():

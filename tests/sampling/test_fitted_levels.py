@@ -1,13 +1,15 @@
 """Levels fitted to the score: they make the flow's error small, which bounds that of its law."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.samplers import ProbabilityFlow
-from ncsn_cli.sampling.fitted_levels import fit_levels
+from ncsn_cli.sampling.fitted_levels import PILOTS, fit_levels
+from ncsn_cli.sampling.tile import Counted
 from ncsn_cli.schedules import Geometric, Karras
 from tests.helpers.commands import only_run, read
 from tests.helpers.problems import network_2d, stream, two_modes_1d, two_modes_2d
@@ -15,16 +17,21 @@ from tests.helpers.problems import network_2d, stream, two_modes_1d, two_modes_2
 FLOW = ProbabilityFlow()
 
 
+def flow(solver):
+    return ProbabilityFlow(solver=solver)
+
+
 @pytest.mark.parametrize("solver", ["euler", "heun", "multistep"])
 def test_one_level_is_fitted_as_well_as_by_looking_at_all(solver):
     # On N(0, v) the flow multiplies x by ((v + sigma_min^2) / (v + sigma_max^2))^(1/2).
     law, first, last = GaussianMixture([1.0], [[0.0]], stds=0.7), 5.0, 0.2
-    sampler, x = ProbabilityFlow(solver=solver), torch.tensor([[3.0], [-7.0]])
-    exact = x * ((0.49 + last**2) / (0.49 + first**2)) ** 0.5
+    sampler, x = flow(solver), torch.tensor([[3.0], [-7.0], [1.0], [2.0]])
+    others = x[2:]  # as good as any: the flow is linear in x
+    exact = others * ((0.49 + last**2) / (0.49 + first**2)) ** 0.5
 
     def error(middle):
         sigmas = torch.tensor([first, middle, last], dtype=torch.float64)
-        return float((sampler(law.score, x, sigmas, generator=stream()) - exact).abs().mean())
+        return float((sampler(law.score, others, sigmas, generator=stream()) - exact).abs().mean())
 
     best = min(error(float(s)) for s in Geometric(first, last, 2001).sigmas[1:-1])
     found = fit_levels(sampler, law.score, x, Geometric(first, last, 3).sigmas)
@@ -34,28 +41,48 @@ def test_one_level_is_fitted_as_well_as_by_looking_at_all(solver):
 
 
 @pytest.mark.parametrize("num", [3, 6, 11, 41])
-def test_errors_shrink_and_bound_the_distance_of_the_laws(num):
-    law, sigmas = two_modes_1d(), Karras(20.0, 0.3, num).sigmas
-    pilots = law.sample(512, sigma=20.0, generator=stream(1))
-    found = fit_levels(FLOW, law.score, pilots, sigmas)
+@pytest.mark.parametrize("solver", ["heun", "multistep"])
+def test_errors_shrink_on_chains_that_nothing_was_fitted_to(num, solver):
+    law, sigmas, sampler = two_modes_1d(), Karras(20.0, 0.3, num).sigmas, flow(solver)
+    pilots = law.sample(PILOTS, sigma=20.0, generator=stream(1))
+    score = Counted(law.score, 0)
+    found = fit_levels(sampler, score, pilots, sigmas)
     assert len(found.sigmas) == num and bool((found.sigmas.diff() < 0).all())
-    assert found.after < found.before / 1.5
-    # W1 of coupled samples is at most their mean distance; on other chains that is the same
-    # within its scatter, of which 5 standard errors of 512 chains are 5 / 512^(1/2) = .22.
-    x = law.sample(5000, sigma=20.0, generator=stream(2))
-    exact = FLOW(law.score, x, Karras(20.0, 0.3, 401).sigmas, generator=stream())
-    for levels in (sigmas, found.sigmas):
-        y = FLOW(law.score, x, levels, generator=stream())
-        w1 = float((y.sort(0).values - exact.sort(0).values).abs().mean())
-        assert w1 <= float((y - exact).abs().mean()) + 1e-6
+    assert found.evaluations == score.evaluations
+    x = law.sample(20_000, sigma=20.0, generator=stream(2))
+    exact = FLOW(law.score, x, Karras(20.0, 0.3, 801).sigmas, generator=stream())
+    errors = {}
+    for name, levels in (("before", sigmas), ("after", found.sigmas)):
+        error = (sampler(law.score, x, levels, generator=stream()) - exact).norm(dim=1)
+        errors[name] = float(error.mean())
+        # What is reported is the mean over 512 chains: within 5 standard errors, and the error of
+        # float32 and of the 400 levels that count as exact.
+        tolerance = 5 * float(error.std()) / math.sqrt(PILOTS / 2) + 2e-5
+        assert getattr(found, name) == pytest.approx(errors[name], abs=tolerance)
+    assert errors["after"] < errors["before"] / (1.0 if solver == "heun" else 1.4)
+
+
+def test_the_flow_is_fitted_and_not_what_follows_it():
+    law, sigmas = two_modes_1d(), Karras(20.0, 0.3, 8).sigmas
+    pilots = law.sample(PILOTS, sigma=20.0, generator=stream(1))
+    plain, denoising = (
+        fit_levels(ProbabilityFlow(denoise=denoise), law.score, pilots, sigmas)
+        for denoise in (False, True)
+    )
+    assert torch.equal(plain.sigmas, denoising.sigmas)
 
 
 def test_a_network_is_fitted_too():
     network = network_2d().requires_grad_(False)
-    x = torch.randn(256, 2, generator=stream(1)) * 10
-    found = fit_levels(FLOW, network, x, Karras(10.0, 0.1, 6).sigmas)
-    assert found.after <= found.before
-    assert found.evaluations > 400
+    x = torch.randn(512, 2, generator=stream(1)) * 10
+    sigmas = Karras(10.0, 0.1, 6).sigmas
+    found = fit_levels(FLOW, network, x, sigmas)
+    other = torch.randn(2000, 2, generator=stream(2)) * 10
+    exact, fitted, own = (
+        FLOW(network, other, levels, generator=stream())
+        for levels in (Karras(10.0, 0.1, 401).sigmas, found.sigmas, sigmas)
+    )
+    assert (fitted - exact).norm(dim=1).mean() < (own - exact).norm(dim=1).mean()
 
 
 def test_nothing_is_fitted_where_there_is_nothing_to_fit():
@@ -81,7 +108,7 @@ def test_a_run_takes_its_fitted_levels_and_says_so(forked, tmp_path):
         assert result.returncode == 0, result.stderr
         reports[fits] = read(only_run(folder, "sample") / "metrics.json")
         reports[fits, "said"] = (only_run(folder, "sample") / "sample.log").read_text()
-    assert "levels fitted with 512 chains" in reports[True, "said"]
+    assert "fitting 4 levels with 1024 chains" in reports[True, "said"]
     assert "schedule: fine" in reports[True, "said"]
     fitted = reports[True]["fitted_levels"]
     assert fitted["after"] < fitted["before"] / 3 and "fitted_levels" not in reports[False]
@@ -98,12 +125,12 @@ def test_a_run_takes_its_fitted_levels_and_says_so(forked, tmp_path):
     result = forked.call("sample", [*named, "schedule=listed", levels], again)
     assert result.returncode == 0, result.stderr
     value = read(only_run(again, "sample") / "metrics.json")["perturbed"]["wasserstein"]["value"]
-    assert value == pytest.approx(values[0], rel=0.2)
+    assert value == pytest.approx(values[0], rel=0.01)
 
 
 def test_the_first_and_last_levels_stay():
     law = two_modes_2d()
     x = law.sample(128, sigma=7.0, generator=stream(1))
-    for num, last in itertools.product((3, 20), (0.01, 1.0)):
+    for num, last in itertools.product((3, 20), (0.0123456789, 1.0)):
         sigmas = fit_levels(FLOW, law.score, x, Karras(7.0, last, num).sigmas).sigmas
         assert (float(sigmas[0]), float(sigmas[-1])) == (7.0, last)
