@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-faults bench gallery check lint format clean
+.PHONY: help install demo test test-slow test-faults bench docs gallery check lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ install: .venv/installed  ## Create .venv with this package and everything it ne
 	touch $@
 
 demo: install  ## Train a network, sample 10 000 points from it, and list the pictures
-	$(BIN)/ncsn-train experiment=mdsm_1d
+	$(BIN)/ncsn-train dataset=song_ermon_2d schedule.sigma_max=20 schedule.sigma_min=0.5
 	$(BIN)/ncsn-sample checkpoint=latest
 	@echo; echo "Pictures, and reports to open in a browser:"
 	@for run in "$$(ls -d outputs/train/runs/* | tail -n 1)" "$$(ls -d outputs/sample/runs/* | tail -n 1)"; do \
@@ -39,6 +39,11 @@ bench: install  ## Measure speed, and the quality of the default network and eve
 	$(BIN)/python -m benchmarks.referee report
 	$(BIN)/python -m benchmarks.referee flow
 	$(BIN)/python benchmarks/presets.py
+
+docs: install  ## Build the documents as a site in outputs/site (offline, strict)
+	$(BIN)/python docs/options.py
+	$(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
+	@echo "open outputs/site/index.html"
 
 gallery: install  ## Draw the pictures of README and docs/ again (minutes)
 	$(BIN)/python docs/gallery.py

@@ -100,6 +100,7 @@ _DIFFUSERS = {
     "EulerDiscrete": {}, "HeunDiscrete": {}, "KDPM2AncestralDiscrete": {}, "KDPM2Discrete": {},
     "LMSDiscrete": {}, "PNDM": {"skip_prk_steps": True}, "SASolver": {}, "UniPCMultistep": {},
     "UniPCMultistep, order 3": {"solver_order": 3},
+    "UniPCMultistep, order 3 to the end": {"solver_order": 3, "lower_order_final": False},
 }  # fmt: skip
 _AZULA = ["DDPM", "DDIM", "Euler", "Heun", "Ito", "zAB", "vAB", "zEAB", "xEAB", "REAB", "PC"]
 LANGEVIN = [
@@ -182,6 +183,16 @@ def judges(name: str) -> dict[str, Callable[[Tensor, int], float | None]]:
     return {key: judge(metric) for key, metric in METRICS.items()}
 
 
+@cache
+def fitted(name: str, num: int, seed: int) -> tuple[list[float], float]:
+    """Return ``num`` levels fitted with chains of their own, and evaluations for all samples."""
+    truth = dataset(name)
+    pilots = Prior()(PILOTS, truth, SIGMA_MAX, random_stream(seed, "pilot chains"))
+    sigmas = Karras(SIGMA_MAX, truth.smallest_std / 2, num).sigmas
+    found = fit_levels(ProbabilityFlow(), truth.score, pilots, sigmas)
+    return found.sigmas.tolist(), found.evaluations * (PILOTS / 2) / NUM
+
+
 @torch.no_grad()
 def work(task: Task, done: frozenset[tuple[str, int]]) -> list[Cell]:
     """Return the cells of ``task`` that are not ``done``, by kind of start and seed."""
@@ -201,13 +212,12 @@ def work(task: Task, done: frozenset[tuple[str, int]]) -> list[Cell]:
         if num == 0:
             return []
         sigmas = Karras(SIGMA_MAX, sigma_min, num).sigmas
-        if task.sampler == FITTED:
-            pilots = Prior()(PILOTS, truth, SIGMA_MAX, random_stream(0, "pilot chains"))
-            fitted = fit_levels(ProbabilityFlow(), truth.score, pilots, sigmas)
-            sigmas, fitting = fitted.sigmas, fitted.evaluations * PILOTS / NUM
     cells = []
     for kind, seed in itertools.product(task.starts, range(task.seeds)):
         if (kind, seed) not in done:
+            if task.sampler == FITTED:
+                levels, fitting = fitted(task.dataset, num, seed)
+                sigmas = torch.tensor(levels, dtype=torch.float64)
             x, used = run_sampler(truth, sampler, start(task.dataset, kind, seed), sigmas, seed)
             found = {key: judge(x, seed) for key, judge in judges(task.dataset).items()}
             cells.append(

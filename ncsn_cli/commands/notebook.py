@@ -39,7 +39,7 @@ from ncsn_cli.commands.mistyped import refuse_mistyped
 from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
-from ncsn_cli.commands.shorthand import expand
+from ncsn_cli.commands.shorthand import expand, latest
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import (
     BadSamplesError,
@@ -141,7 +141,9 @@ class Run:
 
 
 def load_run(folder: str | os.PathLike[str], plugins: tuple[str, ...] = ()) -> Run:
-    """Return the run in ``folder``; see ``Run``."""
+    """Return the run in ``folder``, or the newest training for ``latest``; see ``Run``."""
+    if folder == "latest":
+        folder = latest("sample", "checkpoint", "outputs")
     return Run(folder, plugins)
 
 

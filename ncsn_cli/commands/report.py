@@ -22,6 +22,7 @@ from ncsn_cli.runs.records import flatten, without_home
 log = logging.getLogger(__name__)
 
 _SCHEDULE = "Schedule and sampler"
+_FIRST = ("samples", "density")  # pictures of what the run is about
 _SOURCES = "Papers that this run relies on"
 
 _PAGE = """\
@@ -66,6 +67,17 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 {% endif %}
 <h2>Run it again</h2>
 <pre>{{ command }}</pre>
+{% if missing %}
+<h2>Missing pictures</h2>
+<ul>
+{% for name, why in missing.items() %}<li>{{ name }} {{ why }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% for name, picture in pictures.items() %}
+<figure><img alt="{{ name }}" src="{{ picture }}">
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
 {% for name, rows in tables.items() %}
 <h2>{{ name }}</h2>
 {% for note in notes[name] %}<p>{{ note }}</p>
@@ -77,17 +89,6 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 </{{ "th" if loop.first or rows[0] is sameas row else "td" }}>{% endfor %}</tr>
 {% endfor %}
 </table></div>
-{% endfor %}
-{% if missing %}
-<h2>Missing pictures</h2>
-<ul>
-{% for name, why in missing.items() %}<li>{{ name }} {{ why }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-{% for name, picture in pictures.items() %}
-<figure><img alt="{{ name }}" src="{{ picture }}">
-<figcaption>{{ name }}</figcaption></figure>
 {% endfor %}
 {% if changed %}
 <h2>What differs from the defaults</h2>
@@ -126,7 +127,8 @@ def html_report(  # noqa: PLR0913  # the parts of a page
         changed: The settings that differ from the defaults, nested keys joined by dots.
         missing: The reasons why pictures are missing, by name.
     """
-    files = [*sorted(folder.glob("animations/*.gif")), *sorted(folder.glob("plots/*.png"))]
+    plots = sorted(folder.glob("plots/*.png"), key=lambda path: (path.stem not in _FIRST, path))
+    files = [*plots[:1], *sorted(folder.glob("animations/*.gif")), *plots[1:]]
     files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
     pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)

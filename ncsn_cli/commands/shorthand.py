@@ -62,7 +62,7 @@ def expand(name: str, words: list[str]) -> list[str]:
         for value in values:
             jobs = _jobs(value) if key == "checkpoint" and not is_shown else []
             is_sweep = is_sweep or bool(jobs)
-            paths += jobs or [_latest(name, key, outputs) if value == "latest" else value]
+            paths += jobs or [latest(name, key, outputs) if value == "latest" else value]
         expanded.append(each if paths == values else for_hydra(each.partition("=")[0], *paths))
     return as_sweep(expanded) if is_sweep else expanded
 
@@ -144,7 +144,7 @@ def _values(each: str, key: str) -> list[str]:
     return [str(text) for text in texts] if all(isinstance(each, str) for each in texts) else []
 
 
-def _latest(name: str, key: str, outputs: str) -> str:
+def latest(name: str, key: str, outputs: str) -> str:
     """Return the path of the newest run below ``outputs`` that ``key`` may name."""
     saved, is_stopped, what = _LATEST[name, key]
     found = [

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,8 @@ def test_a_run_is_never_overwritten():
     with pytest.raises(NcsnError, match="holds a run"):
         ncsn.train(*QUICK_RUN, "trainer.steps=2", folder="a")
     assert ncsn.load_run("a").state == "done"
+    shutil.copytree("a", "outputs/train/runs/b")
+    assert ncsn.load_run("latest").folder.name == "b"
 
 
 @pytest.mark.slow
