@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-faults bench docs gallery check lint format clean
+.PHONY: help install demo test test-slow test-faults bench docs docs-check gallery check lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ docs: install  ## Build the documents as a site in outputs/site (offline, strict
 	$(BIN)/python docs/options.py
 	$(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 	@echo "open outputs/site/index.html"
+
+docs-check: install  ## Run the commands of the pages, and compare what they print (4 minutes)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python docs/check.py
 
 gallery: install  ## Draw the pictures of README and docs/ again (minutes)
 	$(BIN)/python docs/gallery.py
