@@ -1,4 +1,7 @@
-"""The tables, the CSV and the pictures of docs/results/referee.md, from the referee's cells."""
+"""The tables, the CSV and the pictures of docs/results/referee.md, from the referee's cells.
+
+What stands between the page's marks is replaced; the rest of the page is written by hand.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ Runs = Mapping[Key, Sequence[Cell]]
 
 
 def report(cells: Iterable[Cell]) -> None:
-    """Write the CSV and the pictures, and print the tables."""
+    """Write the CSV, the pictures, and the tables between the marks of the page."""
     runs: dict[Key, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         key = (cell.dataset, cell.sampler, cell.evaluations, cell.starts)
@@ -37,12 +40,16 @@ def report(cells: Iterable[Cell]) -> None:
     names = sorted({key[0] for key in runs})
     FOLDER.mkdir(exist_ok=True)
     write_csv(runs)
+    page = FOLDER / "referee.md"
+    text = page.read_text()
     for title, table in (
         ("goal", above_the_exact_flow), ("others", against_the_best_other), ("ranks", ranks),
-        ("parts", start_and_starts),
+        ("parts", start_and_starts), ("stochastic", long_runs),
     ):  # fmt: skip
-        print(f"\n<!-- {title} -->")
-        print("\n".join(table(runs, names)))
+        begin, end = f"<!-- {title} -->\n", f"<!-- end of {title} -->"
+        before, _, rest = text.partition(begin)
+        text = "\n".join([before + begin, *table(runs, names), "", end + rest.partition(end)[2]])
+    page.write_text(text)
     draw_evaluations(runs, names)
     draw_ranks(runs, names)
 
@@ -206,6 +213,20 @@ def start_and_starts(runs: Runs, names: list[str]) -> list[str]:
             for i, v in enumerate(numbers)
         )
         lines.append(f"| `{name}` |{cells}")
+    return lines
+
+
+def long_runs(runs: Runs, names: list[str]) -> list[str]:
+    """Langevin dynamics, up to 1000 evaluations: median (worst) of the datasets."""
+    nums = [30, 100, *LONG]
+    lines = ["| sampler |" + "".join(f" {n} |" for n in nums), "|---|" + "---|" * len(nums)]
+    for sampler in LANGEVIN:
+        cells = []
+        for num in nums:
+            found = [ratios(runs, name, sampler, num, "independent") for name in names]
+            medians = [float(np.median(values)) for values in found if len(values)]
+            cells.append(f" {np.median(medians):.2f} ({max(medians):.2f}) |")
+        lines.append(f"| {sampler} |{''.join(cells)}")
     return lines
 
 
