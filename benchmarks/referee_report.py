@@ -272,7 +272,7 @@ def draw_evaluations(runs: Runs, names: list[str]) -> None:
 
 @own_settings()
 def draw_ranks(runs: Runs, names: list[str], num: int = 10) -> None:
-    """The table of all samplers and datasets at one number of evaluations; dots: none better."""
+    """The table of all samplers and datasets at one number of evaluations; bold: none better."""
     from matplotlib.colors import LogNorm
 
     samplers = [s for s in OTHERS if len(ratios(runs, names[0], s, num, "independent"))]
@@ -281,15 +281,18 @@ def draw_ranks(runs: Runs, names: list[str], num: int = 10) -> None:
     )
     samplers.sort(key=lambda s: np.median([median(s, n) for n in names]))
     table = np.array([[median(s, n) for n in names] for s in samplers])
-    figure, (axis,) = new_figure(1, 1, width=9, height=0.27 * len(samplers) + 2)
+    figure, (axis,) = new_figure(1, 1, width=14, height=0.32 * len(samplers) + 2)
     image = axis.imshow(table, aspect="auto", cmap="viridis_r", norm=LogNorm(0.7, 20))
     for i, sampler in enumerate(samplers):
         for j, name in enumerate(names):
-            best = " •" if _has_no_better(runs, name, sampler, num) else ""
-            color = "white" if table[i, j] > 4 else "black"
-            axis.text(j, i, f"{table[i, j]:.2g}{best}", ha="center", va="center", color=color)
-    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axis.set_yticks(range(len(samplers)), samplers)
-    axis.set_title(f"distance / noise floor after {num} evaluations; • none is better")
-    figure.colorbar(image, label="distance / noise floor")
+            value = table[i, j]
+            look: dict[str, str] = {"color": "white" if value > 4 else "black"}
+            if _has_no_better(runs, name, sampler, num):
+                look["weight"] = "bold"
+            text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
+            axis.text(j, i, text, ha="center", va="center", fontsize=11, **look)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=11)
+    axis.set_yticks(range(len(samplers)), samplers, fontsize=11)
+    axis.set_title(f"after {num} evaluations (bold: no sampler is better)")
+    figure.colorbar(image, label="distance / noise floor", ticks=[1, 2, 5, 10, 20], format="%g")
     figure.savefig("docs/pictures/referee_ranks.png", dpi=80)

@@ -96,7 +96,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 @pytest.mark.slow
-def test_pages_agree_with_what_their_commands_print(monkeypatch):
+@pytest.mark.parametrize("page", ["docs/learn/first_ten_minutes.md", "docs/how_to/own_mixture.md"])
+def test_pages_agree_with_what_their_commands_print(page, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    check = script("check")
-    assert [line for page in check.PAGES for line in check.check(ROOT / page)] == []
+    assert script("check").check(ROOT / page) == []
