@@ -47,3 +47,12 @@ def test_files_and_functions_are_short():
                     too_long.add(f"{name}:{node.name}")
     assert too_long == set(LONGER)
     assert len(LONGER) <= 5
+
+
+def test_an_adapter_to_another_library_is_short():
+    text = (PACKAGE / "samplers/foreign.py").read_text()
+    lines = lines_of_code(text, tree := ast.parse(text))
+    adapters = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(adapters) == 4  # three, and their base class
+    for node in adapters:
+        assert len(lines & {*range(node.lineno, node.end_lineno + 1)}) <= MOST_OF_A_FUNCTION

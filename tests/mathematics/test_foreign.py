@@ -1,10 +1,8 @@
 """Samplers of other libraries and the user's own functions, against ours on the same levels."""
 
-import ast
 import sys
 import types
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from ncsn_cli.samplers import (
     ReverseDiffusion,
     plan_of,
 )
-from ncsn_cli.samplers import foreign as foreign_samplers
 from ncsn_cli.sampling.recording import Recording
 from ncsn_cli.sampling.tile import Tile
 from ncsn_cli.schedules import Karras
@@ -30,7 +27,6 @@ from tests.helpers.commands import only_run, read
 from tests.helpers.problems import correlated_2d, network_2d, stream, two_modes_1d, two_modes_2d
 from tests.helpers.sampling import assert_same, sampling
 from tests.helpers.statistics import assert_variance
-from tests.test_size import lines_of_code
 
 LEVELS = Karras(10.0, 0.5, 9).sigmas
 
@@ -255,14 +251,6 @@ def test_a_function_works_in_data_units(mine, forked, tmp_path):
     assert result.returncode == 0, result.stderr
     entry = read(only_run(tmp_path, "sample") / "metrics.json")["perturbed"]["mode_weights"]
     assert entry["verdict"] != "wrong"
-
-
-def test_each_adapter_is_short():
-    text = Path(foreign_samplers.__file__).read_text()
-    lines = lines_of_code(text, tree := ast.parse(text))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            assert len(lines & {*range(node.lineno, node.end_lineno + 1)}) <= 40
 
 
 def test_a_function_draws_from_its_stream(mine):
