@@ -128,7 +128,7 @@ def html_report(  # noqa: PLR0913  # the parts of a page
         missing: The reasons why pictures are missing, by name.
     """
     plots = sorted(folder.glob("plots/*.png"), key=lambda path: (path.stem not in _FIRST, path))
-    files = [*plots[:1], *sorted(folder.glob("animations/*.gif")), *plots[1:]]
+    files = [*sorted(folder.glob("animations/*.gif")), *plots]
     files = [p for p in files if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 25]
     pictures = {str(path.relative_to(folder)): _inline(path) for path in files}
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)

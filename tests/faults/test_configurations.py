@@ -30,14 +30,16 @@ pytestmark = pytest.mark.slow  # minutes
 KINDS = {
     "count": "steps num_levels steps_per_level corrector_steps log_every eval_every batch_size"
     " checkpoint_every keep_last snapshots threads num_samples max_points num_points num_steps"
-    " num_directions features embedding side num_components num_modes reference",
+    " num_directions features embedding side num_components num_modes reference"
+    " timesteps_per_level",
     "index": "seed trajectories",
     "length": "sigma_max sigma_min rho step_size snr lr radius turns spacing length max_seconds"
     " grad_clip sigma_data bandwidth eta log_std",
     "width": "sigma std regularization weight_decay momentum eps ema_decay",
     "number": "weight_power log_mean mean low high",
     "flag": "denoise conditional variance_reduced tensorboard trajectory_metrics log_density"
-    " budget nesterov compile learn_weights learn_means learn_stds",
+    " budget nesterov compile learn_weights learn_means learn_stds"
+    " quasi_random fit_levels",
     "word": "levels noise directions solver activation lr_decay score device",
     "list": "weights means stds covariances hidden betas",
     "path": "checkpoint resume objective",
@@ -270,6 +272,7 @@ VALUES = {  # by the last part of the key; others stay as they are
     "max_seconds": st.none(), "grad_clip": st.none() | LENGTHS, "bandwidth": st.none() | LENGTHS,
     "trajectories": st.integers(0, 5), "log_density": st.booleans(), "budget": st.booleans(),
     "score": st.sampled_from(["exact", "empirical"]), "trajectory_metrics": st.booleans(),
+    "quasi_random": st.booleans(), "fit_levels": st.booleans(),
 }  # fmt: skip
 
 
