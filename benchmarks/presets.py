@@ -33,7 +33,8 @@ HEADER = """\
 INTRODUCTION = """\
 # Every preset, its source, and what it gives
 
-Each `experiment=` beside the source that it follows and the truth. The last column has the seconds of each command.
+Each `experiment=` beside the source that it follows and the truth. The last column has the
+seconds of its commands.
 
 Written by `python benchmarks/presets.py`: seed 0, on two shared CPU cores. Trained presets are run
 by `ncsn-train experiment=NAME`, and where shares or distances are given by `ncsn-sample
