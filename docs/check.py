@@ -26,7 +26,9 @@ PAGES = [
 """Pages whose commands take less than a minute each, and need nothing that is not there."""
 
 _BLOCK = re.compile(r"^```(sh|python)\n((?:[^`\n].*\n|\n)*)```\n((?:\n|    .*\n)*)", re.MULTILINE)
-_PLACEHOLDER = re.compile(r"\b(RUN|FILE|STOPPED|SWEEP|FOLDER|DIR|NAME|PARTITION)\b|\.\.\.")
+_PLACEHOLDER = re.compile(
+    r"mine\.my_sampler|\b(RUN|FILE|STOPPED|SWEEP|FOLDER|DIR|NAME|PARTITION)\b|\.\.\."
+)
 _NUMBER = re.compile(r"\d*\.?\d+(?:e[+-]?\d+)?")
 
 

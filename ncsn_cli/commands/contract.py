@@ -243,7 +243,11 @@ def try_sampler(sampler: Sampler, plan: list[Level], dim: int) -> None:
 
     if isinstance(sampler, Foreign):
         chosen = sigmas[some_levels(len(sigmas), _MOST_LEVELS_TRIED)]
-        sampler(score, x, chosen, generator=stream)
+        try:
+            sampler(score, x, chosen, generator=stream)
+        except NcsnError as error:
+            trial = f"in a trial with {len(x)} points on {len(chosen)} levels"
+            raise type(error)(f"{error} ({trial})") from error
         return
     if any(level.steps for level in plan):
         try_own("sampler", sampler, "langevin", langevin, (3, dim))

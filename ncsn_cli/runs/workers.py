@@ -93,8 +93,9 @@ def run_in_processes(  # noqa: C901  # one loop between the pipes' ends and the 
                     news.append((current, message))
             yield news
     finally:
-        for fork in forks.values():
+        for fork in forks.values():  # all of them first: a second Ctrl-C may end this clean-up
             fork.kill()
+        for fork in forks.values():
             fork.join()
 
 

@@ -6,6 +6,7 @@ the whole way. So nothing is known of its chains between their start and their e
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
@@ -21,7 +22,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ncsn_cli.core.errors import ConfigError, NcsnError, one_line
+from ncsn_cli.core.errors import ConfigError, DivergedError, NcsnError, one_line
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.samplers.base import Configured, Level, Step
@@ -76,6 +77,10 @@ class Foreign(Configured, ABC):
             raise ConfigError(
                 f"{self.called} should return an array {tuple(x.shape)}, as it gets, but returned"
                 f" {tuple(y.shape)}"
+            )
+        if lost := int((~y.isfinite().all(dim=1)).sum()):
+            raise DivergedError(
+                f"{self.called} returned {lost} of {len(y)} points that are not finite (inf, nan)"
             )
         yield y, None
 
@@ -164,11 +169,11 @@ class Azula(Foreign):
     def make(self, sigmas: Tensor, seed: int) -> tuple[Any, int]:
         """Return the sampler, without its denoiser, and the seed of its noise."""
         is_sampler = self.name.endswith("Sampler") and self.name != "Sampler"
-        kind = getattr(_library("azula.sample"), self.name, None) if is_sampler else None
+        library = _library("azula.sample")
+        kind = getattr(library, self.name, None) if is_sampler else None
         if kind is None:
-            raise ConfigError(
-                f"{self.called} should be a sampler of azula.sample, such as xEABSampler"
-            )
+            near = _near(self.name, library, "Sampler") or "xEABSampler"
+            raise ConfigError(f"{self.called} should be a sampler of azula.sample, such as {near}")
         _refuse_keys(self.settings, ("denoiser", "start", "stop", "steps", "silent", "dtype"))
         steps = {"steps": len(sigmas) - 1, "silent": True}
         return _made(kind, self.called, None, **steps, **self.settings), seed
@@ -248,6 +253,8 @@ class External(Foreign):
 
         levels = sigmas.cpu().double().numpy()
         found = function(own_score, x.cpu().double().numpy(), levels, np.random.default_rng(seed))
+        if found is None:
+            raise ValueError("it returned None; end it with 'return x'")
         return torch.as_tensor(np.asarray(found).astype(float, casting="same_kind")).to(x)
 
 
@@ -264,12 +271,21 @@ def _scheduler(name: str, called: str) -> Any:  # noqa: ANN401
     kind = getattr(_library("diffusers"), name, None) if is_scheduler else None
     known = {} if kind is None else inspect.signature(kind.__init__).parameters
     is_for_distilled = "original_inference_steps" in known
+    near = _near(name, _library("diffusers.schedulers"), "Scheduler") or "UniPCMultistepScheduler"
     if is_for_distilled or not {"trained_betas", "prediction_type"} <= set(known):
         raise ConfigError(
             f"{called} should be a scheduler of diffusers that takes levels (trained_betas) and"
-            " predicts noise, such as UniPCMultistepScheduler"
+            f" predicts noise, such as {near}"
         )
     return kind
+
+
+def _near(name: str, library: Any, end: str) -> str | None:  # noqa: ANN401
+    """Return the class of ``library`` whose name is nearest to ``name`` and ends like ``end``."""
+    names = {each.lower(): each for each in dir(library) if each.endswith(end) and each != name}
+    word = name.lower().removesuffix(end.lower()) + end.lower()
+    found = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+    return names[found[0]] if found else None
 
 
 def _between(sigmas: Tensor, num: int) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ncsn_cli.commands.build import build_from_checkpoint
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.commands.contract import try_sampler
+from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.samplers import (
     Azula,
@@ -120,6 +121,8 @@ def test_noise_comes_from_the_stream_alone(foreign):
         (Diffusers(settings={"prediction_type": "v_prediction"}), "settings.prediction_type: nc"),
         (Diffusers(settings={"final_sigmas_type": "zero"}), "settings.final_sigmas_type: ncsn"),
         (Azula(name="Sampling"), "sampler.name: Sampling should be a sampler of azula"),
+        (Azula(name="heun"), "heun should be a sampler of azula.sample, such as HeunSampler"),
+        (Diffusers(name="DPMSolverMultistep"), "such as DPMSolverMultistepScheduler"),
         (Azula(name="Sampler"), "sampler.name: Sampler should be a sampler of azula"),
         (Azula(name="EulerSampler", settings={"order": 3}), "sampler.settings: EulerSampler"),
         (Azula(settings={"stop": 0.5}), "sampler.settings.stop: ncsn_cli sets this key itself"),
@@ -190,6 +193,8 @@ def mine(monkeypatch):
     module.diffusion, module.euler = diffusion, euler
     module.breaks = lambda score, x, sigmas, rng: 1 / 0
     module.one_axis = lambda score, x, sigmas, rng: x[:, 0]
+    module.nothing = lambda score, x, sigmas, rng: None
+    module.infinite = lambda score, x, sigmas, rng: np.where(x > x.mean(), np.inf, x)
     module.words = lambda score, x, sigmas, rng: "samples"
     module.complex_numbers = lambda score, x, sigmas, rng: x + 1j
     module.column_of_levels = lambda score, x, sigmas, rng: score(x, np.full((len(x), 1), 1.0))
@@ -271,6 +276,7 @@ def test_a_function_draws_from_its_stream(mine):
     [
         ("breaks", "mine.breaks failed: ZeroDivisionError"),
         ("one_axis", r"should return an array \(500, 2\), as it gets, but returned \(500,\)"),
+        ("nothing", "mine.nothing failed: ValueError: it returned None; end it with 'return x'"),
         ("words", "mine.words failed: TypeError"),
         ("complex_numbers", "mine.complex_numbers failed"),
         ("column_of_levels", r"one sigma, or one for each of the 500 points, got .*\(500, 1\)"),
@@ -279,6 +285,19 @@ def test_a_function_draws_from_its_stream(mine):
 def test_what_a_function_gets_wrong_is_named(mine, name, reason):
     with pytest.raises(ConfigError, match=reason):
         samples(External(target=f"mine.{name}"), two_modes_2d())
+
+
+def test_points_that_are_not_finite_are_counted(mine):
+    with pytest.raises(
+        DivergedError, match=r"mine\.infinite returned \d+ of 500 points that are no"
+    ):
+        samples(External(target="mine.infinite"), two_modes_2d())
+
+
+def test_a_trial_says_how_many_points_it_had(mine):
+    foreign = External(target="mine.one_axis")
+    with pytest.raises(ConfigError, match=r"\(in a trial with 3 points on 5 levels\)"):
+        try_sampler(foreign, plan_of(foreign, LEVELS), 2)
 
 
 def test_a_checkpoint_may_name_no_function(mine):

@@ -122,6 +122,29 @@ def test_workers_hear_no_signals_and_end_with_the_iteration():
     assert not any(is_running(process) for process in processes)
 
 
+def test_all_workers_end_where_their_clean_up_is_interrupted(monkeypatch):
+    def forever():
+        while True:
+            time.sleep(0.01)
+            yield os.getpid()
+
+    found = run_in_processes([forever(), forever()], 2)
+    pids = set()
+    while len(pids) < 2:
+        pids |= {pid for _, pid in next(found)}
+
+    def interrupted(self, timeout=None):
+        raise KeyboardInterrupt  # a second Ctrl-C
+
+    with monkeypatch.context() as patch:
+        patch.setattr(multiprocessing.process.BaseProcess, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            found.close()
+    for child in multiprocessing.active_children():
+        child.join(10)
+    assert not multiprocessing.active_children()
+
+
 def test_workers_end_with_a_process_that_is_killed():
     source = (
         "import os, time\n"
