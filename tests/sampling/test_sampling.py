@@ -152,6 +152,8 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
             evaluated += 1
             if evaluated == stop and once.acquire(block=False):
                 ask_to_stop(process)
+                if workers > 1:  # time for the parent to see it while this tile runs
+                    time.sleep(0.2)
             return two_modes_1d().score(x, sigma)
 
         with pytest.raises(InterruptedRun) as interruption:
