@@ -6,9 +6,9 @@
 
 ``run`` draws 10 000 samples with the exact score for every dataset preset, sampler, number of
 evaluations, seed and kind of start, and keeps each result in outputs/referee/cells.csv: stopped,
-it goes on where it was. It takes about an hour on two cores. ``report`` writes
-docs/results/referee.csv and the pictures, and prints the tables of the page. ``flow`` prints a
-table of two solvers, down to .01 too.
+it resumes. It takes about an hour and a half on two cores. ``report`` writes
+docs/results/referee.csv, the pictures and the page's tables. ``flow`` prints a table of two
+solvers, down to .01 too.
 
 All samplers start at the same points, draws of the Gaussian with the moments of p_sigma_max for
 sigma_max = 20, ``independent`` or ``sobol``; levels run to half the data's smallest standard
@@ -50,6 +50,7 @@ from ncsn_cli.samplers import (
     Sampler,
 )
 from ncsn_cli.sampling.fitted_levels import PILOTS, fit_levels
+from ncsn_cli.sampling.tile import Counted
 from ncsn_cli.schedules import Geometric, Karras
 
 BUDGETS = [5, 10, 15, 20, 30, 50, 100]
@@ -126,25 +127,13 @@ OTHERS: dict[str, Sampler] = {
 }
 
 
-class Counting:
-    """The exact score, with a count of its evaluations."""
-
-    def __init__(self, truth: Dataset) -> None:
-        self.truth, self.calls = truth, 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the score at ``x`` (B, D)."""
-        self.calls += 1
-        return self.truth.score(x, sigma)
-
-
 def run_sampler(
     truth: Dataset, sampler: Sampler, x: Tensor, sigmas: Tensor, seed: int
 ) -> tuple[Tensor, int]:
     """Return the samples, and the evaluations that they took."""
-    score = Counting(truth)
+    score = Counted(truth.score, 0)
     y = sampler(score, x, sigmas, generator=random_stream(seed, "chains"), log_prob=truth.log_prob)
-    return y, score.calls
+    return y, score.evaluations
 
 
 def most_levels(truth: Dataset, sampler: Sampler, evaluations: int, sigma_min: float) -> int:

@@ -135,7 +135,8 @@ def measure(
         "seconds": seconds,
         "score_evaluations": chains.score_evaluations,
     }
-    report |= {k: v for k, v in job.facts.items() if k == "fitted_levels"}
+    if "fitted_levels" in job.facts:
+        report["fitted_levels"] = job.facts["fitted_levels"]
     if chains.acceptance:
         report["acceptance_per_level"] = chains.acceptance
     if len(job.parts.plan) > 1:

@@ -180,9 +180,9 @@ def build(request: Request) -> Job:
     # Chains run around the data's mean. In data units run those that an earlier version started,
     # and a function of the user's own.
     found = find_stopped(_load_chains, run.resume, request.digest)
-    is_moved = found is None or "origin" in found.record
-    is_moved = is_moved and not isinstance(parts.sampler, External)
-    truth = parts.dataset.truth.centred() if is_moved else parts.dataset.truth
+    is_older = found is not None and "origin" not in found.record
+    in_data_units = is_older or isinstance(parts.sampler, External)
+    truth = parts.dataset.truth if in_data_units else parts.dataset.truth.centred()
     score, log_prob, network = _choose_score(request, parts, truth.origin, device)
     # Prepare the chains: their start, and their levels where these are fitted.
     kept, sigmas = {} if found is None else found.record, parts.schedule.sigmas

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 
 from hydra.utils import get_object
 from markupsafe import Markup, escape
 
 from ncsn_cli.commands.config import Config
+from ncsn_cli.runs.records import flatten
 
 _PLACES = {
     "arXiv": (r"arXiv:(\d{4}\.\d{4,5})", "https://arxiv.org/abs/"),
@@ -24,24 +24,16 @@ def sources_of(config: Config) -> dict[str, Markup]:
     The keys are those of the groups, such as ``sampler`` and ``metric.wasserstein``.
     """
     found = {}
-    for key, target in _targets(config):
-        if not target.startswith("ncsn_cli."):  # code of the user's own is not imported for this
+    for key, target in flatten(config).items():
+        # Code of the user's own is not imported for this.
+        if not key.endswith("._target_") or not str(target).startswith("ncsn_cli."):
             continue
         doc = inspect.getdoc(get_object(target)) or ""
         match = re.search(r"Source: (.+?)(?:\n\n|\Z)", doc, re.DOTALL)
         if match:
             sentence = re.split(r"\. (?=[A-Z])", " ".join(match[1].split()))[0]
-            found[key] = _with_links(sentence.removesuffix(".") + ".")
+            found[key.removesuffix("._target_")] = _with_links(sentence.removesuffix(".") + ".")
     return found
-
-
-def _targets(config: Config, place: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            if isinstance(target := value.get("_target_"), str):
-                yield f"{place}{key}", target
-            else:
-                yield from _targets(value, f"{place}{key}.")
 
 
 def _with_links(text: str) -> Markup:

@@ -23,7 +23,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ncsn_cli.core.errors import ConfigError, DivergedError, NcsnError, one_line
-from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.samplers.base import Configured, Level, Step
 
@@ -41,7 +40,7 @@ class Foreign(Configured, ABC):
         """Return the sampler for the ``sigmas`` (L,), or raise a ConfigError that names a key."""
 
     @abstractmethod
-    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+    def run(self, made: Any, x: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return x (B, D) taken from p_sigma_max to p_sigma_min by what ``make`` returned."""
 
     @property
@@ -67,7 +66,7 @@ class Foreign(Configured, ABC):
         seed = int(torch.randint(2**31, (), generator=step.generator, device=x.device))
         made = self.make(step.sigmas, seed)
         try:
-            y = self.run(made, step.score, x, step.sigmas, step)
+            y = self.run(made, x, step)
         except (NcsnError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -129,22 +128,22 @@ class Diffusers(Foreign):
                 made.set_timesteps(len(sigmas) - 1)
         return made, logs
 
-    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+    def run(self, made: Any, x: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return x (B, D) after all steps of the scheduler but the one to 0."""
-        (scheduler, logs), unit = made, 20 * float(sigmas[-1])
+        (scheduler, logs), unit = made, 20 * float(step.sigmas[-1])
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         noise = {"generator": step.generator} if takes_generator else {}
         times = scheduler.timesteps[: -1 if int(scheduler.timesteps[-1]) == 0 else None]
         # Networks see points scaled to variance 1. Points of a scheduler that scales them are x/c.
         is_scaled = scheduler.scale_model_input(x, times[0]) is x
-        first, last = (1 + (sigmas[[0, -1]] / unit) ** 2).sqrt() ** -float(is_scaled)
+        first, last = (1 + (step.sigmas[[0, -1]] / unit) ** 2).sqrt() ** -float(is_scaled)
         y = first * x / unit
         for time in times:
             level = float(np.exp(np.interp(float(time), range(len(logs)), logs)))
             at = unit * (1 + level**2) ** 0.5 * scheduler.scale_model_input(y, time)
             sigma = torch.tensor(unit * level, dtype=x.dtype, device=x.device)
             with warnings.catch_warnings(action="ignore"):
-                y = scheduler.step(-sigma * score(at, sigma), time, y, **noise).prev_sample
+                y = scheduler.step(-sigma * step.score(at, sigma), time, y, **noise).prev_sample
         return y * unit / last
 
 
@@ -178,10 +177,10 @@ class Azula(Foreign):
         steps = {"steps": len(sigmas) - 1, "silent": True}
         return _made(kind, self.called, None, **steps, **self.settings), seed
 
-    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+    def run(self, made: Any, x: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return x (B, D) after all steps of the sampler."""
         sampler, seed = made
-        logs, num = _between(sigmas, 1), len(sigmas)
+        logs, num = _between(step.sigmas, 1), len(step.sigmas)
 
         def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
             sigma = np.exp(np.interp(t.cpu().numpy() * (num - 1), np.arange(num), logs))
@@ -189,7 +188,7 @@ class Azula(Foreign):
 
         def denoised(x: Tensor, t: Tensor) -> SimpleNamespace:
             sigma = schedule(t)[1]
-            return SimpleNamespace(mean=x + sigma**2 * score(x, sigma))
+            return SimpleNamespace(mean=x + sigma**2 * step.score(x, sigma))
 
         denoised.schedule = schedule  # type: ignore[attr-defined]
         sampler.denoiser = denoised
@@ -237,7 +236,7 @@ class External(Foreign):
             ) from error
         return found, seed
 
-    def run(self, made: Any, score: Score, x: Tensor, sigmas: Tensor, step: Step) -> Tensor:  # noqa: ANN401
+    def run(self, made: Any, x: Tensor, step: Step) -> Tensor:  # noqa: ANN401
         """Return what the function returns for the points ``x`` (B, D)."""
         function, seed = made
 
@@ -249,9 +248,9 @@ class External(Foreign):
                     f"score takes one sigma, or one for each of the {len(at)} points, got the"
                     f" shape {np.shape(sigma)}"
                 )
-            return score(at, level).detach().cpu().double().numpy()
+            return step.score(at, level).detach().cpu().double().numpy()
 
-        levels = sigmas.cpu().double().numpy()
+        levels = step.sigmas.cpu().double().numpy()
         found = function(own_score, x.cpu().double().numpy(), levels, np.random.default_rng(seed))
         if found is None:
             raise ValueError("it returned None; end it with 'return x'")
@@ -271,8 +270,9 @@ def _scheduler(name: str, called: str) -> Any:  # noqa: ANN401
     kind = getattr(_library("diffusers"), name, None) if is_scheduler else None
     known = {} if kind is None else inspect.signature(kind.__init__).parameters
     is_for_distilled = "original_inference_steps" in known
-    near = _near(name, _library("diffusers.schedulers"), "Scheduler") or "UniPCMultistepScheduler"
     if is_for_distilled or not {"trained_betas", "prediction_type"} <= set(known):
+        library = _library("diffusers.schedulers")
+        near = _near(name, library, "Scheduler") or "UniPCMultistepScheduler"
         raise ConfigError(
             f"{called} should be a scheduler of diffusers that takes levels (trained_betas) and"
             f" predicts noise, such as {near}"
