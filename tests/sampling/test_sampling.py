@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import time
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from ncsn_cli.core.errors import BadCheckpointError, DivergedError, InterruptedRun
 from ncsn_cli.models import MLP
+from ncsn_cli.runs.workers import run_in_processes
 from ncsn_cli.samplers import AnnealedLangevin, AnnealedMALA, Langevin, ProbabilityFlow, plan_of
 from ncsn_cli.sampling import run as run_module
 from ncsn_cli.sampling.tile import TILE, run_tile
@@ -141,16 +143,28 @@ def test_chains_stopped_at_any_moment_go_on_to_the_same_bits(sampler, workers, m
     undisturbed = whole.run()
     assert_same(sampling(sampler, num=70).run(saved=whole.finished()), undisturbed)
     steps = sampler.ends(sampler.levels(Geometric(10.0, 0.1, 5).sigmas))[-1]
-    process = os.getpid()
+    process, news_was_read = os.getpid(), multiprocessing.Event()
+
+    def read(tasks, workers):
+        with closing(run_in_processes(tasks, workers)) as all_news:
+            for news in all_news:
+                yield news
+                if news:
+                    news_was_read.set()
+
+    monkeypatch.setattr("ncsn_cli.sampling.run.run_in_processes", read)
     have_begun = 0
     # Each worker runs one of the 5 tiles at least, and counts for itself.
     for stop in range(1, 5 * steps, 4) if workers == 1 else range(1, steps, 2):
         states, evaluated, once = [], 0, multiprocessing.Lock()
+        news_was_read.clear()
 
         def score(x, sigma, stop=stop, once=once):
             nonlocal evaluated
             evaluated += 1
             if evaluated == stop and once.acquire(block=False):
+                if workers > 1 and stop > 1:  # so that some tile has begun for the parent, too
+                    assert news_was_read.wait(60)
                 ask_to_stop(process)
                 if workers > 1:  # time for the parent to see it while this tile runs
                     time.sleep(0.2)
