@@ -78,10 +78,42 @@ def test_the_check_runs_a_pages_blocks_in_order_and_names_what_differs(tmp_path)
         "# A page\n\n```python\n# made.py\nprint('it is 3.14')\n```\n\n"
         f"```sh\n{sys.executable} made.py\n```\n\n    it is 3.15\n\ntext\n\n"
         f"```sh\n{sys.executable} made.py\n```\n\n    it is 2.7\n\n"
-        "```sh\nncsn-sample checkpoint=RUN\n```\n\n```sh\nfalse\n```\n"
+        "```sh\nncsn-measure FILE\n```\n\n<!-- docs-check: 3 minutes -->\n```sh\nfalse\n```\n\n"
+        "```sh\nfalse\n```\n"
     )
     first, second = script("check").check(page)
     assert first.endswith("is not printed: it is 2.7") and "false: exit 1" in second
+
+
+METRICS = [{"loss": 0.5, "per_level": [[1.0, 2.0], [3.0, 4.0]]}, {"loss": -0.75}]
+
+
+@pytest.mark.parametrize(
+    ("note", "row", "expected"),
+    [
+        ("rows loss", "| name 7 | .5 (of 8) | -.75 ± .1 | 9 |", []),
+        ("rows loss 2 1", "| name | -.75 | .50 |", []),
+        ("rows per_level.*.1", "| name | 2 | 4 |", []),
+        ("rows loss", "| name | .53 | -.75 |", ["loss is 0.5, -0.75, not .53 -.75"]),
+        ("rows loss", "| name | .5 |", ["loss is 0.5, -0.75, not .5"]),
+        ("rows other", "| name | .5 |", ["other is nothing, not .5"]),
+        ("columns loss 1; -", "| name | .5 | 7 |", []),
+        ("columns -; loss 1", "| name | .5 | 7 |", ["loss 1 is 0.5, not 7"]),
+    ],
+)
+def test_a_table_is_compared_with_the_metrics_that_its_comment_names(note, row, expected):
+    check = script("check")
+    output = check.Output("a command", 0, [], METRICS)
+    width = row.count("|") - 1
+    table = "| title " * width + "|\n" + "|---" * width + f"|\n{row}\n"
+    assert [*check.other_metrics(note, table, output)] == expected
+
+
+def test_a_table_without_a_comment_is_compared_with_the_printed_rows():
+    check = script("check")
+    output = check.Output("a command", 0, ["| `a` | 0.41 |", "| b | 3 |"], [])
+    table = "| x | y |\n|---|---|\n| `a` | **0.41** |\n| b | 9 |\n"
+    assert [*check.missing_rows(table, output)] == ["is not printed: | b | 9 |"]
 
 
 @pytest.mark.slow
