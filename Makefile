@@ -45,7 +45,7 @@ docs: install  ## Build the documents as a site in outputs/site (offline, strict
 	$(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 	@echo "open outputs/site/index.html"
 
-docs-check: install  ## Run the commands of the pages, and compare what they print (4 minutes)
+docs-check: install  ## Run the commands of the pages, and compare what they give (15 minutes)
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python docs/check.py
 
 gallery: install  ## Draw the pictures of README and docs/ again (minutes)

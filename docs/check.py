@@ -4,7 +4,8 @@
 
 Every page is read from top to bottom, in a folder of its own. A block of ``sh`` is run, and a
 block of ``python`` that imports ``ncsn_cli``. A block that begins with ``# name.py`` is written
-into that file instead. ``RUN`` and ``SWEEP`` stand for the newest run and sweep. Compared are
+into that file instead. ``RUN`` and ``SWEEP`` stand for the newest training and sweep of
+trainings. Compared are
 
 - **indented lines** just below a block: it prints such a line, with the same words, and with
   numbers within 3 % or two units of their last digit. Such a block may fail.
@@ -55,7 +56,7 @@ _NUMBER = re.compile(r"\d*\.?\d+(?:e[+-]?\d+)?")
 _SIGNED = re.compile(r"-?" + _NUMBER.pattern)
 _NEWEST = {
     "RUN": "$(ls -td outputs/*/runs/*/checkpoints | head -n 1 | xargs dirname)",
-    "SWEEP": "$(ls -td outputs/*/multiruns/* | head -n 1)",
+    "SWEEP": "$(ls -td outputs/train/multiruns/* | head -n 1)",
 }
 
 
