@@ -263,13 +263,13 @@ def _summary(entries: Mapping[str, Entry | None]) -> str:
     """Return the verdicts on several metrics in a few words."""
     words = {name.replace("_", " "): entry["verdict"] for name, entry in entries.items() if entry}
     errors = "; ".join(
-        f"{word}: {', '.join(name for name, each in words.items() if each == word)}"
+        f"{word} in {', '.join(name for name, each in words.items() if each == word)}"
         for word in (VISIBLE, WRONG)
         if word in words.values()
     )
-    if GOOD not in words.values():
-        return errors
-    return GOOD + (f", but {errors}" if errors else "")
+    if errors and GOOD in words.values():
+        return f"{errors}; otherwise {GOOD}"
+    return errors or (GOOD if GOOD in words.values() else "")
 
 
 def _of_modes(entry: Entry) -> tuple[str, str, str]:

@@ -79,7 +79,7 @@ def test_errors_come_first_and_no_more_than_six_lines():
     assert lines[3:] == [
         f"others: {GOOD}",
         "cause: the start; sigma_min = 1",
-        f"probability flow instead, 19 evaluations: {GOOD}, but visible: b c; wrong: d",
+        f"probability flow instead, 19 evaluations: visible in b c; wrong in d; otherwise {GOOD}",
     ]
 
 
