@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from ncsn_cli.commands.names import override
 from ncsn_cli.commands.old_names import with_new_names
-from ncsn_cli.commands.suggestions import did_you_mean
+from ncsn_cli.commands.suggestions import did_you_mean, options_with, or_words
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.settings import STRICT, Count
 from ncsn_cli.runs.files import check_plain
@@ -189,7 +189,7 @@ def reason_of(key: str, error: BaseException, known: Sequence[str] = ()) -> str:
         return f"{key}.{error}"
     if not isinstance(error, ValidationError):
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            return f"{key}.{match[1]}: there is no such key{did_you_mean(match[1], known)}"
+            return f"{key}.{match[1]}: there is no such key{_instead(key, match[1], known)}"
         return f"{key}: {' '.join(str(error).split())}"
     errors = error.errors(include_url=False)
     location, first = errors[0]["loc"], errors[0]
@@ -197,7 +197,7 @@ def reason_of(key: str, error: BaseException, known: Sequence[str] = ()) -> str:
     named = [*location[:1], *(part for part in location[1:3] if isinstance(part, int))]
     place = ".".join(str(part) for part in [key, *named] if part != "")
     if "unexpected_keyword" in first["type"]:
-        return f"{place}: there is no such key{did_you_mean(str(location[0]), known)}"
+        return f"{place}: there is no such key{_instead(key, str(location[0]), known)}"
     if "missing" in first["type"]:
         return f"{place}: this key is missing"
     messages = dict.fromkeys(
@@ -212,6 +212,14 @@ def reason_of(key: str, error: BaseException, known: Sequence[str] = ()) -> str:
                                               if e["type"] == "literal_error"))  # fmt: skip
     near = did_you_mean(str(first["input"]), words)
     return f"{place}: it should {message}, got {shortened(first['input'])}{near}"
+
+
+def _instead(group: str, key: str, known: Sequence[str]) -> str:
+    """Return what to type for ``key``, which the chosen option of ``group`` lacks."""
+    if near := did_you_mean(key, known):
+        return near
+    others = options_with(group, key)
+    return f"; {group}={or_words(others)} has it" if others else ""
 
 
 def own_modules(config: Config) -> list[str]:

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ncsn_cli.commands.before import last_written
-from ncsn_cli.commands.mistyped import with_plus
 from ncsn_cli.commands.names import for_shell
-from ncsn_cli.commands.suggestions import did_you_mean, known_keys, nearest_key
+from ncsn_cli.commands.suggestions import did_you_mean
+from ncsn_cli.commands.unknown_keys import unknown_key
 
 BUG = 1
 """The exit code of an error that the user did not make."""
@@ -227,9 +227,9 @@ def _unknown(name: str, error: BaseException) -> list[str]:
     if match := re.search(
         r"Could not override '(.*)'\.\n(?:To append to your config|Key)", message
     ):
-        return [_unknown_key(name, match[1], error.__cause__)]
+        return [unknown_key(name, match[1], error)]
     if match := re.search(r"Could not delete from config\. '(.*)' does not exist", message):
-        return [_unknown_key(name, match[1], None)]
+        return [unknown_key(name, match[1], error)]
     if match := re.search(
         r"Could not override '(.*)'\.\nDid you mean to override (.*)\?", message
     ):
@@ -241,24 +241,6 @@ def _unknown(name: str, error: BaseException) -> list[str]:
     if match := re.search(r"Could not override '([^']*)'", message):
         return [f"{match[1]}: there is no such option; see --help"]
     return []
-
-
-def _unknown_key(name: str, key: str, cause: BaseException | None) -> str:
-    """Return a line on ``key``, which the configuration that was composed lacks."""
-    known, here = known_keys(name), getattr(cause, "parent_node", None)
-    missing = getattr(cause, "full_key", None) or key
-    group = here._get_full_key(None) if isinstance(here, DictConfig) else ""
-    if not group and missing in known:  # the whole group is to come from a checkpoint
-        missing = key
-    elif isinstance(here, DictConfig):  # it may hold the user's own keys, and it has no others
-        there = [f"{group}.{each!s}".lstrip(".") for each in here]
-        known = there + [each for each in known if not group or not each.startswith(f"{group}.")]
-    near = None if key in known else nearest_key(key, known) or nearest_key(missing, known)
-    if near is not None:
-        return f"{key}: there is no such key here; did you mean {with_plus(name, near)}?"
-    in_checkpoint = with_plus(name, key)
-    advice = "" if in_checkpoint == key else f"; {in_checkpoint}=... changes a checkpoint's value"
-    return f"{key}: there is no such key here, see --cfg job{advice}"
 
 
 def _unknown_option(path: str, error: BaseException) -> str:

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Collection
 
 from hydra._internal.utils import get_args_parser
 
@@ -45,7 +46,8 @@ def refuse_mistyped(name: str, words: list[str], has_files: bool = False) -> Non
     if args.help or args.hydra_help or args.shell_completion:
         return
     if flags := [word for word in unknown if word.startswith("-")]:
-        meant |= {word: _nearest_override(name, word) for word in flags}
+        keys = {_as_key(word).partition("=")[0] for word in words}
+        meant |= {word: _nearest_override(name, word, keys) for word in flags}
         args, unknown = _parse(words, meant)
     if unknown:
         _refuse_parts(words, [*args.overrides, *unknown])
@@ -78,8 +80,10 @@ def _names_a_key(name: str, word: str) -> bool:
     return word.startswith("-") and re.split(r"[=.@/]", _as_key(word))[0] in known_names(name)
 
 
-def _nearest_override(name: str, flag: str) -> str:
+def _nearest_override(name: str, flag: str, typed: Collection[str]) -> str:
     """Return the override that ``flag``, which Hydra does not know, may stand for.
+
+    ``typed`` are the keys of the command line.
 
     Raises:
         ConfigError: If no key is near.
@@ -92,14 +96,21 @@ def _nearest_override(name: str, flag: str) -> str:
         raise ConfigError(
             f"{flag}: there is no such flag{near or ', and no key near it; --help lists the keys'}"
         )
-    return f"{with_plus(name, found)}{is_given}{value}"
+    return f"{with_plus(name, found, typed)}{is_given}{value}"
 
 
-def with_plus(name: str, key: str) -> str:
-    """Return ``key`` as ``ncsn-name`` takes it: with ++ if it may change a checkpoint's value."""
+def with_plus(name: str, key: str, typed: Collection[str]) -> str:
+    """Return ``key`` as ``ncsn-name`` takes it: with ++ if it may change a checkpoint's value.
+
+    It may not if its option, or an exact score without a checkpoint, is among the keys ``typed``.
+    """
     may_be_in_checkpoint = name == "sample" and "." in key
     places = ("hydra.", "paths.", *(f"{group}." for group in SEVERAL))
-    return f"++{key}" if may_be_in_checkpoint and not key.startswith(places) else key
+    has_no_checkpoint = "score" in typed and "checkpoint" not in typed
+    is_here = key.partition(".")[0] in typed or has_no_checkpoint
+    return (
+        f"++{key}" if may_be_in_checkpoint and not key.startswith(places) and not is_here else key
+    )
 
 
 def _refuse_parts(words: list[str], overrides: list[str]) -> None:

@@ -118,5 +118,34 @@ def option_settings(group: str, option: str) -> dict[str, Any]:
     return _read(config_dir() / group / f"{option}.yaml")
 
 
+@functools.cache
+def options_with(group: str, key: str) -> list[str]:
+    """Return the names of this package's options of ``group`` that have ``key``.
+
+    The option that ``ncsn-train`` chooses by itself comes first. For a place inside of a group,
+    such as ``metric.mmd``, there are none.
+    """
+    from ncsn_cli.commands.cli import config_dir
+
+    defaults = _read(config_dir() / "train.yaml")["defaults"]
+    found = [each for each in known_options(group) if key in _all_settings(group, each)]
+    return sorted(found, key=lambda option: {group: option} not in defaults)
+
+
+def _all_settings(group: str, option: str) -> dict[str, Any]:
+    """Return the values of ``option``, with those of the option that it starts from."""
+    values = option_settings(group, option)
+    for base in values.pop("defaults", []):
+        if base != "_self_":
+            values = {**_all_settings(group, base), **values}
+    return values
+
+
+def or_words(names: Sequence[str]) -> str:
+    """Return ``names`` in one phrase, joined by commas and *or*."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8")) or {}

@@ -69,6 +69,12 @@ def test_words_that_are_no_overrides_are_answered_by_what_to_type(
     refuse_mistyped(command, shlex.split(meant))  # which is accepted
 
 
+def test_a_value_is_changed_with_a_plus_only_where_a_checkpoint_may_hold_it():
+    for words in (["score=exact", "--denoise", "true"], ["sampler=langevin", "--denoise", "true"]):
+        with pytest.raises(ConfigError, match=r"type sampler\.denoise=true$"):
+            refuse_mistyped("sample", words)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -156,7 +162,30 @@ MISTAKES = [
     ("train", "trainer.steps==100", ONE_WORD.format("trainer.steps==100", "trainer.steps=100")),
     ("train", "--config-name trian",
      "--config-name trian: there is no such file in the folders of configs"),
+    # A key that another option has, or an option that was not chosen.
+    ("sample", "score=exact dataset=ring_2d init=data init.quasi_random=true",
+     "init.quasi_random: init=data has no such key; init=prior, normal or uniform has this key"
+     " (init=prior init.quasi_random=true)"),
+    ("train", "schedule.sigmas=[1,.5]",
+     "schedule.sigmas: schedule=geometric has no such key; schedule=listed has a key levels"
+     " (schedule=listed 'schedule.levels=[1,.5]')"),
+    ("train", "sampler.settings.solver_order=2",
+     "sampler.settings.solver_order: sampler=annealed_langevin has no such key; sampler=azula or"
+     " diffusers has this key (sampler=azula +sampler.settings.solver_order=2)"),
+    ("train", "sampler=diffusers sampler.settings.solver_order=2",
+     "sampler.settings.solver_order: sampler.settings takes keys of your own with a +:"
+     " +sampler.settings.solver_order=2"),
+    ("sample", "score=exact dataset=ring_2d schedule.num_levels=9",
+     "schedule.num_levels: no schedule is chosen; schedule=geometric, karras or linear has this"
+     " key (schedule=geometric schedule.num_levels=9)"),
+    ("sample", "score=exact experiment=song_ermon_annealed sampler.denois=true",
+     f"sampler.denois: {NO_KEY} sampler.denoise?"),
+    ("train", "metric.mmd.bandwidth=3",
+     "metric.mmd.bandwidth: metric mmd is not chosen; 'metric=[mmd]' adds it"),
     # Found once the job has started.
+    ("sample", "score=exact dataset=ring_2d schedule=single sampler=langevin init=prior"
+     " ++sampler.fit_levels=true",
+     "sampler.fit_levels: there is no such key; sampler=probability_flow has it"),
     ("train", "+sed=1", "sed: there is no such key; did you mean seed?"),
     ("train", "+trainer.step=1", "trainer.step: there is no such key; did you mean steps?"),
     ("train", "+optimizer.wieght_decay=1",
@@ -179,7 +208,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(
     ("command", "words", "line"),
-    slow_but(MISTAKES, 0, 2, 28, 35),
+    slow_but(MISTAKES, 0, 2, 28, 34, 43),
     ids=lambda value: str(value)[:40],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(command, words, line, forked, tmp_path):
