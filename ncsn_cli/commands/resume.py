@@ -151,8 +151,7 @@ def check_same_request(
     single = [name for name in changed if not name.startswith(tuple(f"{g}." for g in groups))]
     run = path if path.is_dir() else path.parent.parent
     asked = flatten(now).get(key) or os.path.relpath(path)
-    recorded = read_json(run / "run.json").get("command")
-    if not _may_name_code(recorded) and (command := _with(override(key, asked), recorded)):
+    if command := command_to_resume(run, key, asked):
         names = ", ".join([*groups, *single][:5])
         raise ConfigError(f"{key}: {path} was made with another {names}; type {command}")
     words = [word for group in groups for word in _as_overrides(group, before.get(group) or {})]
@@ -176,6 +175,12 @@ def resume_command(folder: RunFolder, key: str, resume: str | None, saved: str) 
             own = override(place, os.path.relpath(folder.path))
             stop.add_note(f"Resume: {_with(own, folder.record['command'])}")
         raise
+
+
+def command_to_resume(run: Path, key: str, value: str) -> str | None:
+    """Return the recorded command of ``run`` with ``key=value``; None if it may not be shown."""
+    recorded = read_json(run / "run.json").get("command")
+    return None if _may_name_code(recorded) else _with(override(key, value), recorded)
 
 
 def _may_name_code(command: object) -> bool:

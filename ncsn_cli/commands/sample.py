@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from contextlib import suppress
 from functools import partial
@@ -26,10 +27,10 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
-from ncsn_cli.commands.names import RESUME
+from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
-from ncsn_cli.commands.resume import digest_of, done_before, resume_command
+from ncsn_cli.commands.resume import command_to_resume, digest_of, done_before, resume_command
 from ncsn_cli.commands.sample_budget import budget_of
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
@@ -43,8 +44,9 @@ from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_traject
 from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.metrics import settled_point
 from ncsn_cli.runs.checkpoints import load_newest
-from ncsn_cli.runs.files import to_json, to_npz
+from ncsn_cli.runs.files import read_json, to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
+from ncsn_cli.runs.records import flatten
 from ncsn_cli.sampling.chains import Chains
 from ncsn_cli.sampling.reference import Reference
 from ncsn_cli.sampling.run import Saved
@@ -281,7 +283,26 @@ def _read_checkpoint(run: SampleSettings) -> tuple[Path | None, dict[str, Tensor
             raise ConfigError("checkpoint: give the folder of a run of ncsn-train, or score=exact")
         return None, {}, {}
     path, tensors, record = load_newest(Path(run.checkpoint))
-    return path, tensors, with_new_names(record["config"])
+    config = with_new_names(record["config"])
+    _warn_of_unfinished(Path(os.path.expanduser(run.checkpoint)), record["step"], config)
+    return path, tensors, config
+
+
+def _warn_of_unfinished(run: Path, step: int, config: Config) -> None:
+    """Log if the training in the folder ``run`` ended at a ``step`` before its last.
+
+    A checkpoint that is named by its file was chosen on purpose.
+    """
+    steps = flatten(config).get("trainer.steps")
+    if not run.is_dir() or not isinstance(steps, int) or step >= steps:
+        return
+    place, at = os.path.relpath(run), f"its newest checkpoint is at step {step} of {steps}"
+    if read_json(run / "status.json").get("state") == "done":
+        log.info("%s: %s, where trainer.max_seconds ended the training", place, at)
+        return
+    resume = command_to_resume(run, RESUME["train"], place)
+    resume = resume or f"ncsn-train {override(RESUME['train'], place)}"
+    log.warning("%s: %s, the training has not finished; resume it: %s", place, at, resume)
 
 
 def _unrounded(chains: Chains, origin: Tensor) -> dict[str, NDArray[Any]]:

@@ -59,6 +59,28 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
         assert np.array_equal(unrounded.astype(np.float32), arrays["samples"])
 
 
+@pytest.mark.slow
+def test_a_training_that_has_not_finished_is_named_with_the_command_that_resumes_it(
+    tmp_path, succeed
+):
+    run = succeed("ncsn-train", *QUICK, "trainer.max_seconds=1e-9", folder=tmp_path)
+    quick = ["num_samples=20", "metric=[]", "plot=[]", "trajectories=0"]
+
+    def log_of(checkpoint):
+        out = succeed("ncsn-sample", f"checkpoint={checkpoint}", *quick, folder=tmp_path)
+        return (out / "sample.log").read_text()
+
+    step = read(run / "status.json")["step"]
+    assert 0 < step < 30
+    says = f"its newest checkpoint is at step {step} of 30"
+    assert f"{says}, where trainer.max_seconds ended the training" in log_of(run)
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    (line,) = (each for each in log_of(run).splitlines() if says in each)
+    assert "the training has not finished; resume it: ncsn-train trainer.steps=30" in line
+    assert line.endswith(f"trainer.resume={run.relative_to(tmp_path)}")
+    assert "of 30" not in log_of(next((run / "checkpoints").iterdir()))
+
+
 def test_sampling_with_the_exact_score_needs_no_checkpoint(tmp_path, succeed):
     arguments = [
         "score=exact", "dataset=two_modes_2d", "sampler=langevin", "sampler.steps=20",
