@@ -71,7 +71,7 @@ def _reals(name: str, values: ArrayLike | None) -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of different lengths
-        raise ConfigError(f"{name}: it is no array ({one_line(str(error))})") from error
+        raise ConfigError(f"{name}: it is no array ({one_line(str(error))})") from None
     if array.dtype.kind not in "fiub":
         raise ConfigError(f"{name}: it should hold real numbers, but its type is {array.dtype}")
     return array
@@ -112,7 +112,7 @@ class Mixture:
         try:
             self._law = GaussianMixture(**self.settings)
         except ValidationError as error:
-            raise ConfigError(reason_of("", error)) from error
+            raise ConfigError(reason_of("", error)) from None
         self.dim = self._law.dim
 
     def score(self, x: A, sigma: ArrayLike | Tensor = 0.0) -> A:

@@ -45,6 +45,7 @@ from ncsn_cli.core.errors import (
     BadSamplesError,
     ConfigError,
     MissingInputError,
+    NcsnError,
     RefusedStart,
     one_line,
 )
@@ -114,7 +115,8 @@ class Run:
         It is the trained network's, with averaged weights where there are any, or the one that a
         run of ``ncsn-sample`` followed. ``sigma`` is one level, or one for each point (...).
         """
-        function, dim, dtype = self._score
+        with _one_error():
+            function, dim, dtype = self._score
         return on_arrays(function, x, sigma, dim, dtype)
 
     @cached_property
@@ -319,7 +321,10 @@ def _borrowed_process(name: str) -> Iterator[None]:
             logger.setLevel(logging.INFO)
             torch.set_num_threads(1)  # as in the commands: sums depend on the number
             sys.path.append(os.getcwd())
-            with hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"):
+            with (
+                hydra.initialize_config_dir(str(config_dir()), name, version_base="1.3"),
+                _one_error(),
+            ):
                 yield
         finally:
             Singleton._instances.clear()
@@ -330,6 +335,15 @@ def _borrowed_process(name: str) -> Iterator[None]:
             for key in os.environ.keys() - environment.keys():
                 del os.environ[key]
             os.environ.update(environment)
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Raise an error that a user can fix without those that it came from: the log has them."""
+    try:
+        yield
+    except NcsnError as error:
+        raise error from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -137,12 +138,19 @@ def test_draws_depend_on_the_seed_alone():
         (lambda: ncsn.measure(np.full((5, 2), np.nan), mixture()), "5 of 5 rows are not finite"),
         (lambda: ncsn.measure(np.zeros((5, 2)), "ring2d"), "did you mean ring_2d?"),
         (lambda: ncsn.measure(np.zeros((5, 2)), mixture(), -1.0), "sigma"),
+        (
+            lambda: ncsn.measure(np.zeros((5, 2)), mixture(), denoise=True),
+            "did you mean denoised?",
+        ),
+        (lambda: ncsn.train("+trainer.step=3"), "did you mean steps?"),
     ],
 )
 def test_mistakes_are_exceptions_with_the_commands_text(make, says, tmp_path):
     with pytest.raises((NcsnError, ValueError), match=".*".join(says.split("?"))) as raised:
         make()
     assert "internal" not in str(raised.value)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert shown.count("Traceback (most recent call last)") == 1
     assert len(str(raised.value).splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
 
