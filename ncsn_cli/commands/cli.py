@@ -130,11 +130,12 @@ def _run(name: str) -> None:
         jobs: list[Job] = [] if sweep is None else sweep.conclude()
     except (Exception, KeyboardInterrupt) as raised:
         jobs, error = [], error or raised
-    failed = sum(job.has_failed for job in jobs)
-    if failed and getattr(error, "exit_code", None) is None:
-        from ncsn_cli.core.errors import FailedJobsError
+    failed = [job.state for job in jobs if job.has_failed]
+    if failed and getattr(error, "exit_code", None) is None:  # a search goes on after failures
+        from ncsn_cli.core.errors import DivergedError, FailedJobsError
 
-        error = FailedJobsError(f"{failed} of {len(jobs)} jobs failed; they are named above")
+        kind = DivergedError if {*failed} == {"diverged"} else FailedJobsError
+        error = kind(f"{len(failed)} of {len(jobs)} jobs failed; they are named above")
     if isinstance(error, SystemExit):
         raise error
     if error is not None:

@@ -202,7 +202,7 @@ def test_a_search_goes_on_after_trials_that_fail(forked, tmp_path):
     rates = "optimizer.lr=choice(0.001,1e30)"
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=4", "optimizer=sgd", rates]
     result = forked.call("train", [*search, *QUICK], tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 3  # all that failed diverged
     assert re.search(r"ncsn-train: \d of 4 jobs failed; they are named above", result.stderr)
     states = {
         read(p)["state"] for p in tmp_path.glob("outputs/train/multiruns/optuna/*/status.json")
