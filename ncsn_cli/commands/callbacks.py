@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from ncsn_cli.commands.before import FolderBefore
 from ncsn_cli.commands.launching import choose_launcher
@@ -251,3 +253,5 @@ def _be_quiet() -> None:
     logging.captureWarnings(True)
     if Watch.current is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+        # A process that is stopped would leave the semaphore of tqdm's own lock behind.
+        tqdm.set_lock(threading.RLock())

@@ -218,8 +218,10 @@ def conclude() -> list[Job]:
         from ncsn_cli.commands.compare import compare
 
         compare([f"--output={folder}", "--", *runs], f"{program} {for_shell(words)}")
-    if any(job.state != "done" for job in jobs) or len(jobs) < (watch.total or 0):
-        print(f"\nfinished jobs are kept; for the rest: {program} {watch.with_place(words)}")
+    missing = max(0, (watch.total or 0) - len(jobs))
+    if jobs and (missing or any(job.state != "done" for job in jobs)):
+        left = f"; {missing} of {watch.total} jobs had not started" if missing else ""
+        print(f"\nfinished jobs are kept{left}; for the rest: {program} {watch.with_place(words)}")
     elif jobs and any(jobs[0].folder.glob(CHECKPOINTS)):
         from ncsn_cli.commands.config import sample_command
 

@@ -275,7 +275,9 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(
         newest = sorted(job.glob("checkpoints/*"))[-1]
         assert load_checkpoint(newest)[1]["step"] == status["step"]
     assert f"hydra.sweep.dir={sweep.relative_to(tmp_path)}" in out
+    assert f"; {3 - len(states)} of 3 jobs had not started; for the rest: " in out
     assert "Traceback" not in error
+    assert "leaked" not in error
 
 
 @pytest.mark.slow
