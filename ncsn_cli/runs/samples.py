@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
@@ -113,17 +114,12 @@ def as_points(name: str, values: NDArray[Any], dim: int) -> Tensor:
         raise BadSamplesError(f"{name}: its values are {values.dtype}; samples are real numbers")
     if values.ndim == 1 and dim == 1:
         values = values[:, None]
-    shape = " x ".join(map(str, values.shape)) or "a single number"
-    if values.ndim != 2:
-        raise BadSamplesError(
-            f"{name}: its shape is {shape}; samples are rows of D = {dim} numbers"
-        )
-    if values.shape[0] == 0:
+    if values.shape[:1] == (0,):
         raise BadSamplesError(f"{name}: it has no rows")
-    if values.shape[1] != dim:
+    if values.ndim != 2 or values.shape[1] != dim:
         raise BadSamplesError(
-            f"{name}: its rows have {values.shape[1]} numbers (it is {shape}), but the dataset has"
-            f" D = {dim}; choose another dataset"
+            f"{name}: its shape is {values.shape}, but points in D = {dim} have the shape"
+            f" (N, {dim}), a row per point; {_remedy(values.shape, dim)}"
         )
     limits = {np.inf: "are not finite"}
     if values.dtype.itemsize > 4:  # smaller types hold no such number
@@ -137,6 +133,17 @@ def as_points(name: str, values: NDArray[Any], dim: int) -> Tensor:
             )
     kept = np.float32 if values.dtype == np.float32 else np.float64
     return torch.from_numpy(np.ascontiguousarray(values, dtype=kept))
+
+
+def _remedy(shape: tuple[int, ...], dim: int) -> str:
+    """Return how an array of this ``shape`` may become points (N, ``dim``)."""
+    if len(shape) == 2 and shape[0] == dim:
+        return "transpose it: x.T"
+    if len(shape) == 2:
+        return f"choose a dataset of D = {shape[1]}"
+    if shape and math.prod(shape) % dim == 0:
+        return f"if its numbers are in this order: x.reshape(-1, {dim})"
+    return "stack the points as rows"
 
 
 def _standard_input() -> bytes:
