@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -29,6 +31,7 @@ from ncsn_cli.commands.job import (
 from ncsn_cli.commands.present import Pictures, present
 from ncsn_cli.commands.resume import digest_of, done_before
 from ncsn_cli.commands.startup import prepare_process
+from ncsn_cli.commands.suggestions import UNUSED
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.scene import SamplingScene
@@ -80,6 +83,7 @@ def measure(cfg: DictConfig) -> float | None:
     Everything that can be refused is refused before the run starts.
     """
     config = read_config(cfg)
+    refuse_unused(HydraConfig.get().overrides.task)
     run: MeasureSettings = settings(MeasureSettings, config)
     if run.file is None:
         raise ConfigError("file: give a file with samples, ncsn-measure FILE dataset=NAME")
@@ -98,6 +102,20 @@ def measure(cfg: DictConfig) -> float | None:
         log.info("everything is in %s", folder.path)
         log_next(folder.path, compare_command(), verdict)
         return objective_of(report, run.objective)
+
+
+def refuse_unused(words: Iterable[str]) -> None:
+    """Raise if the overrides ``words`` set a group that has no effect here.
+
+    An experiment may hold it, because the same experiment is for the other commands, too.
+    """
+    for word in words:
+        group = re.split(r"[./=@]", word.lstrip("+~"))[0]
+        if group in UNUSED["measure"] - {"animation"}:
+            raise ConfigError(
+                f"{word}: ncsn-measure takes no {group}, the samples are there already; leave it"
+                " out (sigma=S measures against the data with noise of level S)"
+            )
 
 
 def build(run: MeasureSettings, config: Config, read: Callable[[int], Samples]) -> Job:

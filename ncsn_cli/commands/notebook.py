@@ -34,7 +34,7 @@ from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording
 from ncsn_cli.commands.config import MeasureSettings, own_modules, read_config, settings
 from ncsn_cli.commands.failures import code_of, explain
 from ncsn_cli.commands.job import output_folder, why_unknown
-from ncsn_cli.commands.measure import build
+from ncsn_cli.commands.measure import build, refuse_unused
 from ncsn_cli.commands.mistyped import refuse_mistyped
 from ncsn_cli.commands.names import for_hydra
 from ncsn_cli.commands.old_names import with_new_names
@@ -232,6 +232,7 @@ def measure(
     """
     words = [*overrides, *_words({"dataset": truth}), *_words({"sigma": sigma, **options})]
     refuse_mistyped("measure", words)
+    refuse_unused(words)
     words = _with_folder_of_options(words, config_dir)
     with _borrowed_process("measure"), torch.no_grad():
         with _refusals("measure"):

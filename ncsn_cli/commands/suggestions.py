@@ -17,7 +17,7 @@ SEVERAL = ("metric", "plot", "animation")
 """Groups from which several options may be chosen; their keys are ``group.option.key``."""
 
 _IN_TRAINING = {"loss", "model", "optimizer", "trainer"}
-_UNUSED = {
+UNUSED = {
     "sample": _IN_TRAINING,
     "measure": _IN_TRAINING | {"animation", "init", "sampler", "schedule"},
 }
@@ -89,7 +89,7 @@ def known_keys(command: str) -> list[str]:
     groups = sorted(
         names, key=lambda name: name != ("trainer" if command == "train" else "sampler")
     )
-    unused = _UNUSED.get(command, set())
+    unused = UNUSED.get(command, set())
     groups = [group for group in groups if group not in unused]
     keys = [*names, "hydra.run.dir", "hydra.sweep.dir"]
     for group in groups:

@@ -20,6 +20,10 @@ _MOST_LINES = 4  # on metrics; with causes, the flow, the report and the next co
 
 _MOST_MODES = 3  # whose shares fit on a line
 
+_FEW = 100  # samples, below which an error of the mean by a quarter of the width does not show
+
+_ENOUGH = 1000  # samples, among which it does
+
 _WRAPPED: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False}
 
 _FEWEST_EVALUATIONS = 6  # of the excess loss, to see whether it still falls
@@ -156,7 +160,7 @@ def verdict_lines(report: Mapping[str, Any]) -> list[Line]:
 
 def of_samples(report: Mapping[str, Any]) -> Verdict:
     """Return the verdict on the samples of a ``metrics.json``, of at most six lines."""
-    lines, sentences = verdict_lines(report), []
+    lines, sentences = verdict_lines(report), _on_few(report.get("num_samples", _FEW))
     shown = lines
     if len(lines) > _MOST_LINES:
         # Errors come first, and one sentence is on the rest.
@@ -174,6 +178,21 @@ def of_samples(report: Mapping[str, Any]) -> Verdict:
             f"probability flow instead, {flow['score_evaluations']} evaluations: {summary}"
         )
     return Verdict([line.cells for line in shown], sentences)
+
+
+def _on_few(num: int) -> list[str]:
+    """Return a line if ``num`` samples are too few to tell; else none.
+
+    99 % of the means of n exact draws are within 2.58/sqrt(n) standard deviations, on each axis.
+    """
+    if num >= _FEW:
+        return []
+    deviations = f"{2.58 / math.sqrt(num):.1f} standard deviations"
+    points = "point" if num == 1 else "points"
+    return [
+        f"{num} {points}: too few to tell; even samples whose mean is {deviations} off pass as"
+        f" exact draws; take {_ENOUGH} or more"
+    ]
 
 
 def _worst_against_data(report: Mapping[str, Any]) -> str | None:

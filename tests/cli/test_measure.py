@@ -127,7 +127,9 @@ def test_a_file_of_several_that_is_refused_gets_one_line(draws, tmp_path, forked
         "measure", ["wide.npy", "draws.npy", "dataset=two_modes_2d", *QUICK], tmp_path
     )
     assert done.returncode == 65
-    assert done.stderr.startswith("ncsn-measure: wide.npy: its rows have 3 numbers")
+    assert done.stderr.startswith(
+        "ncsn-measure: wide.npy: its shape is (3, 3), but points in D = 2"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -152,12 +154,22 @@ def test_standard_input(draws, tmp_path):
         ),
         (["dataset=two_modes_2d"], 2, "ncsn-measure FILE"),
         (["draws.npy"], 2, "dataset: choose an option"),
-        (["draws.npy", "dataset=two_modes_1d"], 65, "D = 1; choose another dataset"),
+        (
+            ["draws.npy", "dataset=two_modes_1d"],
+            65,
+            "(N, 1), a row per point; choose a dataset of D = 2",
+        ),
         (["draws.npy", "dataset=ring2d"], 2, "did you mean ring_2d?"),
         (["draws.npy", "dataset=ring_2d", "sigma=-1"], 2, "sigma: it should"),
         (["draws.npy", "dataset=ring_2d", "sigm=1"], 2, "did you mean sigma?"),
         (["draws.npy", "dataset=ring_2d", "metric=[score_error]"], 2, "measures a score"),
         (["draws.npy", "dataset=ring_2d", "metric=[wassertein]"], 2, "mean wasserstein?"),
+        (
+            ["draws.npy", "dataset=ring_2d", "schedule=geometric"],
+            2,
+            "schedule=geometric: ncsn-measure takes no schedule",
+        ),
+        (["draws.npy", "experiment=ncsn_2d", "sampler.denoise=true"], 2, "takes no sampler"),
         (["draws.npy", "dataset=ring_2d", "key=x", "plot=[loss]"], 65, "no array 'x'"),
     ],
 )

@@ -83,6 +83,14 @@ def test_errors_come_first_and_no_more_than_six_lines():
     ]
 
 
+@pytest.mark.parametrize(("num", "off"), [(5, "1.2"), (99, "0.3"), (100, None)])
+def test_few_samples_get_no_clean_bill_of_health(num, off):
+    # The mean of n draws of N(0, 1) is within 2.58/sqrt(n) of 0, with probability .99.
+    text = of_samples(report(moments=entry(0.5)) | {"num_samples": num}).as_text(200)
+    assert (f"{num} points: too few to tell" in text) == (off is not None)
+    assert off is None or f"whose mean is {off} standard deviation" in text
+
+
 def test_the_data_are_named_where_they_give_another_word():
     numbers = {"perturbed": {"moments": entry(0.5)}, "clean": {"moments": entry(5.0)}}
     assert of_samples(numbers).as_text(120).endswith(f"{GOOD} (against the data itself: wrong)")
