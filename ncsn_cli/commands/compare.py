@@ -17,6 +17,7 @@ from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.ranking import choose_metrics
 from ncsn_cli.commands.report import html_report, link
 from ncsn_cli.commands.run_tables import RunTable, error_split, legend, tables_of_runs
+from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.commands.training_sets import of_training_sets
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.runs.files import write_atomic
@@ -67,8 +68,13 @@ def _check(options: argparse.Namespace, done: list[Run], keys: list[str], by: li
     metrics = choose_metrics(done, options.metric, "perturbed|denoised|clean")
     sort = title_of(options.sort) if options.sort else None
     if sort is not None and done and not any(sort in run.metrics or sort in keys for run in done):
-        raise ConfigError(f"--sort: no run has {sort}; choose from {', '.join([*metrics, *keys])}")
+        known = dict.fromkeys([*metrics, *keys, *(key for run in done for key in run.metrics)])
+        near = did_you_mean(sort, known) or f"; choose from {', '.join([*metrics, *keys])}"
+        raise ConfigError(f"--sort: no run has {sort}{near}")
     for key in by:
+        if done and not any(key in run.settings for run in done):
+            near = did_you_mean(key, keys) or f"; {', '.join(keys)} differ"
+            raise ConfigError(f"--group-by: no run has {key}{near}")
         if done and not differ(done, key):
             raise ConfigError(
                 f"--group-by: {key} is the same in all runs; {', '.join(keys)} differ"

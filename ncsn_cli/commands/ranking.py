@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ncsn_cli.commands.differences import IGNORED, differ, moving
 from ncsn_cli.commands.found_runs import Run
+from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.evaluation.verdict import excess
 
@@ -39,7 +40,8 @@ def choose_metrics(runs: list[Run], chosen: list[str], against: str) -> list[str
     known = dict.fromkeys(key for run in runs for key in run.metrics)
     for name in chosen:
         if runs and name not in known:
-            raise ConfigError(f"--metric: no run has {name}; choose from {', '.join(known)}")
+            near = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+            raise ConfigError(f"--metric: no run has {name}{near}")
     if chosen:
         return chosen
     losses: list[str] = [key for key in ("excess_loss", "score_error") if key in known]

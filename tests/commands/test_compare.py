@@ -275,8 +275,18 @@ def test_quality_against_work_and_a_map_of_two_keys(tmp_path, monkeypatch):
         (["nowhere"], 66, "nowhere"),
         (["."], 66, "no run"),
         (["sweep", "--metric", "nosuch"], 2, "--metric"),
-        (["sweep", "--sort", "nosuch"], 2, "--sort"),
-        (["sweep", "--group-by", "seed2"], 2, "--group-by"),
+        (["sweep", "--sort", "nosuch"], 2, "--sort: no run has nosuch; choose from "),
+        (["sweep", "--sort", "optimiser.lr"], 2, "did you mean optimizer.lr?"),
+        (
+            ["sweep", "--metric", "scor_error"],
+            2,
+            "no run has scor_error; did you mean score_error?",
+        ),
+        (
+            ["sweep", "--group-by", "optimizer.rl"],
+            2,
+            "no run has optimizer.rl; did you mean optim",
+        ),
         ([], 2, "FOLDER"),
     ],
 )
