@@ -76,9 +76,9 @@ def _why_no_levels(values: list[float]) -> str | None:
     """Return which of the ``values`` cannot be a level, and why; None if all can."""
     for i, sigma in enumerate(values):
         if not math.isfinite(sigma) or sigma < 0 or (sigma == 0 and len(values) > 1):
-            return f"[{i}] should be finite and above 0 (a single level may be 0), got {sigma:g}"
+            return f".{i} should be finite and above 0 (a single level may be 0), got {sigma:g}"
         if i > 0 and sigma >= values[i - 1]:
-            return f"[{i}] should descend from the level before, {values[i - 1]:g}, got {sigma:g}"
+            return f".{i} should descend from the level before, {values[i - 1]:g}, got {sigma:g}"
     return None if values else " should hold a level"
 
 

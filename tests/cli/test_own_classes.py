@@ -212,7 +212,7 @@ LACKING = [
     ("loss", "make", "loss: what plain.make returns has no method 'term'"),
     ("loss", "Slots", "loss: plain.Slots should be a class that inherits from ncsn_cli.losses"),
     ("schedule", "Nothing", "schedule: plain.Nothing has no attribute 'sigmas'; see ncsn_cli.sch"),
-    ("schedule", "Up", "schedule: Up.sigmas[1] should descend"),
+    ("schedule", "Up", "schedule: Up.sigmas.1 should descend"),
     ("loss", "Fewer", "loss: plain.Fewer.term should take the arguments score, perturbed; see"),
     ("metric.own", "Lost", "metric.own: plain.Lost.__call__ should take the arguments score, tr"),
     ("init", "Lost", "init: plain.Lost.__call__ should take the arguments num, truth, sigma_max"),

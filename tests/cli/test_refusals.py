@@ -54,6 +54,7 @@ BAD_INPUTS = [
     ("train", ["+optimizer.fused=true", "+optimizer.foreach=true"], 2, "optimizer.fused"),
     ("train", ["optimizer=sgd", "optimizer.momentum=0", "++optimizer.nesterov=true"], 2,
      "optimizer.momentum"),
+    ("train", ["schedule=listed", "schedule.levels.1=11"], 2, "schedule: levels.1 should descend"),
     ("train", ["++optimizer.weight_decay=-1"], 2, "optimizer.weight_decay"),
     ("train", ["~optimizer", "+optimizer._target_=torch.optim.NAdam", "device=cpu",
                "+optimizer.capturable=true"], 2, "optimizer.capturable"),
