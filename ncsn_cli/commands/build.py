@@ -204,7 +204,10 @@ def reference_data(dataset: Dataset, seed: int) -> Tensor:
     """
     data = dataset.training_set()
     if data is None:
-        log.info("the dataset is endless: 10000 draws are used wherever its scale is needed")
+        log.info(
+            "the dataset has no fixed size (num_samples=null), so its scale is measured on 10000"
+            " fresh draws"
+        )
         data = dataset.sample(10_000, generator=random_stream(seed, "data seen beforehand"))
     if not bool(data.isfinite().all()):
         raise ConfigError("dataset: its draws are not finite; choose less extreme values")

@@ -19,7 +19,7 @@ from ncsn_cli.commands.report import html_report, link
 from ncsn_cli.commands.run_tables import RunTable, error_split, legend, tables_of_runs
 from ncsn_cli.commands.suggestions import did_you_mean
 from ncsn_cli.commands.training_sets import of_training_sets
-from ncsn_cli.core.errors import ConfigError
+from ncsn_cli.core.errors import ConfigError, counted
 from ncsn_cli.runs.files import write_atomic
 
 
@@ -93,7 +93,10 @@ def _of_report(
     found: dict[str, list[list[str]]] = {
         **{_heading(table): table.with_links(folder) for table in tables},
         **{f"Error split {i}": rows for i, rows in enumerate(splits, start=1)},
-        f"{len(missing)} runs without a result": [["folder", "state", "reason"], *failed],
+        f"{counted(len(missing), 'run')} without a result": [
+            ["folder", "state", "reason"],
+            *failed,
+        ],
     }
     return {title: rows for title, rows in found.items() if len(rows) > 1}
 

@@ -34,7 +34,7 @@ from ncsn_cli.commands.resume import command_to_resume, digest_of, done_before, 
 from ncsn_cli.commands.sample_budget import budget_of
 from ncsn_cli.commands.sample_job import Job, Request, build, save_chains
 from ncsn_cli.commands.startup import prepare_process
-from ncsn_cli.core.errors import ConfigError, UnknownTruthError
+from ncsn_cli.core.errors import ConfigError, UnknownTruthError, counted
 from ncsn_cli.core.scene import SamplingScene
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.floors import Floors
@@ -111,7 +111,8 @@ def run_chains(job: Job, folder: RunFolder) -> tuple[Chains, float, Config]:
         save_chains(folder.path, state, {**job.identity, "config": without_paths(config)})
 
     log.info(
-        "%s: %d levels, sigma %g to %g", type(job.parts.sampler).__name__, len(job.parts.plan),
+        "sampling with %s on %s, sigma = %g to %g", type(job.parts.sampler).__name__,
+        counted(len(job.parts.plan), "level"),
         job.parts.plan[0].sigma, job.parts.plan[-1].sigma,
     )  # fmt: skip
     start = time.monotonic()

@@ -170,7 +170,7 @@ def _resolve_compile(
     obstacle, gain = gain_of_compiling(score, parts.sampler, parts.plan, run.num_samples, device)
     compiles = resolve_compile(setting, kept.get("config", {}).get("compile"), obstacle, gain)
     if run.compile == AUTO and obstacle is None:
-        log.info("auto chose: %s", override("compile", compiles))
+        log.info("chosen for this run, in place of auto: %s", override("compile", compiles))
     return compiles
 
 

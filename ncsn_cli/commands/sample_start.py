@@ -11,7 +11,7 @@ from torch import Tensor
 from ncsn_cli.commands.config import Config
 from ncsn_cli.commands.names import override
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import ConfigError, UnknownTruthError
+from ncsn_cli.core.errors import ConfigError, UnknownTruthError, counted
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.inits import Init, Transformed
@@ -73,7 +73,7 @@ def fitted_levels(
         return {}
     if "fitted_levels" in kept:
         return {"fitted_levels": kept["fitted_levels"]}
-    log.info("fitting %d levels with %d chains", len(sigmas) - 2, PILOTS)
+    log.info("fitting %s with %d chains", counted(len(sigmas) - 2, "level"), PILOTS)
     x = start(PILOTS, random_stream(start.seed, "pilot chains", start.device), 0)
     found = fit_levels(sampler, score, x, sigmas)
     first, *inner, last = found.sigmas.tolist()

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ncsn_cli.commands.names import ROSTER, for_shell, override
-from ncsn_cli.core.errors import InterruptedRun, one_line
+from ncsn_cli.core.errors import InterruptedRun, counted, one_line
 from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
 from ncsn_cli.runs.folder import CHECKPOINTS, release_all
@@ -87,7 +87,8 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Update the display twice a second; without a bar, end with the numbers of jobs."""
-        print(f"sweep: {self.total or '?'} jobs in {os.path.relpath(self.folder)}", flush=True)
+        jobs = counted(self.total, "job") if self.total else "? jobs"
+        print(f"sweep: {jobs} in {os.path.relpath(self.folder)}", flush=True)
         with tqdm(total=self.total, desc="sweep", bar_format=BAR, disable=None) as progress:
             while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
                 self._show(progress)

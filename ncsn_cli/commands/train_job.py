@@ -134,9 +134,9 @@ def build(request: Request) -> Job:
     stopped = find_stopped(_load_checkpoint, parts.trainer.resume, request.digest)
     trainer = _resolve_auto(parts, {} if stopped is None else stopped.record)
     settled = {"threads": trainer.threads, "compile": trainer.compile}
-    if AUTO in (parts.trainer.threads, parts.trainer.compile):
-        chosen = (override(f"trainer.{key}", value) for key, value in settled.items())
-        log.info("auto chose: %s", " ".join(chosen))
+    asked = {"threads": parts.trainer.threads, "compile": parts.trainer.compile}
+    if chosen := [override(f"trainer.{k}", settled[k]) for k, v in asked.items() if v == AUTO]:
+        log.info("chosen for this run, in place of auto: %s", " ".join(chosen))
     config = {**request.config, "trainer": {**request.config["trainer"], **settled}}
     config |= {"schedule": parts.fitted} if parts.fitted else {}
     torch.set_num_threads(int(trainer.threads))

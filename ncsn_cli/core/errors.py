@@ -102,6 +102,11 @@ class InterruptedRun(KeyboardInterrupt):
         return type(self), (str(self), self._signal_number)
 
 
+def counted(num: int, noun: str) -> str:
+    """Return ``num`` and ``noun``, as in *1 level* and *2 levels*."""
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
+
+
 def one_line(text: str, most: int = 400) -> str:
     """Collapse white space, replace unprintable characters, and truncate to ``most`` characters.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
-from ncsn_cli.core.errors import DivergedError
+from ncsn_cli.core.errors import DivergedError, counted
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
@@ -143,8 +143,8 @@ def evaluate_training(
     nodes, weights = loss.quadrature(sigmas)
     # Evaluate the score at each level.
     found, kls, splits = _evaluate_levels(score, truth, levels, nodes, loss, stream)
-    if None in kls:
-        log.info("no KL divergence at %d levels, because %s", kls.count(None), NOT_RECOVERED)
+    if missing := kls.count(None):
+        log.info("no KL divergence at %s, because %s", counted(missing, "level"), NOT_RECOVERED)
     # Combine the levels.
     informations = dict(zip(nodes, fisher_informations(truth, nodes), strict=True))
     means = _weighted_means(loss, truth, weights, found, informations)

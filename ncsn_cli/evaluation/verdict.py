@@ -9,6 +9,7 @@ from itertools import pairwise
 from textwrap import fill
 from typing import Any
 
+from ncsn_cli.core.errors import counted
 from ncsn_cli.evaluation.parts import in_words
 
 GOOD, VISIBLE, WRONG = "as good as exact draws", "visible", "wrong"
@@ -187,11 +188,10 @@ def _on_few(num: int) -> list[str]:
     """
     if num >= _FEW:
         return []
-    deviations = f"{2.58 / math.sqrt(num):.1f} standard deviations"
-    points = "point" if num == 1 else "points"
     return [
-        f"{num} {points}: too few to tell; even samples whose mean is {deviations} off pass as"
-        f" exact draws; take {_ENOUGH} or more"
+        f"{counted(num, 'point')}: too few to tell; even samples whose mean is"
+        f" {2.58 / math.sqrt(num):.1f} standard deviations off pass as exact draws;"
+        f" take {_ENOUGH} or more"
     ]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import counted
 from ncsn_cli.metrics import FisherDivergence, SplitError
 from ncsn_cli.samplers import some_levels
 
@@ -39,7 +40,10 @@ def log_failures(truth: Dataset, splits: Collection[SplitError]) -> None:
     if failures := [each.failure for each in splits if each.failure]:
         reasons = ", or ".join(dict.fromkeys(failures))
         log.info(
-            "no visible error at %d of %d levels, because %s", len(failures), len(splits), reasons
+            "no visible error at %d of %s, because %s",
+            len(failures),
+            counted(len(splits), "level"),
+            reasons,
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.errors import counted
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
@@ -89,7 +90,7 @@ def memorising(
     if num < _FEWEST:
         log.info(
             "not measured: distances from the empirical score, which cost too much for %d points"
-            " at %d levels", len(data), len(sigmas),
+            " at %s", len(data), counted(len(sigmas), "level"),
         )  # fmt: skip
         return None
     return Memorising(dataset, data, sigmas, num, seed, device)

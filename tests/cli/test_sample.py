@@ -53,6 +53,7 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
         folder=tmp_path,
     )  # fmt: skip
     assert read(replaced / "metrics.json")["score_evaluations"] == 5
+    assert "sampling with Langevin on 1 level, sigma = " in (replaced / "sample.log").read_text()
     with np.load(replaced / "samples.npz") as arrays:
         assert set(arrays) == {"samples", "init", "settled_sigma", "origin", "offsets"}
         unrounded = arrays["origin"] + arrays["offsets"]
