@@ -93,6 +93,10 @@ class Transformed(Init):
 
     Source: Joe & Kuo (2008), doi:10.1137/070709359 (the directions); Matousek (1998),
     doi:10.1006/jcom.1998.0489 (a random linear scramble and a digital shift).
+
+    Args:
+        quasi_random: Whether the chains start at scrambled Sobol points, which cover space more
+            evenly than independent draws.
     """
 
     quasi_random: bool = field(default=False, kw_only=True)

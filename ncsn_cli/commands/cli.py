@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import signal
@@ -89,6 +88,13 @@ def compare() -> None:
     """Run ``ncsn-compare``."""
     importlib.import_module("ncsn_cli.commands.streams").ignore_failed_writes()
     try:
+        if "--schema" in sys.argv[1:]:
+            from ncsn_cli.core.errors import ConfigError
+
+            raise ConfigError(
+                "--schema: this command has flags alone, which --help lists; ncsn-train,"
+                " ncsn-sample and ncsn-measure have a schema"
+            )
         importlib.import_module("ncsn_cli.commands.compare").compare(sys.argv[1:])
     except (Exception, KeyboardInterrupt) as error:
         exit_with("compare", error, True, os.environ.get("HYDRA_FULL_ERROR") == "1")
@@ -104,7 +110,8 @@ def _run(name: str) -> None:
         print("ncsn_cli", importlib.import_module("ncsn_cli").__version__)  # not Hydra's
         return
     if "--schema" in sys.argv[1:]:
-        print(json.dumps(importlib.import_module("ncsn_cli.commands.schema").schema_of(name)))
+        schema = importlib.import_module("ncsn_cli.commands.schema")
+        print(schema.as_text(schema.schema_of(name)))
         return
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting

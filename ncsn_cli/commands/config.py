@@ -67,11 +67,11 @@ class SampleSettings(TrainSettings):
         trajectories: Number of chains whose path is kept.
         trajectory_metrics: Whether to measure the distance to p_sigma at each level, too.
         log_density: Whether to write the log-density that the score implies, on a grid.
-        budget: Whether to split the samples' error into its parts; see ``sampling.budget``.
+        budget: Whether to split the samples' error into its parts: smallest level, steps, start
+            and network.
         compile: Whether Langevin steps are compiled, several per call. Compiling takes 10 seconds
             or more at the start; the steps are then faster. ``auto``: compile where
-            ``sampling.compiled_langevin.resolve_compile`` finds that it pays. False is recorded if
-            compiling failed.
+            it pays. False is recorded if compiling failed.
         resume: Folder of the stopped run to resume; null: start afresh. On the command line
             ``latest`` is the newest such run. With ``auto`` the same command starts, resumes and
             finds finished the run in its own folder, which ``hydra.run.dir`` names. Folders of
@@ -96,7 +96,8 @@ class MeasureSettings:
     """Keys of ``ncsn-measure`` outside the groups.
 
     Args:
-        file: The samples; see ``runs.samples.samples_file``.
+        file: The samples: a file (.npy, .npz, .csv, .txt or .pt), or the folder of a run; ``-`` is
+            standard input.
         key: Name of the array in a file with several.
         sigma: The level to measure against, >= 0, data units; 0 is the data itself.
         denoised: Whether the samples are posterior means of draws from p_sigma. Exact draws are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -63,6 +64,11 @@ def schema_of(command: str) -> Config:
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def as_text(schema: Config) -> str:
+    """Return ``schema`` as JSON, with quotes in place of the marks for code in descriptions."""
+    return re.sub(r"``([^`]*)``", r"'\1'", json.dumps(schema))
 
 
 def _option(group: str, option: str) -> Config:

@@ -100,7 +100,7 @@ class ProbabilityFlow(_Descent):
         solver: ``euler``, order 1, and ``multistep``, order 3, evaluate the score once per step.
             ``heun``, order 2, evaluates it twice.
         fit_levels: Whether ``ncsn-sample`` moves the levels between the first and the last to
-            where the flow comes nearest to the exact flow, see ``sampling.fitted_levels``.
+            where the flow comes nearest to the exact flow.
     """
 
     solver: Literal["euler", "heun", "multistep"] = "multistep"

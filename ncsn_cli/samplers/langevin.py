@@ -48,7 +48,7 @@ class AnnealedLangevin(Configured):
     Args:
         denoise: See ``Sampler``.
         step_size: tau at the smallest level, > 0, data units squared; ``auto`` is Technique 4 of
-            the 2020 paper, see ``technique_4``.
+            Song & Ermon (2020).
         steps_per_level: T >= 1.
     """
 

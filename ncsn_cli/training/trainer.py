@@ -39,9 +39,9 @@ class Trainer:
             history is written with each checkpoint.
         threads: Threads of each torch operation; results are reproducible for a fixed number.
             ``auto``: one, so that jobs side by side do not wait for each other.
-        compile: Whether steps are compiled, many in one call (``CompiledSteps``). Compiling takes
+        compile: Whether steps are compiled, many in one call. Compiling takes
             10 seconds or more, once for all runs of the same sizes; the steps are faster
-            afterwards. ``auto``: where ``resolve_auto`` finds that this pays. The recorded value
+            afterwards. ``auto``: where this pays. The recorded value
             is false if compiling failed.
         resume: Folder or checkpoint of the run to resume; null: start afresh. On the command line
             ``latest`` is the newest run that was stopped. With ``auto`` the same command starts,
