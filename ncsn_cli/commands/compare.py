@@ -12,7 +12,7 @@ from ncsn_cli.commands.columns import aligned, terminal_width, wrapped
 from ncsn_cli.commands.compare_pictures import draw_pictures
 from ncsn_cli.commands.csv_files import runs_csv, summary_csv
 from ncsn_cli.commands.differences import differ, keys_apart
-from ncsn_cli.commands.found_runs import Run, find_runs, read_run, title_of
+from ncsn_cli.commands.found_runs import Run, find_runs, read_run, title_of, with_successor
 from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.ranking import choose_metrics
 from ncsn_cli.commands.report import html_report, link
@@ -32,7 +32,7 @@ def compare(arguments: list[str], command: str | None = None) -> None:
     options = _parser().parse_args(arguments)
     runs = [read_run(folder) for folder in find_runs(options.folders)]
     done = [run for run in runs if run.state == "done"]
-    missing = [run for run in runs if run.state != "done"]
+    missing = [with_successor(run, runs) for run in runs if run.state != "done"]
     # Choose the columns and the rows.
     keys = keys_apart(done)
     by = [title_of(key) for key in options.group_by] if options.group_by else keys

@@ -7,12 +7,13 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ncsn_cli.commands.names import RESUME
 from ncsn_cli.commands.old_names import OPTIONS
 from ncsn_cli.core.errors import MissingInputError, one_line
 from ncsn_cli.runs.files import read_json
@@ -183,12 +184,24 @@ def _records(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _sources(folder: Path, checkpoint: object) -> list[Path]:
-    """Return where the run that wrote the ``checkpoint`` of the run in ``folder`` may be."""
+    """Return where the run with the ``checkpoint`` that the run in ``folder`` names may be."""
     if not isinstance(checkpoint, str):
         return []
     cwd = str(flatten(_records(folder, "hydra.yaml")).get("hydra.runtime.cwd"))
     place = Path(os.path.expanduser(cwd), os.path.expanduser(checkpoint))
     return [place, place.parent.parent]  # a run's folder, or a file in one
+
+
+def with_successor(run: Run, runs: Iterable[Run]) -> Run:
+    """Return ``run``; if one of ``runs`` resumed it in another folder, its reason names this."""
+    here = run.folder.resolve()
+    for other in runs:
+        for key in RESUME.values():
+            places = _sources(other.folder, other.config.get(key))
+            if other is not run and here in [place.resolve() for place in places]:
+                reason = "; ".join(filter(None, [run.error, f"continued in {other.folder}"]))
+                return replace(run, error=reason)
+    return run
 
 
 def _chosen(folder: Path) -> tuple[dict[str, str], set[str]]:

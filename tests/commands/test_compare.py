@@ -303,6 +303,16 @@ def test_bad_input_is_refused(sweep, monkeypatch, capsys, arguments, code, named
     assert "Traceback" not in error
 
 
+def test_a_run_that_was_resumed_in_another_folder_says_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config, metrics = training(0.1, 0, 0.5)
+    write(tmp_path / "old", config, state="interrupted", error="stopped")
+    resumed = {**config, "trainer": {"resume": "old"}}
+    write(tmp_path / "new", resumed, metrics, choices={"dataset": "two_modes_1d"}, cwd=tmp_path)
+    compare(["old", "new"])
+    assert "old: interrupted: stopped; continued in new\n" in capsys.readouterr().out
+
+
 def test_a_damaged_run_is_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "run", *training(0.1, 0, 0.5))
