@@ -15,13 +15,20 @@ from omegaconf import OmegaConf
 
 from ncsn_cli.commands.build import instantiate_list
 from ncsn_cli.commands.config import Config, without_paths
-from ncsn_cli.commands.report import drawing, html_report, schedule_table, sources_table, tables_of
+from ncsn_cli.commands.report import (
+    LIVE,
+    drawing,
+    html_report,
+    schedule_table,
+    sources_table,
+    tables_of,
+)
 from ncsn_cli.commands.sources import sources_of
 from ncsn_cli.core.progress import HIDDEN, tqdm
 from ncsn_cli.core.scene import Scene
 from ncsn_cli.evaluation.verdict import Verdict
 from ncsn_cli.runs.folder import RunFolder
-from ncsn_cli.runs.records import flatten
+from ncsn_cli.runs.records import flatten, without_home
 from ncsn_cli.runs.workers import CORES, run_in_processes
 
 log = logging.getLogger(__name__)
@@ -69,19 +76,27 @@ def present(
     config: Config,
     metrics: dict[str, Any],
     verdict: Verdict,
+    live: Callable[[str], str] | None = None,
 ) -> None:
     """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
 
     ``compose`` returns the scene that the pictures show. ``verdict`` is the head of the report.
+    ``live`` returns the live page under a title; it is None if there is none.
     """
     missing = _draw(folder, pictures, compose) if pictures else {}
+    title = (
+        f"ncsn-{HydraConfig.get().job.config_name} {' '.join(HydraConfig.get().overrides.task)}"
+    )
+    if pictures and live is not None:
+        with drawing(LIVE, missing):
+            folder.write(LIVE, without_home(live(title)).encode())
     command, runtime = HydraConfig.get().job.config_name, HydraConfig.get().runtime
     before = _defaults(command, tuple(source.path for source in runtime.config_sources))
     now = flatten(without_paths(config))
     record = folder.record
     page = html_report(
         folder.path,
-        title=f"ncsn-{command} {' '.join(HydraConfig.get().overrides.task)}",
+        title=title,
         facts=f"{record['start']}, {record['device']}, seed {record['seed']}, "
         f"{metrics['seconds']:g} s",
         command=record["command"],

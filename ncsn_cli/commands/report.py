@@ -21,6 +21,9 @@ from ncsn_cli.runs.records import flatten, without_home
 
 log = logging.getLogger(__name__)
 
+LIVE = "live.html"
+"""The live page, in the folder of a run."""
+
 _SCHEDULE = "Schedule and sampler"
 _FIRST = ("samples", "density")  # pictures of what the run is about
 _SOURCES = "Papers that this run relies on"
@@ -64,6 +67,9 @@ figcaption { color: #888; overflow-wrap: anywhere; }
 </table></div>
 {% for sentence in verdict.sentences %}<p>{{ sentence }}</p>
 {% endfor %}
+{% endif %}
+{% if live %}
+<p><a href="{{ live }}">Move the particles yourself</a>: the same law, levels and score, live.</p>
 {% endif %}
 <h2>Run it again</h2>
 <pre>{{ command }}</pre>
@@ -143,6 +149,7 @@ def html_report(  # noqa: PLR0913  # the parts of a page
         notes=notes or {},
         missing=missing or {},
         pictures=pictures,
+        live=LIVE if (folder / LIVE).is_file() else None,
     )
     return without_home(text).encode()
 

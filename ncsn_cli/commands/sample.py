@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_cli.commands.config import Config, SampleSettings, read_config, settings, without_paths
 from ncsn_cli.commands.job import (
@@ -27,6 +29,7 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
+from ncsn_cli.commands.live import Moved, page_of_run
 from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
@@ -43,6 +46,7 @@ from ncsn_cli.evaluation.log_density import evaluate_log_density
 from ncsn_cli.evaluation.samples import FloorOf, against_truth, evaluate_trajectory
 from ncsn_cli.evaluation.verdict import of_samples
 from ncsn_cli.metrics import settled_point
+from ncsn_cli.models.one_level import Recentred
 from ncsn_cli.runs.checkpoints import load_newest
 from ncsn_cli.runs.files import read_json, to_json, to_npz
 from ncsn_cli.runs.folder import SAMPLES, STOPPED_CHAINS, RunFolder
@@ -75,7 +79,7 @@ def sample(cfg: DictConfig) -> float | None:
         report, log_density = measure(job, chains, seconds, folder)
         scene = partial(scene_of, job, chains, report, log_density)
         verdict = of_samples(report)
-        present(folder, job.parts.pictures, scene, config, report, verdict)
+        present(folder, job.parts.pictures, scene, config, report, verdict, live_of(job))
         log.info("everything is in %s", folder.path)
         log_next(folder.path, compare_command(), verdict)
         return objective_of(report, job.run.objective)
@@ -211,6 +215,24 @@ def _measure_score(
             report["log_density"], log_density = evaluate_log_density(score, truth, sigmas)
             folder.write("log_density.npz", to_npz(log_density))
     return report, log_density
+
+
+def live_of(job: Job) -> Callable[[str], str] | None:
+    """Return the function that makes the run's live page; None if D > 2."""
+    parts, network = job.parts, job.setup.score
+    if job.truth.dim > 2:
+        return None
+    if isinstance(network, Recentred):
+        network = network.network
+    return partial(
+        page_of_run,
+        dataset=parts.dataset,
+        sigmas=(parts.sigmas if len(parts.plan) > 1 else parts.schedule.sigmas).tolist(),
+        seed=job.run.seed,
+        score=job.run.score,
+        network=copy.deepcopy(network).cpu() if isinstance(network, nn.Module) else None,
+        moved=Moved(parts.sampler, parts.plan, parts.init, job.run.num_samples),
+    )
 
 
 def scene_of(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
+from ncsn_cli.commands.live import MOST_PARTICLES, Moved, page_of_run
 from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
@@ -38,11 +42,13 @@ from ncsn_cli.core.scene import TrainingScene
 from ncsn_cli.evaluation.grid import compose_scene, recovered_on_grid, visible_on_grid
 from ncsn_cli.evaluation.network import EVALUATED, evaluate_training
 from ncsn_cli.evaluation.verdict import of_network
+from ncsn_cli.inits import Prior
 from ncsn_cli.models import MixtureScore
 from ncsn_cli.runs.checkpoints import checkpoint_path, save_checkpoint
 from ncsn_cli.runs.files import path_inside, to_json, to_npz
 from ncsn_cli.runs.folder import CHECKPOINTS, RunFolder
 from ncsn_cli.runs.records import flatten
+from ncsn_cli.samplers import plan_of
 from ncsn_cli.training.history import COLUMNS, MEMORISING, Row, history_csv
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.memorising import times
@@ -80,7 +86,7 @@ def train(cfg: DictConfig) -> float | None:
         losses = [row["excess_loss"] for row in job.history if row["excess_loss"] is not None]
         verdict = of_network(metrics, losses, _more_work(job.training), _more_data(job.config))
         scene = partial(scene_of, job, metrics)
-        present(folder, job.parts.pictures, scene, config, metrics, verdict)
+        present(folder, job.parts.pictures, scene, config, metrics, verdict, live_of(job))
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)
         log.info("everything is in %s", folder.path)
@@ -162,6 +168,25 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     elif metrics["loss_floor"] is None:
         log.info("loss floor unknown: the loss states none")
     return metrics
+
+
+def live_of(job: Job) -> Callable[[str], str] | None:
+    """Return the function that makes the run's live page; None if D > 2."""
+    if job.parts.dataset.dim > 2:
+        return None
+    moved = None
+    with suppress(ConfigError):  # ncsn-sample will ask for a sampler that these levels suit
+        plan = plan_of(job.parts.sampler, job.parts.sigmas)
+        moved = Moved(job.parts.sampler, plan, Prior(), MOST_PARTICLES)
+    return partial(
+        page_of_run,
+        dataset=job.parts.dataset,
+        sigmas=job.parts.sigmas.tolist(),
+        seed=job.run.seed,
+        score="checkpoint",
+        network=copy.deepcopy(job.training.score).cpu().eval(),
+        moved=moved,
+    )
 
 
 def scene_of(job: Job, metrics: dict[str, Any]) -> TrainingScene:

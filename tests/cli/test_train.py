@@ -47,7 +47,7 @@ def test_a_training_run_writes_its_folder(trained):
     assert "paths" not in (trained / "config.yaml").read_text()
     left = {p.name for p in trained.iterdir()} - {
         ".hydra", "train.log", "config.yaml", "run.json", "status.json", "history.csv",
-        "checkpoints", "metrics.json", "plots", "report.html",
+        "checkpoints", "metrics.json", "plots", "report.html", "live.html",
     }  # fmt: skip
     assert not left
     report = (trained / "report.html").read_text()

@@ -49,6 +49,14 @@ def test_the_page_of_options_is_that_of_today(tmp_path, monkeypatch):
     assert options.PAGE.read_text() == written, "run python docs/options.py"
 
 
+def test_the_live_page_is_that_of_today(tmp_path, monkeypatch):
+    live = script("live")
+    written = live.PAGE.read_text()
+    monkeypatch.setattr(live, "PAGE", tmp_path / "live.html")
+    live.main()
+    assert live.PAGE.read_text() == written, "run python docs/live.py"
+
+
 def test_every_page_is_in_the_site():
     listed = re.findall(r"- (\S+\.md)$", (ROOT / ".mkdocs.yml").read_text(), re.MULTILINE)
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}

@@ -1,0 +1,147 @@
+"""The live page of a run: its law, its levels, its sampler and its network in a browser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+
+from ncsn_cli import inits, samplers
+from ncsn_cli.core.dataset import Dataset
+from ncsn_cli.core.score import Score
+from ncsn_cli.core.settings import random_stream
+from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.inits import Init
+from ncsn_cli.plots.live import (
+    Law,
+    LiveState,
+    UnknownOperationError,
+    bytes_of,
+    live_page,
+    program_of,
+)
+from ncsn_cli.samplers import Level, Sampler
+
+_MOST_COMPONENTS = 400  # each particle visits all of them at each step
+
+MOST_PARTICLES = 2000
+
+_MOST_BYTES = 300_000  # of a network, so that the page stays below 400 kB
+
+_SAMPLERS: dict[type[Sampler], str] = {
+    samplers.Langevin: "langevin",
+    samplers.AnnealedLangevin: "annealed_langevin",
+    samplers.ReverseDiffusion: "reverse_diffusion",
+    samplers.ProbabilityFlow: "probability_flow",
+}
+
+
+def law_of(dataset: Dataset) -> Law:
+    """Return a mixture of Gaussians as the page takes it; of another law, some draws."""
+    if not isinstance(dataset, GaussianMixture) or dataset.num_components > _MOST_COMPONENTS:
+        draws = dataset.sample(_MOST_COMPONENTS, generator=random_stream(0, "live page"))
+        return [[[1 / len(draws)], point, [0.0]] for point in draws.tolist()]
+    weights, means, covariances = (tensor.tolist() for tensor in dataset.components(0.0))
+    return [
+        [[w], mean, [c[0][0]] if len(mean) == 1 else [c[0][0], c[0][1], c[1][1]]]
+        for w, mean, c in zip(weights, means, covariances, strict=True)
+    ]
+
+
+class Moved(NamedTuple):
+    """How a run moved its chains.
+
+    Args:
+        sampler: The sampler.
+        plan: Its levels.
+        init: Where the chains started.
+        num: Number of chains.
+    """
+
+    sampler: Sampler
+    plan: list[Level]
+    init: Init
+    num: int
+
+
+def page_of_run(
+    title: str,
+    dataset: Dataset,
+    sigmas: Sequence[float],
+    *,
+    seed: int,
+    score: str,
+    network: Score | None = None,
+    moved: Moved | None = None,
+) -> str:
+    """Return the live page of a run, which starts with the run's own settings.
+
+    Args:
+        title: Its heading.
+        dataset: The dataset, of one or two dimensions.
+        sigmas: The run's levels (L,).
+        seed: The run's seed.
+        score: ``exact``, ``empirical`` or ``checkpoint``.
+        network: The learned score in data units, (B, D) and () to (B, D); None if there is none.
+        moved: How the run sampled; None if it did not.
+    """
+    name, law, notes = HydraConfig.get().runtime.choices.get("dataset"), law_of(dataset.truth), []
+    name = name or "this run's"  # the checkpoint supplied it
+    state: dict[str, Any] = {
+        "law": name, "seed": seed, "score": "exact" if score == "checkpoint" else score,
+        "max": sigmas[0], "min": sigmas[-1], "levels": len(sigmas),
+        "tau": 0.1 * sigmas[-1] ** 2 or 0.01,
+    }  # fmt: skip
+    if not isinstance(dataset.truth, GaussianMixture):
+        notes.append(f"The law is that of {len(law)} draws: {name} is no mixture of Gaussians.")
+    if dataset.truth is not dataset:
+        notes.append("The run's score is wrong on purpose. The exact score of this page is right.")
+    program = None if network is None else _program(network, dataset.dim, notes)
+    state |= {} if program is None else {"score": "network"}
+    state |= {} if moved is None else _state_of(moved, sigmas[0], notes)
+    ratios = [a / b for a, b in pairwise(sigmas) if b > 0]
+    is_geometric = all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios)
+    return live_page(
+        title,
+        {name: law},
+        LiveState(**state),
+        sigmas=None if is_geometric else sigmas,
+        program=program,
+        notes=notes,
+    )
+
+
+def _program(network: Score, dim: int, notes: list[str]) -> dict[str, Any] | None:
+    """Return the network as the page takes it; otherwise None, and add to ``notes`` why."""
+    try:
+        program = program_of(network, dim)
+    except UnknownOperationError as error:
+        notes.append(f"This page cannot carry out the run's network: {error}.")
+        return None
+    if (size := bytes_of(program)) > _MOST_BYTES:
+        notes.append(f"The run's network is too large for this page: {size / 1000:.0f} kB.")
+        return None
+    return program
+
+
+def _state_of(moved: Moved, sigma_max: float, notes: list[str]) -> dict[str, Any]:
+    """Return the controls as the run had them; add to ``notes`` what the page does not have."""
+    sampler, plan, init, num = moved
+    state: dict[str, Any] = {"num": min(num, MOST_PARTICLES)}
+    if (name := _SAMPLERS.get(type(sampler))) is None:
+        notes.append(f"The run sampled with {type(sampler).__name__}, which this page lacks.")
+    else:
+        state |= {"sampler": name, "denoise": sampler.denoise}
+        if plan[-1].steps:
+            state |= {"steps": plan[-1].steps, "tau": plan[-1].tau}
+    starts = {
+        "prior": inits.Prior(), "normal": inits.Normal(std=sigma_max), "uniform": inits.Uniform(),
+        "data": inits.Data(),
+    }  # fmt: skip
+    start = next((key for key, here in starts.items() if here == init), None)
+    if start is None:
+        notes.append(f"The run started elsewhere: {init}.")
+    return state | ({} if start is None else {"start": start})

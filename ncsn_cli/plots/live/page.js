@@ -1,0 +1,168 @@
+// The page: its controls, the state in its address, and the loop that draws.
+
+const find = (selector) => document.querySelector(selector);
+const controls = [...document.querySelectorAll("[data-key]")];
+const picture = new Picture(find("canvas"));
+let state, law, chains, selected = 0, isRunning = false, held = null, isDue = true, shown = 0;
+/** The components of a law of this name, or of "w@x,y@c11,c12,c22;...", and their dimension. */
+function lawOf(text) {
+  const parts = SCENE.laws[text] ?? text.split(";").map((part) => part.split("@")
+    .map((numbers) => numbers.split(",").map(Number)));
+  return new Mixture(parts.map(([[w], [x, y = 0], [a, b = 0, d = a]]) => {
+    if (!(w > 0 && a >= 0 && d >= 0 && a * d >= b * b && Math.abs(x + y) < 1e9)) throw Error();
+    return { w, mu: [x, y], c: [a, b, d] };
+  }), Math.min(2, parts[0][1].length));
+}
+/** The value of an input; a range with data-log holds the logarithm. */
+function valueOf(input) {
+  if (input.type !== "range") return input.type === "checkbox" ? input.checked : input.value;
+  return Number("log" in input.dataset ? (10 ** input.value).toPrecision(4) : input.value);
+}
+/** Show a value in an input, within its limits. */
+function put(input, value) {
+  if (input.type === "checkbox") input.checked = String(value) === "true";
+  else input.value = "log" in input.dataset ? Math.max(-9, Math.log10(value)) : value;
+  if (input.type === "range") input.nextElementSibling.value = Number(Number(value).toPrecision(3));
+}
+function readAddress() {
+  state = { ...SCENE.state };
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const input of controls.filter(({ dataset }) => given.has(dataset.key))) {
+    put(input, given.get(input.dataset.key));
+    if (input.selectedIndex !== -1) state[input.dataset.key] = valueOf(input);
+  }
+  try { state.law = lawOf(given.get("law")) && given.get("law"); } catch { /* no law */ }
+}
+/** Start again with the present state, and write it into the address. */
+function restart() {
+  law = lawOf(state.law);
+  if (state.min >= state.max && state.levels > 1) state.min = state.max / 2;
+  const isAsGiven = ["max", "min", "levels"].every((key) => state[key] === SCENE.state[key]);
+  const sigmas = (isAsGiven && SCENE.sigmas) || geometric(state.max, state.min, state.levels);
+  let source = law;
+  if (state.score === "empirical") {
+    const draws = law.sample(state.points, 0, new Stream(1000 + state.seed));
+    source = new Mixture(Array.from({ length: state.points }, (_, i) =>
+      ({ w: 1, mu: [draws[2 * i], draws[2 * i + 1]], c: [0, 0, 0] })), law.dim);
+  }
+  const score = state.score === "network" ? networkScore(SCENE.program) : source.score.bind(source);
+  chains = new Chains(law, score, state, sigmas);
+  const changed = Object.entries(state).filter(([key, value]) => value !== SCENE.state[key]);
+  if (held === null) history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
+  showControls();
+  show();
+}
+/** Take these components as the law. */
+function change(components) {
+  state.law = components.map(({ w, mu, c }) => [[w], mu.slice(0, law.dim), c].map((numbers) =>
+    numbers.map((value) => Number(value.toPrecision(5))).join()).join("@")).join(";");
+  restart();
+}
+const changeSelected = (changes) => change(law.components.with(selected,
+  { ...law.components[selected], ...changes }));
+function showControls() {
+  const { w, c } = law.components[selected = Math.min(selected, law.num - 1)];
+  find("#own").value = state.law in SCENE.laws ? "" : state.law;  // an option of that name
+  for (const input of controls) put(input, state[input.dataset.key]);
+  put(find("#weight"), w);
+  put(find("#width"), Math.sqrt(c[0]));
+  find("#selected").textContent = `Mode ${selected + 1} of ${law.num}`;
+  find("#mode").hidden = law.num > MOST_HANDLES;
+  const isLangevin = state.sampler.endsWith("langevin"), isUsed = { steps: isLangevin,
+    tau: isLangevin, points: state.score === "empirical" };
+  for (const input of controls) input.disabled = isUsed[input.dataset.key] === false;
+  const ratio = state.sampler === "langevin" ? 1 : state.max / state.min;  // of the widest level
+  const square = Math.min(...law.components.flatMap((each) => [each.c[0], each.c[2]]));
+  const eta = (state.tau * ratio ** 2) / (square + (ratio * state.min) ** 2);
+  find("#eta").innerHTML = !isLangevin ? "" : `eta = tau/(s² + sigma²) = ${eta < 2
+    ? eta.toPrecision(3) : `<b class=wrong>${eta.toPrecision(3)}: chains diverge from 2 on</b>`}`;
+}
+/** Say where the chains are, with shares and width beside the truth at this level. */
+function show() {
+  isDue = true;
+  find("#run").textContent = isRunning ? "Pause" : chains.hasEnded ? "Run again" : "Run";
+  find("#place").textContent = `level ${chains.level + 1} of ${chains.sigmas.length}, sigma = ${
+    chains.sigma.toPrecision(3)}, step ${chains.made} of ${chains.steps.length}`;
+  const isFinite = chains.x.every((v) => Math.abs(v) < 1e9), num = law.modes.length;
+  const found = isFinite && num <= 100 ? judge(law, chains.x, chains.sigma) : { modes: [] };
+  const row = (name, [now, truth, low, high], text) => {
+    const off = (now - truth) / ((now > truth ? high : low) - truth);
+    const word = off > 2 ? "<b class=wrong>✗ wrong</b>" : off > 1 ? "<b>✗ visible</b>" : "✓";
+    return `<tr><td>${[name, ...[now, truth, low, high].map(text), word].join("<td>")}`;
+  };
+  const rows = found.modes.map(({ share, trueShare, low, high }, k) => row(`mode ${k + 1}`,
+    [share, trueShare, low, high], (each) => `${(100 * each).toFixed(1)} %`));
+  const table = rows.filter((text) => num <= 8 || text.includes("✗")).slice(0, 8);
+  if (found.width) table.push(row("width", [found.width, 1, 1 - found.error, 1 + found.error],
+    (each) => each.toFixed(3)));
+  find("#shares tbody").innerHTML = table.join("");
+  const word = table.some((text) => text.includes("✗")) ? "off in the rows with ✗"
+    : "as good as exact draws";
+  find("#verdict").textContent = !isFinite ? "The chains diverged: take a smaller step size."
+    : found.width && chains.hasEnded ? `At the end: ${word}.` : "";
+}
+/** Make steps for some milliseconds, and draw. */
+function frame() {
+  const until = performance.now() + 9, before = chains.made;
+  while (isRunning && !chains.hasEnded && chains.made < before + state.speed
+    && performance.now() < until) chains.advance();
+  if (isRunning && (chains.hasEnded || performance.now() > shown + 250)) {
+    isRunning = !chains.hasEnded;
+    shown = performance.now();
+    show();
+  }
+  if (isDue || chains.made !== before) {
+    isDue = false;
+    if (held === null) picture.fit(law, chains.sigma);
+    picture.draw(law, chains, state);
+    placeHandles();
+  }
+  requestAnimationFrame(frame);
+}
+/** Put a button on each mode: drag it, or focus it and use the arrow keys. */
+function placeHandles() {
+  const box = find("#handles"), num = law.num > MOST_HANDLES ? 0 : law.num;
+  while (box.children.length > num) box.lastChild.remove();
+  for (let k = box.children.length; k < num; k++) {
+    const handle = document.createElement("button");
+    Object.assign(handle, { textContent: k + 1, ariaLabel: `mode ${k + 1}, moved by arrow keys` });
+    handle.onfocus = () => { selected = k; showControls(); };
+    handle.onpointerdown = () => { selected = held = k; };
+    handle.onkeydown = (event) => {
+      const step = picture.width / picture.scale / 50, move = { ArrowLeft: [-step, 0],
+        ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[event.key];
+      if (move) event.preventDefault();
+      if (move) changeSelected({ mu: law.components[k].mu.map((m, i) => m + move[i]) });
+    };
+    box.append(handle);
+  }
+  [...box.children].forEach(({ style }, k) => {
+    const [left, top] = picture.toPixels(...law.components[k].mu), line = picture.height - FLOOR;
+    Object.assign(style, { left: `${left}px`, top: `${law.dim === 2 ? top : line - 14}px` });
+  });
+}
+for (const input of controls)
+  input.oninput = () => { state[input.dataset.key] = valueOf(input); restart(); };
+find("#weight").oninput = ({ target }) => {
+  const w = Number(target.value), rest = (1 - w) / (1 - law.components[selected].w || 1);
+  change(law.components.map((each, k) => ({ ...each, w: k === selected ? w : each.w * rest })));
+};
+find("#width").oninput = ({ target: { value: s } }) => changeSelected({ c: [s * s, 0, s * s] });
+find("#add").onclick = () => change([...law.components,
+  { w: 0.25, mu: law.components[selected].mu.map((m) => m + 3), c: [1, 0, 1] }]);
+find("#remove").onclick = () => law.num > 1 && change(law.components.toSpliced(selected, 1));
+find("#run").onclick = () => {
+  if (chains.hasEnded) restart();
+  isRunning = !isRunning;
+  show();
+};
+find("#restart").onclick = restart;
+onpointermove = ({ clientX, clientY }) => {
+  const { left, top } = picture.canvas.getBoundingClientRect();
+  if (held !== null) changeSelected({ mu: picture.toData(clientX - left, clientY - top) });
+};
+onpointerup = onpointercancel = () => { if (held !== null) { held = null; restart(); } };
+onresize = () => { isDue = true; };
+onkeydown = ({ key, target }) => key === " " && target === document.body && find("#run").click();
+(onhashchange = () => { readAddress(); restart(); })();
+requestAnimationFrame(frame);

@@ -1,0 +1,280 @@
+"""The live page computes what Python computes, and its controls do what they say."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+import ncsn_cli
+from ncsn_cli.commands.live import law_of
+from ncsn_cli.datasets import GaussianMixture, grid
+from ncsn_cli.models import (
+    MLP,
+    EmbeddingMLP,
+    EnergyMLP,
+    FourierMLP,
+    MixtureScore,
+    NCSNv2MLP,
+    PreconditionedMLP,
+)
+from ncsn_cli.plots.live import LiveState, UnknownOperationError, live_page, program_of
+from ncsn_cli.samplers import (
+    AnnealedLangevin,
+    Langevin,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    plan_of,
+)
+from ncsn_cli.schedules import Geometric
+from tests.helpers.browser import answer_of, needs_browser
+from tests.helpers.problems import correlated_2d, shaken, stream, two_modes_1d, two_modes_2d
+from tests.helpers.slow import slow_but
+
+SCRIPTS = Path(ncsn_cli.__file__).parent / "plots" / "live"
+
+
+def page_of(dataset, program=None, **state):
+    return live_page(
+        "A page", {"law": law_of(dataset)}, LiveState("law", **state), program=program
+    )
+
+
+def padded(x):
+    """Points as the page takes them: two coordinates each, flat."""
+    return torch.nn.functional.pad(x.double(), (0, 2 - x.shape[1])).flatten().tolist()
+
+
+def scores(page, x, sigmas, folder):
+    """The page's score at points (B, D) and each of the levels."""
+    found = answer_of(
+        page,
+        f"""const x = Float64Array.from({json.dumps(padded(x))}), out = new Float64Array(x.length);
+        return {json.dumps(sigmas)}.map((sigma) => {{
+          for (let i = 0; i < {len(x)}; i += 250)
+            chains.score(x, sigma, out, i, Math.min({len(x)}, i + 250));
+          return Array.from(out);
+        }});""",
+        folder,
+    )
+    return torch.tensor(found).double().view(len(sigmas), len(x), 2)[..., : x.shape[1]]
+
+
+SIGMAS = [0.05, 0.7, 10.0]
+
+LAWS = {"1d": two_modes_1d, "full": correlated_2d, "grid": grid, "equal": two_modes_2d}
+
+
+@needs_browser
+@pytest.mark.parametrize("name", slow_but(LAWS, 1))
+def test_the_exact_score_is_that_of_python(name, tmp_path):
+    dataset = LAWS[name]()
+    x = 6 * torch.randn(1000, dataset.dim, generator=stream(), dtype=torch.float64)
+    found = scores(page_of(dataset), x, SIGMAS, tmp_path)
+    for sigma, score in zip(SIGMAS, found, strict=True):
+        expected = sigma * dataset.score(x, sigma)
+        assert torch.allclose(sigma * score, expected, rtol=1e-5, atol=1e-5)
+
+
+KINDS = [MLP, EmbeddingMLP, NCSNv2MLP, FourierMLP, PreconditionedMLP, EnergyMLP, MixtureScore]
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_networks_score_is_that_of_python(kind, dim, tmp_path):
+    torch.manual_seed(0)
+    network = shaken(kind(dim=dim)).eval()
+    x = 4 * torch.randn(1000, dim, generator=stream())
+    dataset = two_modes_1d() if dim == 1 else two_modes_2d()
+    page = page_of(dataset, program_of(network, dim), score="network")
+    found = scores(page, x, SIGMAS, tmp_path)
+    for sigma, score in zip(SIGMAS, found, strict=True):
+        with torch.no_grad():
+            expected = sigma * network(x, torch.tensor(sigma)).double()
+        # Both round to float32: errors grow with the largest number on the way.
+        scale = max(1.0, float(expected.abs().max()))
+        assert float((sigma * score - expected).abs().max()) < 1e-5 * scale
+
+
+def test_a_network_that_the_page_cannot_carry_out_says_why():
+    with pytest.raises(UnknownOperationError, match="cumsum"):
+        program_of(lambda x, sigma: x.cumsum(0), 2)
+    with pytest.raises(UnknownOperationError, match="other points"):
+        program_of(lambda x, sigma: x * float(x.sum()), 2)
+    with pytest.raises(UnknownOperationError, match="other points"):
+        program_of(lambda x, sigma: x / sigma if sigma > 1 else x, 2)
+
+
+@needs_browser
+def test_the_empirical_score_is_that_of_its_points(tmp_path):
+    page = page_of(two_modes_2d(), score="empirical", points=20)
+    points = answer_of(
+        page, "return Array.from(law.sample(20, 0, new Stream(1000)));", tmp_path
+    )  # the page's own, by its seed
+    x = 5 * torch.randn(1000, 2, generator=stream(), dtype=torch.float64)
+    means = torch.tensor(points).view(-1, 2).tolist()
+    empirical = GaussianMixture(weights=[1 / 20] * 20, means=means, stds=0.0)
+    found = scores(page, x, [0.7], tmp_path)[0]
+    assert torch.allclose(0.7 * found, 0.7 * empirical.score(x, 0.7), rtol=1e-5, atol=1e-5)
+
+
+@needs_browser
+def test_bands_and_true_shares_are_those_of_the_metric(tmp_path):
+    dataset = GaussianMixture([0.3, 0.5, 0.2], [[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]], 0.5)
+    bands, truth = answer_of(
+        page_of(dataset),
+        """const at = [[2000, .05], [2000, .8], [100, .5], [5000, .999], [10, .001]];
+        return [at.map(([n, q]) => band(n, q)), law.truth(.5)];""",
+        tmp_path,
+    )
+    for (n, q), (low, high) in zip(
+        [(2000, 0.05), (2000, 0.8), (100, 0.5), (5000, 0.999), (10, 0.001)], bands, strict=True
+    ):
+        assert [low * n, high * n] == pytest.approx([*binom.ppf([0.005, 0.995], n, q)])
+    exact = dataset.mode_moments(0.5)  # estimated by draws: three centres lie on no line
+    assert [mode["share"] for mode in truth] == pytest.approx(exact.shares.tolist(), abs=2e-3)
+    found = torch.tensor([[[a, b], [b, d]] for a, b, d in (mode["c"] for mode in truth)])
+    assert torch.allclose(found.double(), exact.covariances, rtol=0.02, atol=0.01)
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("num_levels", [2, 5, 12])
+@pytest.mark.parametrize("dataset", [two_modes_1d(), correlated_2d()], ids=["1d", "2d"])
+def test_the_probability_flow_takes_pythons_steps(dataset, num_levels, tmp_path):
+    sigmas = Geometric(10.0, 0.1, num_levels).sigmas
+    x = 10 * torch.randn(300, dataset.dim, generator=stream(), dtype=torch.float64)
+    sampler = ProbabilityFlow(denoise=True)
+    *_, last = sampler.chain(dataset.score, x, plan_of(sampler, sigmas), generator=stream())
+    page = page_of(
+        dataset, sampler="probability_flow", max=10, min=0.1, levels=num_levels, num=300,
+        denoise=True,
+    )  # fmt: skip
+    found = answer_of(
+        page,
+        f"""chains.x.set({json.dumps(padded(x))});
+        while (!chains.hasEnded) chains.advance();
+        return Array.from(chains.x);""",
+        tmp_path,
+    )
+    ours = torch.tensor(found).double().view(-1, 2)[:, : dataset.dim]
+    assert torch.allclose(ours, last.x, rtol=1e-5, atol=1e-5)
+
+
+SAMPLERS = {
+    "langevin": Langevin(step_size=0.05, steps=100),
+    "annealed_langevin": AnnealedLangevin(step_size=0.02, steps_per_level=20),
+    "reverse_diffusion": ReverseDiffusion(),
+    "probability_flow": ProbabilityFlow(),
+}
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dataset", [two_modes_1d(), two_modes_2d()], ids=["1d", "2d"])
+def test_chains_of_the_page_and_of_python_have_the_same_shares_and_widths(name, dataset, tmp_path):
+    # 8 cases with 2 shares of one number and 1 width each: 99.9 % intervals hold all with 98 %.
+    num, sampler, sigmas = 4000, SAMPLERS[name], Geometric(20.0, 0.5, 10).sigmas
+    tau = {"langevin": 0.05, "annealed_langevin": 0.02}.get(name, 0.1)
+    steps = {"langevin": 100, "annealed_langevin": 20}.get(name, 1)
+    page = page_of(
+        dataset, sampler=name, max=20, min=0.5, num=num, tau=tau, steps=steps, start="normal"
+    )
+    found = answer_of(
+        page,
+        """while (!chains.hasEnded) chains.advance();
+        return Array.from(chains.x);""",
+        tmp_path,
+    )
+    ours = torch.tensor(found).double().view(-1, 2)[:, : dataset.dim]
+    x = 20 * torch.randn(num, dataset.dim, generator=stream())
+    *_, last = sampler.chain(dataset.score, x, plan_of(sampler, sigmas), generator=stream(1))
+    pages, pythons = (dataset.nearest_mode(points) == 0 for points in (ours, last.x))
+    first, second = float(pages.double().mean()), float(pythons.double().mean())
+    share = (first + second) / 2
+    assert abs(first - second) < 3.29 * math.sqrt(2 * share * (1 - share) / num)
+    # Within the larger mode: the variance of a variance of n Gaussian numbers is 2 s^4/n.
+    is_large = int(share < 0.5)
+    stds = [
+        points[dataset.nearest_mode(points) == is_large].double().var(0).mean().sqrt()
+        for points in (ours, last.x)
+    ]
+    few = num * max(share, 1 - share) * dataset.dim
+    assert float(stds[0] / stds[1] - 1) == pytest.approx(0, abs=3.29 / math.sqrt(few))
+
+
+@needs_browser
+def test_the_address_holds_the_state_and_a_wrong_one_does_no_harm(tmp_path):
+    page = page_of(two_modes_2d())
+    answer = "return [state, location.hash, law.num, chains.sigmas.length];"
+    address = "#sampler=langevin&levels=7&max=15&seed=4&arrows=false&law=.5@0,0@1;.5@3,1@1,.5,2"
+    state, hash_, num, levels = answer_of(page, answer, tmp_path, address)
+    given = {"sampler": "langevin", "levels": 7, "max": 15, "seed": 4, "arrows": False}
+    assert state.items() >= given.items() and (num, levels) == (2, 7)
+    assert answer_of(page, answer, tmp_path, hash_)[0] == state
+    wrong = "#sampler=magic&levels=x&max=1e9&law=1@0@-1&tau=&points=-3&nothing=1&score=network"
+    state, *_ = answer_of(page, answer, tmp_path, wrong)
+    assert (state["sampler"], state["law"], state["score"]) == (
+        "annealed_langevin",
+        "law",
+        "exact",
+    )
+    assert state["max"] == 1000 and 1 <= state["levels"] <= 100 and state["points"] == 5
+
+
+@needs_browser
+def test_modes_are_moved_weighed_added_and_removed_by_keys_and_controls(tmp_path):
+    found = answer_of(
+        page_of(two_modes_2d(), num=200),
+        """frame();
+        const seen = [law.components.map(({ w, mu }) => [w, ...mu])];
+        const keep = () => seen.push(law.components.map(({ w, mu }) => [w, ...mu]));
+        const [first, second] = find("#handles").children;
+        second.focus();
+        second.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+        keep();
+        const weight = find("#weight");
+        weight.value = .4;
+        weight.dispatchEvent(new Event("input"));
+        keep();
+        find("#add").click();
+        keep();
+        find("#remove").click();
+        keep();
+        find("#run").click();
+        const isRunning_ = isRunning;
+        while (!chains.hasEnded) chains.advance();
+        show();
+        return [seen, isRunning_, find("#shares").innerText, find("#verdict").textContent];""",
+        tmp_path,
+    )
+    (start, moved, weighed, added, removed), is_running, table, verdict = found
+    assert moved[1][1] > start[1][1] and moved[0] == start[0] and moved[1][2] == start[1][2]
+    assert [w for w, *_ in weighed] == pytest.approx([0.6, 0.4], abs=1e-4)
+    assert len(added) == 3 and len(removed) == 2
+    assert (
+        is_running and "mode 1" in table and "width" in table and verdict.startswith("At the end")
+    )
+
+
+def test_the_page_is_small_plain_and_asks_for_nothing():
+    page = page_of(two_modes_2d(), program_of(shaken(PreconditionedMLP(dim=2)), 2))
+    assert len(page.encode()) < 400_000
+    assert not re.search(r"https?:|\bimport\b|fetch\(|src=|XMLHttp", page)
+    lines = [len(path.read_text().splitlines()) for path in SCRIPTS.glob("*.js")]
+    assert sum(lines) <= 600 and "default-src 'none'" in page
+
+
+def test_a_law_without_components_is_that_of_its_draws():
+    from ncsn_cli.datasets import Checkerboard
+
+    law = law_of(Checkerboard())
+    assert np.sum([w for (w,), *_ in law]) == pytest.approx(1)
+    assert all(c == [0.0] for *_, c in law)
