@@ -19,8 +19,8 @@ LAWS = [
     "song_ermon_2d", "two_modes_1d", "two_modes_2d", "three_modes_2d", "grid_2d", "ring_2d",
     "moons_2d", "spiral_2d",
 ]  # fmt: skip
-STATE = LiveState("song_ermon_2d", start="prior", max=20.0, min=1.0, levels=10, tau=0.05)
-"""The settings of experiment=song_ermon_annealed, but for the start."""
+STATE = LiveState("song_ermon_2d", max=20.0, min=1.0, levels=10, steps=200, tau=0.1, speed=5)
+"""The levels of experiment=song_ermon_annealed; its shares with longer and more steps are right."""
 
 
 def main() -> None:
