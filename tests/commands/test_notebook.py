@@ -336,11 +336,24 @@ def python_block():
     return page.partition("```python\n")[2].partition("```")[0]
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.slow
+def test_the_teachers_notebook_runs_and_its_answers_are_right(tmp_path):
+    notebook = nbformat.read(EXAMPLES / "ten_minutes.ipynb", as_version=4)
+    stored = [cell.get("outputs") for cell in notebook.cells]
+    answers = [cell for cell in notebook.cells if "<summary>Answer" in cell.source]
+    assert len(answers) == sum("**Question" in cell.source for cell in notebook.cells) == 9
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    for cell, before in zip(notebook.cells, stored, strict=True):
+        now = [out["text"] for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+        assert len(now) == len(before or [])  # and each cell asserts what its answer says
+
+
 @pytest.mark.slow
 def test_the_notebook_with_the_lines_of_the_page_runs(tmp_path):
-    notebook = nbformat.read(
-        Path(__file__).parents[2] / "examples" / "first_steps.ipynb", as_version=4
-    )
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert "\n\n".join(code) == python_block().strip()
     assert len(python_block().splitlines()) < 20
