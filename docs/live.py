@@ -20,7 +20,7 @@ LAWS = [
     "moons_2d", "spiral_2d",
 ]  # fmt: skip
 STATE = LiveState("song_ermon_2d", max=20.0, min=1.0, levels=10, steps=200, tau=0.1, speed=5)
-"""The levels of experiment=song_ermon_annealed; its shares with longer and more steps are right."""
+"""The levels of experiment=song_ermon_annealed, with twice as many steps of twice the size."""
 
 
 def main() -> None:
