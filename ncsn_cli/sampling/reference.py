@@ -30,7 +30,8 @@ _MOST_TERMS = 2_000_000_000  # steps times chains times components: some seconds
 
 _MAIN = 0.5  # what takes away this share of an error is its cause
 
-_TELLS_NOTHING = "budget=true tells"  # where it runs: the exact score is known
+_NOT_FOUND = "not found by a quick check (budget=true splits the error)"
+"""budget=true runs here, because the exact score is known."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Reference:
         if self.exact is None:
             return "these numbers do not tell"
         if work > _MOST_TERMS or own["verdict"] == GOOD:
-            return _TELLS_NOTHING
+            return _NOT_FOUND
         score, log_prob = self.exact
         ideal = replace(setup, score=score, log_prob=log_prob)
         known = own if self.score_name is None else self._repeat(name, ideal, num)
@@ -136,7 +137,7 @@ class Reference:
         if known["value"] <= _MAIN * own["value"]:
             return f"the {self.score_name} (with the exact score, {_share(known, own)} {rest})"
         if known["verdict"] == GOOD:
-            return _TELLS_NOTHING
+            return _NOT_FOUND
         started = _start(setup, Data(), setup.plan[0].sigma)
         best = self._repeat(name, replace(ideal, init=started), num)
         if best is not None and best["value"] <= _MAIN * known["value"]:
