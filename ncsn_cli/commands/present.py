@@ -76,12 +76,12 @@ def present(
     config: Config,
     metrics: dict[str, Any],
     verdict: Verdict,
-    live: Callable[[str], str] | None = None,
+    live: Callable[[str], str | None] | None = None,
 ) -> None:
     """Write every picture that applies into ``plots/`` and ``animations/``, and the report.
 
     ``compose`` returns the scene that the pictures show. ``verdict`` is the head of the report.
-    ``live`` returns the live page under a title; it is None if there is none.
+    ``live`` returns the live page under a title, or None if there is none.
     """
     missing = _draw(folder, pictures, compose) if pictures else {}
     title = (
@@ -89,7 +89,8 @@ def present(
     )
     if pictures and live is not None:
         with drawing(LIVE, missing):
-            folder.write(LIVE, without_home(live(title)).encode())
+            if (text := live(title)) is not None:
+                folder.write(LIVE, without_home(text).encode())
     command, runtime = HydraConfig.get().job.config_name, HydraConfig.get().runtime
     before = _defaults(command, tuple(source.path for source in runtime.config_sources))
     now = flatten(without_paths(config))

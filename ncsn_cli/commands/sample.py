@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
-from ncsn_cli.commands.live import Moved, page_of_run
 from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.present import present
@@ -79,7 +77,9 @@ def sample(cfg: DictConfig) -> float | None:
         report, log_density = measure(job, chains, seconds, folder)
         scene = partial(scene_of, job, chains, report, log_density)
         verdict = of_samples(report)
-        present(folder, job.parts.pictures, scene, config, report, verdict, live_of(job))
+        present(
+            folder, job.parts.pictures, scene, config, report, verdict, partial(live_page_of, job)
+        )
         log.info("everything is in %s", folder.path)
         log_next(folder.path, compare_command(), verdict)
         return objective_of(report, job.run.objective)
@@ -217,15 +217,17 @@ def _measure_score(
     return report, log_density
 
 
-def live_of(job: Job) -> Callable[[str], str] | None:
-    """Return the function that makes the run's live page; None if D > 2."""
+def live_page_of(job: Job, title: str) -> str | None:
+    """Return the live page of the run; None if D > 2."""
+    from ncsn_cli.commands.live import Moved, page_of_run  # here: matplotlib comes with it
+
     parts, network = job.parts, job.setup.score
     if job.truth.dim > 2:
         return None
     if isinstance(network, Recentred):
         network = network.network
-    return partial(
-        page_of_run,
+    return page_of_run(
+        title,
         dataset=parts.dataset,
         sigmas=(parts.sigmas if len(parts.plan) > 1 else parts.schedule.sigmas).tolist(),
         seed=job.run.seed,

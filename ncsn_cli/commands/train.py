@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
-from ncsn_cli.commands.live import MOST_PARTICLES, Moved, page_of_run
 from ncsn_cli.commands.names import RESUME, override
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
@@ -86,7 +84,9 @@ def train(cfg: DictConfig) -> float | None:
         losses = [row["excess_loss"] for row in job.history if row["excess_loss"] is not None]
         verdict = of_network(metrics, losses, _more_work(job.training), _more_data(job.config))
         scene = partial(scene_of, job, metrics)
-        present(folder, job.parts.pictures, scene, config, metrics, verdict, live_of(job))
+        present(
+            folder, job.parts.pictures, scene, config, metrics, verdict, partial(live_page_of, job)
+        )
         if job.board is not None:
             job.board.write(job.history, with_pictures=True)
         log.info("everything is in %s", folder.path)
@@ -170,16 +170,22 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def live_of(job: Job) -> Callable[[str], str] | None:
-    """Return the function that makes the run's live page; None if D > 2."""
+def live_page_of(job: Job, title: str) -> str | None:
+    """Return the live page of the run; None if D > 2."""
+    from ncsn_cli.commands.live import (  # matplotlib comes with it
+        MOST_PARTICLES,
+        Moved,
+        page_of_run,
+    )
+
     if job.parts.dataset.dim > 2:
         return None
     moved = None
     with suppress(ConfigError):  # ncsn-sample will ask for a sampler that these levels suit
         plan = plan_of(job.parts.sampler, job.parts.sigmas)
         moved = Moved(job.parts.sampler, plan, Prior(), MOST_PARTICLES)
-    return partial(
-        page_of_run,
+    return page_of_run(
+        title,
         dataset=job.parts.dataset,
         sigmas=job.parts.sigmas.tolist(),
         seed=job.run.seed,
