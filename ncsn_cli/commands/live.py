@@ -137,10 +137,13 @@ def _state_of(moved: Moved, sigma_max: float, notes: list[str]) -> dict[str, Any
         state |= {"sampler": name, "denoise": sampler.denoise}
         if plan[-1].steps:
             state |= {"steps": plan[-1].steps, "tau": plan[-1].tau}
-    starts = {
-        "prior": inits.Prior(), "normal": inits.Normal(std=sigma_max), "uniform": inits.Uniform(),
+    starts: dict[str, Init] = {
+        "prior": inits.Prior(),
+        "uniform": inits.Uniform(),
         "data": inits.Data(),
-    }  # fmt: skip
+    }
+    if sigma_max > 0:
+        starts["normal"] = inits.Normal(std=sigma_max)
     start = next((key for key, here in starts.items() if here == init), None)
     if start is None:
         notes.append(f"The run started elsewhere: {init}.")

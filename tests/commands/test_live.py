@@ -278,3 +278,33 @@ def test_a_law_without_components_is_that_of_its_draws():
     law = law_of(Checkerboard())
     assert np.sum([w for (w,), *_ in law]) == pytest.approx(1)
     assert all(c == [0.0] for *_, c in law)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=ism_1d"],  # one level, sigma = 0
+        ["dataset=checkerboard_2d", "model=energy_mlp"],
+        ["dataset=grid_2d", "schedule=karras", "sampler=predictor_corrector"],
+    ],
+    ids=" ".join,
+)
+def test_every_run_has_a_page_with_its_network(arguments, tmp_path, succeed):
+    few = ["trainer.steps=2", "plot=[loss]", "animation=[]"]
+    run = succeed("ncsn-train", *arguments, *few, folder=tmp_path)
+    page = (run / "live.html").read_text()
+    assert '"score":"network"' in page and len(page) < 400_000
+    assert 'href="live.html"' in (run / "report.html").read_text()
+    samples = succeed(
+        "ncsn-sample", f"checkpoint={run}", "num_samples=50", *few[1:], folder=tmp_path
+    )
+    assert '"score":"network"' in (samples / "live.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_without_pictures_or_of_three_dimensions_has_no_page(tmp_path, succeed):
+    means = ["dataset=mixture", "dataset.weights=[1]", "dataset.means=[[0,0,0]]", "plot=[loss]"]
+    for arguments in (["plot=[]"], means):
+        run = succeed("ncsn-train", *arguments, "trainer.steps=2", "animation=[]", folder=tmp_path)
+        assert not (run / "live.html").exists()
