@@ -322,8 +322,10 @@ def _warn_of_unfinished(run: Path, step: int, config: Config) -> None:
     if not run.is_dir() or not isinstance(steps, int) or step >= steps:
         return
     place, at = os.path.relpath(run), f"its newest checkpoint is at step {step} of {steps}"
-    if read_json(run / "status.json").get("state") == "done":
-        log.info("%s: %s, where trainer.max_seconds ended the training", place, at)
+    state = read_json(run / "status.json").get("state")
+    if state in ("done", "running"):
+        why = "trainer.max_seconds ended the training" if state == "done" else "it still trains"
+        log.info("%s: %s, %s", place, at, why)
         return
     resume = command_to_resume(run, RESUME["train"], place)
     resume = resume or f"ncsn-train {override(RESUME['train'], place)}"

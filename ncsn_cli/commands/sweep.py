@@ -40,7 +40,7 @@ _WORDS = {"done": "done", "failed": "failed", "diverged": "diverged", "interrupt
 
 _SECONDS_BETWEEN_LOOKS = 0.5  # between updates of the display
 
-_SECONDS_TO_SAVE = 3.0  # longest wait for the jobs to save after a signal
+_SECONDS_TO_SAVE = 10.0  # longest wait for the jobs to save after a signal: beside other work
 
 
 @dataclass(frozen=True)

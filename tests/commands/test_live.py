@@ -92,7 +92,7 @@ def test_the_networks_score_is_that_of_python(kind, dim, tmp_path):
     network = shaken(kind(dim=dim)).eval()
     x = 4 * torch.randn(1000, dim, generator=stream())
     dataset = two_modes_1d() if dim == 1 else two_modes_2d()
-    page = page_of(dataset, program_of(network, dim), score="network")
+    page = page_of(dataset, program_of(network, dim, (10.0, 0.05)), score="network")
     found = scores(page, x, SIGMAS, tmp_path)
     for sigma, score in zip(SIGMAS, found, strict=True):
         with torch.no_grad():
@@ -102,13 +102,43 @@ def test_the_networks_score_is_that_of_python(kind, dim, tmp_path):
         assert float((sigma * score - expected).abs().max()) < 1e-5 * scale
 
 
-def test_a_network_that_the_page_cannot_carry_out_says_why():
-    with pytest.raises(UnknownOperationError, match="cumsum"):
-        program_of(lambda x, sigma: x.cumsum(0), 2)
-    with pytest.raises(UnknownOperationError, match="other points"):
-        program_of(lambda x, sigma: x * float(x.sum()), 2)
-    with pytest.raises(UnknownOperationError, match="other points"):
-        program_of(lambda x, sigma: x / sigma if sigma > 1 else x, 2)
+WEIGHTS = torch.ones(2, 2)
+
+
+def halved_in_place(x, sigma):
+    y = x * 1
+    y.unsqueeze(0).mul_(0.5)
+    return y
+
+
+def halved_under_a_view(x, sigma):
+    y = x * 1
+    view = y.view(-1, 2)
+    y.mul_(0.5)
+    return view
+
+
+REFUSED = {
+    "an unknown operation": lambda x, sigma: x.cumsum(0),
+    "numbers of x": lambda x, sigma: x * float(x.sum()),
+    "a branch": lambda x, sigma: x / sigma if sigma > 3 else x,
+    "a mask": lambda x, sigma: x * (sigma > 3).float(),
+    "other points": lambda x, sigma: x - x.sum(0),
+    "a mean over points": lambda x, sigma: x - x.sum(0, keepdim=True) / len(x),
+    "rounding": lambda x, sigma: torch.div(x, sigma, rounding_mode="trunc"),
+    "a factor": lambda x, sigma: torch.addmm(x.new_ones(2), x, WEIGHTS, beta=0.5),
+    "alpha": lambda x, sigma: torch.rsub(x, 1, alpha=2),
+    "a view": halved_in_place,
+    "under a view": halved_under_a_view,
+    "an axis": lambda x, sigma: torch.cat([x, x])[: len(x)],
+    "four axes": lambda x, sigma: x.view(-1, 1, 1, 2).expand(-1, 2, 1, 2).sum(1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("score", REFUSED.values(), ids=REFUSED)
+def test_a_network_that_the_page_cannot_carry_out_is_refused(score):
+    with pytest.raises(UnknownOperationError):
+        program_of(score, 2, (10.0, 0.1))
 
 
 @needs_browser
@@ -130,17 +160,103 @@ def test_bands_and_true_shares_are_those_of_the_metric(tmp_path):
     bands, truth = answer_of(
         page_of(dataset),
         """const at = [[2000, .05], [2000, .8], [100, .5], [5000, .999], [10, .001]];
-        return [at.map(([n, q]) => band(n, q)), law.truth(.5)];""",
+        return [at.map(([n, q]) => band(n, q, .005)), law.truth(.5, false)];""",
         tmp_path,
     )
     for (n, q), (low, high) in zip(
         [(2000, 0.05), (2000, 0.8), (100, 0.5), (5000, 0.999), (10, 0.001)], bands, strict=True
     ):
         assert [low * n, high * n] == pytest.approx([*binom.ppf([0.005, 0.995], n, q)])
-    exact = dataset.mode_moments(0.5)  # estimated by draws: three centres lie on no line
-    assert [mode["share"] for mode in truth] == pytest.approx(exact.shares.tolist(), abs=2e-3)
-    found = torch.tensor([[[a, b], [b, d]] for a, b, d in (mode["c"] for mode in truth)])
-    assert torch.allclose(found.double(), exact.covariances, rtol=0.02, atol=0.01)
+    # Python's are estimated by draws here: three centres lie on no line. The page's lattice of
+    # 6666 points a component errs less: about (log n)/n.
+    exact = dataset.mode_moments(0.5)
+    for k, mode in enumerate(truth):
+        near = 3.5 * float(exact.errors[0][k]) + 2e-3
+        assert mode["share"] == pytest.approx(float(exact.shares[k]), abs=near)
+        (a, b, d), near = mode["c"], 3.5 * float(exact.errors[2][k].max()) + 5e-3
+        assert torch.allclose(
+            torch.tensor([[a, b], [b, d]]).double(), exact.covariances[k], rtol=0, atol=near
+        )
+
+
+JUDGED = """
+  const off = (law, x, sigma, isDenoised) => {
+    const { modes, width, error } = judge(law, x, sigma, isDenoised);
+    return [modes.some(({ share, low, high }) => share < low || share > high),
+      Math.abs(width - 1) > error];
+  };"""
+
+
+@needs_browser
+@pytest.mark.parametrize(("num", "sigma"), [(2000, 0.1), (500, 1.0)])
+def test_exact_draws_of_every_law_of_the_documents_are_as_good_as_exact_draws(
+    num, sigma, tmp_path
+):
+    page = (Path(__file__).parents[2] / "docs" / "live.html").read_text()
+    found = answer_of(
+        page,
+        JUDGED
+        + f"""return Object.keys(SCENE.laws).map((name) => {{
+          const law = lawOf(name);
+          return Array.from({{ length: 40 }}, (_, seed) =>
+            off(law, law.sample({num}, {sigma}, new Stream(seed)), {sigma}, false));
+        }});""",
+        tmp_path,
+    )
+    # At most 1 % each if the bands are right; of 40, 4 or more come with 5e-4, for 8 laws x 2 with
+    # 1 %. The band of the width is that of Gaussian modes: those of moons and spiral overlap, so
+    # twice as many may be off.
+    for law in found:
+        shares, widths = (sum(column) for column in zip(*law, strict=True))
+        assert shares <= 3 and widths <= 6
+
+
+@needs_browser
+def test_one_mode_and_denoised_points_are_judged_right(tmp_path):
+    one = GaussianMixture([1.0], [[0.0, 0.0]], 1.0)
+    seen = answer_of(
+        page_of(one, num=1000, min=0.5, max=10, sampler="probability_flow"),
+        "show(); return find('#shares').innerText;",
+        tmp_path,
+    )
+    assert "mode 1" in seen and "✗" not in seen.splitlines()[1]
+    found = answer_of(
+        page_of(two_modes_2d()),
+        JUDGED
+        + """const x = law.sample(2000, 1, new Stream(3)), s = new Float64Array(x.length);
+        law.score(x, 1, s, 0, 2000);
+        return off(law, x.map((v, i) => v + s[i]), 1, true);""",
+        tmp_path,
+    )
+    assert found == [False, False]
+
+
+@needs_browser
+def test_a_law_of_rank_one_and_a_single_level_without_noise_open(tmp_path):
+    c = [[1.26, 0.3276], [0.3276, 0.085176]]  # a d - b b = -1e-17
+    thin = GaussianMixture([1.0], [[0.0, 0.0]], covariances=[c])
+    assert answer_of(page_of(thin), "frame(); return chains.x.every(Number.isFinite);", tmp_path)
+    page = page_of(
+        two_modes_2d(), sampler="annealed_langevin", max=0.0, min=0.0, levels=1, steps=50, num=100
+    )
+    eta, is_finite = answer_of(
+        page,
+        """while (!chains.hasEnded) chains.advance();
+        show();
+        return [find("#eta").textContent, chains.x.every(Number.isFinite)];""",
+        tmp_path,
+    )
+    assert is_finite and eta.endswith("= 0.100")
+
+
+@needs_browser
+def test_eta_is_that_of_the_narrowest_direction(tmp_path):
+    narrow = "#law=1@0,0@1,.99,1&sampler=langevin&min=0.01&tau=.05"
+    answer = "return find('#eta').textContent;"
+    eta = answer_of(page_of(two_modes_2d()), answer, tmp_path, narrow)
+    assert "4.95" in eta and "diverge" in eta  # .05/(.01 + .0001)
+    points = "#score=empirical&max=10&min=.1&tau=.05"  # points have no width: .05/.01
+    assert "= 5.00" in answer_of(page_of(two_modes_2d()), answer, tmp_path, points)
 
 
 @needs_browser
@@ -248,8 +364,12 @@ def test_modes_are_moved_weighed_added_and_removed_by_keys_and_controls(tmp_path
         keep();
         find("#remove").click();
         keep();
-        find("#run").click();
-        const isRunning_ = isRunning;
+        const tab = new KeyboardEvent("keydown", { key: "Tab", bubbles: true, cancelable: true });
+        second.dispatchEvent(tab);
+        if (tab.defaultPrevented) return "Tab is taken away";
+        const space = new KeyboardEvent("keydown", { key: " ", bubbles: true, cancelable: true });
+        document.body.dispatchEvent(space);
+        const isRunning_ = isRunning && space.defaultPrevented;
         while (!chains.hasEnded) chains.advance();
         show();
         return [seen, isRunning_, find("#shares").innerText, find("#verdict").textContent];""",
@@ -265,7 +385,7 @@ def test_modes_are_moved_weighed_added_and_removed_by_keys_and_controls(tmp_path
 
 
 def test_the_page_is_small_plain_and_asks_for_nothing():
-    page = page_of(two_modes_2d(), program_of(shaken(PreconditionedMLP(dim=2)), 2))
+    page = page_of(two_modes_2d(), program_of(shaken(PreconditionedMLP(dim=2)), 2, (9.0, 0.1)))
     assert len(page.encode()) < 400_000
     assert not re.search(r"https?:|\bimport\b|fetch\(|src=|XMLHttp", page)
     lines = [len(path.read_text().splitlines()) for path in SCRIPTS.glob("*.js")]

@@ -74,6 +74,9 @@ SAID = "width  1.23 of the truth  wrong: 44 times the noise"
         ("width   1.32 of the truth     wrong: 44 times the noise", False),
         ("width   1.23 of the truth     visible", False),
         ("moments 1.23 of the truth     wrong: 44 times the noise", False),
+        ("step 5 of 9: width 1.23 of the truth wrong: 44 times the noise", True),
+        ("step 1.23 of 44: width 7 of the truth wrong: 9 times the noise", False),
+        ("width   1.23 of the truth     wrong: 46 times the noise", False),
     ],
 )
 def test_what_a_page_says_is_compared_in_words_and_numbers(printed, expected):

@@ -1,7 +1,5 @@
 // What the canvas shows: density, score and particles of a law in one or two dimensions.
-
-const ARROWS = 15, MOST_HANDLES = 12, BIN = 10, FLOOR = 50;  // the last two: pixels, for D = 1
-
+const ARROWS = 15, BIN = 10, FLOOR = 50;  // the last two: pixels, for D = 1
 class Picture {
   constructor(canvas) {
     const image = document.createElement("canvas");
@@ -12,8 +10,8 @@ class Picture {
     const { width, height } = this.canvas.getBoundingClientRect(), ratio = devicePixelRatio;
     Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
     this.context.scale(ratio, ratio);
-    const widest = Math.max(0.01, ...law.components.flatMap(({ c: [a, , d] }) => [a, d]));
-    const margin = 2.5 * (sigma + Math.sqrt(widest));
+    const widest = Math.max(...law.components.flatMap(({ c: [a, , d] }) => [a, d]));
+    const margin = 2.5 * (sigma + Math.sqrt(widest)) || 1;
     const [[left, right], [low, high]] = [0, 1].map((axis) => law.modes.map((mode) => mode[axis]))
       .map((all) => [Math.min(...all) - margin, Math.max(...all) + margin]);
     const scales = [width / (right - left), law.dim === 2 ? height / (high - low) : Infinity];

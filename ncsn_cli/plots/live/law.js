@@ -90,60 +90,63 @@ class Mixture {
       return this.draw(this.components[k], sigma, stream.normals());
     }));
   }
-  /** Share, number and covariance of the points [x, y, weight] nearest to each mode. */
-  byMode(points) {
+  /** Share, number and covariance of the points nearest to each mode; weightOf(i) is a weight. */
+  byMode(x, weightOf) {
     const sums = this.modes.map(() => [0, 0, 0, 0, 0, 0, 0]);
-    for (const [x, y, weight] of points) {
+    for (let n = 0; n < x.length; n += 2) {
       let k = 0, least = Infinity;
       for (let i = 0; i < this.modes.length; i++) {
-        const square = (x - this.modes[i][0]) ** 2 + (y - this.modes[i][1]) ** 2;
+        const square = (x[n] - this.modes[i][0]) ** 2 + (x[n + 1] - this.modes[i][1]) ** 2;
         if (square < least) [k, least] = [i, square];
       }
-      const u = x - this.modes[k][0], v = y - this.modes[k][1];
+      const u = x[n] - this.modes[k][0], v = x[n + 1] - this.modes[k][1], weight = weightOf(n / 2);
       const add = (value, i) => { sums[k][i] += weight * value; };
       [1 / weight, 1, u, v, u * u, u * v, v * v].forEach(add);
     }
     return sums.map(([num, share, ...rest]) => {
       const [u, v, uu, uv, vv] = rest.map((sum) => sum / share);
-      return { num, share, c: [uu - u * u, uv - u * v, vv - v * v] };
+      return { num: Math.round(num), share, c: [uu - u * u, uv - u * v, vv - v * v] };
     });
   }
-  /** The same of p_sigma, by points of a lattice that fills each component evenly. */
-  truth(sigma) {
+  /** The same of p_sigma, or of its posterior means, by a lattice that fills each component. */
+  truth(sigma, isDenoised) {
     const num = Math.max(64, Math.floor(20000 / this.num));  // .7549 is of M. Roberts' sequence R2
-    return this.byMode(this.components.flatMap((each) => Array.from({ length: num }, (_, i) => {
-      const z = normals((i + 0.5) / num, (0.5 + 0.7548776662466927 * i) % 1);
-      return [...this.draw(each, sigma, z), each.w / num];
-    })));
+    const z = Array.from({ length: num }, (_, i) =>
+      normals((i + 0.5) / num, (0.5 + 0.7548776662466927 * i) % 1));
+    const x = Float64Array.from(this.components.flatMap((each) =>
+      z.flatMap((pair) => this.draw(each, sigma, pair)))), s = new Float64Array(x.length);
+    if (isDenoised) this.score(x, sigma, s, 0, x.length / 2);
+    return this.byMode(x.map((value, i) => value + sigma ** 2 * s[i]),
+      (i) => this.components[Math.floor(i / num)].w / num);
   }
 }
-/** The interval that holds 99 % of the shares K/n, K ~ Bin(n, q). */
-function band(n, q) {
+/** The interval that holds K/n but for a probability tail on either side, K ~ Bin(n, q). */
+function band(n, q, tail) {
   let log = n * Math.log(1 - q), below = 0, low;
   for (let k = 0; k < n; k++) {
     below += Math.exp(log);
-    if (below >= 0.005) low ??= k / n;
-    if (below >= 0.995) return [low, k / n];
+    if (below >= tail) low ??= k / n;
+    if (below >= 1 - tail) return [low, k / n];
     log += Math.log(((n - k) / (k + 1)) * (q / (1 - q)));
   }
   return [low ?? 1, 1];
 }
 /**
- * Shares of the points x beside the truth at level sigma, and the width of their modes:
- * w^2 = mean over k of tr C_k / tr C*_k. Its error holds 99 % of exact draws of Gaussian modes.
+ * Shares of the points x beside the truth, and the width w of their modes: w^2 is the mean of
+ * tr C_k / tr C*_k. All bands of shares together hold 99 % of exact draws, and so does 1 +- error.
  */
-function judge(law, x, sigma) {
-  const num = x.length / 2, truth = law.truth(sigma);
+function judge(law, x, sigma, isDenoised) {
+  const num = x.length / 2, truth = law.truth(sigma, isDenoised);
   let square = 0, variance = 0, used = 0;
-  const points = Array.from({ length: num }, (_, i) => [x[2 * i], x[2 * i + 1], 1 / num]);
-  const modes = law.byMode(points).map(({ share, num: n, c }, k) => {
-    const [a, b, d] = truth[k].c, [low, high] = band(num, truth[k].share);
+  const modes = law.byMode(x, () => 1 / num).map(({ num: n, c }, k) => {
+    const [a, b, d] = truth[k].c, q = Number(truth[k].share.toFixed(12));
+    const [low, high] = band(num, q, 0.005 / Math.max(1, truth.length - 1));
     if (n > 1 && a + d > 0) {
       used += 1;
-      square += (c[0] + c[2]) / (a + d);
-      variance += (2 * (a * a + 2 * b * b + d * d)) / (a + d) ** 2 / (num * truth[k].share);
+      square += ((c[0] + c[2]) * n) / (n - 1) / (a + d);
+      variance += (2 * (a * a + 2 * b * b + d * d)) / (a + d) ** 2 / (num * q);
     }
-    return { share, trueShare: truth[k].share, low, high };
+    return { share: n / num, trueShare: q, low, high };
   });
   const width = Math.sqrt(square / used) || 1, error = (1.288 * Math.sqrt(variance)) / used || 0;
   return { modes, width, error };

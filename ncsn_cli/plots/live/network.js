@@ -1,5 +1,4 @@
 // The run's network: the operations that program.py has recorded, on tensors with three axes.
-
 /** Call visit(n, i, j) for each element n of a shape, with its places i and j in a and b. */
 function walk([layers, rows, columns], a, b, visit) {
   const strides = ({ shape: [l, r, c] }) => [l > 1 ? r * c : 0, r > 1 ? c : 0, c > 1 ? 1 : 0];
@@ -10,7 +9,6 @@ function walk([layers, rows, columns], a, b, visit) {
       for (let end = n + columns; n < end; n++, i += p[2], j += q[2]) visit(n, i, j);
     }
 }
-
 const each = (f) => (out, a, b = a) =>
   walk(out.shape, a, b, (n, i, j) => { out.data[n] = f(a.data[i], b.data[j]); });
 const reduced = (f, first) => (out, a) => {

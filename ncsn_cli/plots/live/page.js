@@ -2,6 +2,7 @@
 
 const find = (selector) => document.querySelector(selector);
 const controls = [...document.querySelectorAll("[data-key]")];
+const handles = [...document.querySelectorAll("#handles button")];
 const picture = new Picture(find("canvas"));
 let state, law, chains, selected = 0, isRunning = false, held = null, isDue = true, shown = 0;
 /** The components of a law of this name, or of "w@x,y@c11,c12,c22;...", and their dimension. */
@@ -9,7 +10,8 @@ function lawOf(text) {
   const parts = SCENE.laws[text] ?? text.split(";").map((part) => part.split("@")
     .map((numbers) => numbers.split(",").map(Number)));
   return new Mixture(parts.map(([[w], [x, y = 0], [a, b = 0, d = a]]) => {
-    if (!(w > 0 && a >= 0 && d >= 0 && a * d >= b * b && Math.abs(x + y) < 1e9)) throw Error();
+    const isFine = w > 0 && a >= 0 && d >= 0 && a * d >= b * b && Math.hypot(x, y) < Infinity;
+    if (!isFine && !(text in SCENE.laws)) throw Error();
     return { w, mu: [x, y], c: [a, b, d] };
   }), Math.min(2, parts[0][1].length));
 }
@@ -47,15 +49,14 @@ function restart() {
   }
   const score = state.score === "network" ? networkScore(SCENE.program) : source.score.bind(source);
   chains = new Chains(law, score, state, sigmas);
-  const changed = Object.entries(state).filter(([key, value]) => value !== SCENE.state[key]);
-  if (held === null) history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
   showControls();
   show();
+  const changed = Object.entries(state).filter(([key, value]) => value !== SCENE.state[key]);
+  if (held === null) history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
 }
-/** Take these components as the law. */
 function change(components) {
   state.law = components.map(({ w, mu, c }) => [[w], mu.slice(0, law.dim), c].map((numbers) =>
-    numbers.map((value) => Number(value.toPrecision(5))).join()).join("@")).join(";");
+    numbers.map((value) => Number(value.toPrecision(8))).join()).join("@")).join(";");
   restart();
 }
 const changeSelected = (changes) => change(law.components.with(selected,
@@ -63,19 +64,20 @@ const changeSelected = (changes) => change(law.components.with(selected,
 function showControls() {
   const { w, c } = law.components[selected = Math.min(selected, law.num - 1)];
   find("#own").value = state.law in SCENE.laws ? "" : state.law;  // an option of that name
-  for (const input of controls) put(input, state[input.dataset.key]);
+  for (const input of controls) {
+    put(input, state[input.dataset.key]);
+    input.disabled = !`${state.sampler} ${state.score}`.includes(input.dataset.only ?? "");
+  }
   put(find("#weight"), w);
   put(find("#width"), Math.sqrt(c[0]));
   find("#selected").textContent = `Mode ${selected + 1} of ${law.num}`;
-  find("#mode").hidden = law.num > MOST_HANDLES;
-  const isLangevin = state.sampler.endsWith("langevin"), isUsed = { steps: isLangevin,
-    tau: isLangevin, points: state.score === "empirical" };
-  for (const input of controls) input.disabled = isUsed[input.dataset.key] === false;
-  const ratio = state.sampler === "langevin" ? 1 : state.max / state.min;  // of the widest level
-  const square = Math.min(...law.components.flatMap((each) => [each.c[0], each.c[2]]));
-  const eta = (state.tau * ratio ** 2) / (square + (ratio * state.min) ** 2);
-  find("#eta").innerHTML = !isLangevin ? "" : `eta = tau/(s² + sigma²) = ${eta < 2
-    ? eta.toPrecision(3) : `<b class=wrong>${eta.toPrecision(3)}: chains diverge from 2 on</b>`}`;
+  find("#mode").hidden = law.num > handles.length;
+  const last = chains.sigmas.at(-1), top = chains.sigmas[chains.first];  // the widest level
+  const narrowest = state.score === "empirical" ? 0 : Math.min(...law.components.map(
+    ({ c: [a, b, d] }) => (a + d) / 2 - Math.hypot((a - d) / 2, b)));
+  const eta = (state.tau * (top / last || 1) ** 2) / (narrowest + top ** 2);
+  find("#eta").innerHTML = state.sampler.endsWith("langevin") ? `eta = tau/(s² + sigma²) = ${
+    eta.toPrecision(3)}${eta < 2 ? "" : "<b class=wrong>: chains diverge from 2 on</b>"}` : "";
 }
 /** Say where the chains are, with shares and width beside the truth at this level. */
 function show() {
@@ -84,7 +86,8 @@ function show() {
   find("#place").textContent = `level ${chains.level + 1} of ${chains.sigmas.length}, sigma = ${
     chains.sigma.toPrecision(3)}, step ${chains.made} of ${chains.steps.length}`;
   const isFinite = chains.x.every((v) => Math.abs(v) < 1e9), num = law.modes.length;
-  const found = isFinite && num <= 100 ? judge(law, chains.x, chains.sigma) : { modes: [] };
+  const isDenoised = chains.hasEnded && state.denoise;
+  const found = isFinite ? judge(law, chains.x, chains.sigma, isDenoised) : { modes: [] };
   const row = (name, [now, truth, low, high], text) => {
     const off = (now - truth) / ((now > truth ? high : low) - truth);
     const word = off > 2 ? "<b class=wrong>✗ wrong</b>" : off > 1 ? "<b>✗ visible</b>" : "✓";
@@ -96,10 +99,10 @@ function show() {
   if (found.width) table.push(row("width", [found.width, 1, 1 - found.error, 1 + found.error],
     (each) => each.toFixed(3)));
   find("#shares tbody").innerHTML = table.join("");
-  const word = table.some((text) => text.includes("✗")) ? "off in the rows with ✗"
-    : "as good as exact draws";
+  const isOff = table.some((text) => text.includes("✗"));
   find("#verdict").textContent = !isFinite ? "The chains diverged: take a smaller step size."
-    : found.width && chains.hasEnded ? `At the end: ${word}.` : "";
+    : !chains.hasEnded ? "" : isOff ? "At the end: off in the rows with ✗."
+      : "At the end: as good as exact draws.";
 }
 /** Make steps for some milliseconds, and draw. */
 function frame() {
@@ -119,37 +122,35 @@ function frame() {
   }
   requestAnimationFrame(frame);
 }
-/** Put a button on each mode: drag it, or focus it and use the arrow keys. */
+/** Put the buttons on the modes. */
 function placeHandles() {
-  const box = find("#handles"), num = law.num > MOST_HANDLES ? 0 : law.num;
-  while (box.children.length > num) box.lastChild.remove();
-  for (let k = box.children.length; k < num; k++) {
-    const handle = document.createElement("button");
-    Object.assign(handle, { textContent: k + 1, ariaLabel: `mode ${k + 1}, moved by arrow keys` });
-    handle.onfocus = () => { selected = k; showControls(); };
-    handle.onpointerdown = () => { selected = held = k; };
-    handle.onkeydown = (event) => {
-      const step = picture.width / picture.scale / 50, move = { ArrowLeft: [-step, 0],
-        ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[event.key];
-      if (move) event.preventDefault();
-      if (move) changeSelected({ mu: law.components[k].mu.map((m, i) => m + move[i]) });
-    };
-    box.append(handle);
-  }
-  [...box.children].forEach(({ style }, k) => {
-    const [left, top] = picture.toPixels(...law.components[k].mu), line = picture.height - FLOOR;
-    Object.assign(style, { left: `${left}px`, top: `${law.dim === 2 ? top : line - 14}px` });
+  handles.forEach((handle, k) => {
+    handle.hidden = law.num > handles.length || k >= law.num;
+    const [left, top] = picture.toPixels(...(law.components[k]?.mu ?? [0, 0]));
+    const place = law.dim === 2 ? top : picture.height - FLOOR - 14;
+    Object.assign(handle.style, { left: `${left}px`, top: `${place}px` });
   });
 }
+handles.forEach((handle, k) => {
+  handle.onfocus = () => { selected = k; showControls(); };
+  handle.onpointerdown = () => { selected = held = k; };
+  handle.onkeydown = (event) => {
+    const step = picture.width / picture.scale / 50, move = { ArrowLeft: [-step, 0],
+      ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[event.key];
+    if (move) event.preventDefault();
+    if (move) changeSelected({ mu: law.components[k].mu.map((m, i) => m + move[i]) });
+  };
+});
 for (const input of controls)
   input.oninput = () => { state[input.dataset.key] = valueOf(input); restart(); };
 find("#weight").oninput = ({ target }) => {
   const w = Number(target.value), rest = (1 - w) / (1 - law.components[selected].w || 1);
   change(law.components.map((each, k) => ({ ...each, w: k === selected ? w : each.w * rest })));
 };
-find("#width").oninput = ({ target: { value: s } }) => changeSelected({ c: [s * s, 0, s * s] });
-find("#add").onclick = () => change([...law.components,
-  { w: 0.25, mu: law.components[selected].mu.map((m) => m + 3), c: [1, 0, 1] }]);
+find("#width").oninput = ({ target }) =>
+  changeSelected({ c: [valueOf(target) ** 2, 0, valueOf(target) ** 2] });
+find("#add").onclick = () => change([...law.components, { ...law.components[selected],
+  mu: picture.toData(0.75 * picture.width, 0.75 * picture.height) }]);
 find("#remove").onclick = () => law.num > 1 && change(law.components.toSpliced(selected, 1));
 find("#run").onclick = () => {
   if (chains.hasEnded) restart();
@@ -163,6 +164,6 @@ onpointermove = ({ clientX, clientY }) => {
 };
 onpointerup = onpointercancel = () => { if (held !== null) { held = null; restart(); } };
 onresize = () => { isDue = true; };
-onkeydown = ({ key, target }) => key === " " && target === document.body && find("#run").click();
+onkeydown = ({ key, target }) => key !== " " || target !== document.body || !!find("#run").click();
 (onhashchange = () => { readAddress(); restart(); })();
 requestAnimationFrame(frame);

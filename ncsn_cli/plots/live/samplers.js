@@ -4,7 +4,7 @@
 const geometric = (max, min, num) => (num === 1 ? [min]
   : Array.from({ length: num }, (_, i) => max * (min / max) ** (i / (num - 1))));
 /** The points where chains start. */
-function startingPoints(law, { start, num, max }, stream) {
+function startingPoints(law, { start, num }, max, stream) {
   if (start === "data") return law.sample(num, max, stream);
   const mu = [0, 0], c = [0, 0, 0];  // the moments of p
   if (start === "prior") {
@@ -61,7 +61,7 @@ function stepsOf({ sampler, steps, tau, denoise }, sigmas) {
   const langevin = (sigma, size) => new Array(steps).fill(eulerStep(sigma, size, 2 * size));
   if (sampler === "langevin") add(last, ...langevin(sigmas[last], tau));
   if (sampler === "annealed_langevin")
-    sigmas.forEach((sigma, i) => add(i, ...langevin(sigma, tau * (sigma / sigmas[last]) ** 2)));
+    sigmas.forEach((each, i) => add(i, ...langevin(each, tau * (each / sigmas[last] || 1) ** 2)));
   if (sampler === "probability_flow") flowSteps(sigmas).forEach((move, i) => add(i + 1, move));
   const changes = sigmas.slice(1).map((next, i) => sigmas[i] ** 2 - next ** 2);
   if (sampler === "reverse_diffusion")
@@ -72,7 +72,7 @@ function stepsOf({ sampler, steps, tau, denoise }, sigmas) {
 /** Chains. They move some particles at a time, so that the page stays responsive. */
 class Chains {
   constructor(law, score, state, sigmas) {
-    const stream = new Stream(state.seed), x = startingPoints(law, state, stream);
+    const stream = new Stream(state.seed), x = startingPoints(law, state, sigmas[0], stream);
     const steps = stepsOf(state, sigmas), s = new Float64Array(x.length);
     Object.assign(this, { law, score, sigmas, stream, x, s, steps, made: 0, moved: 0 });
     this.first = state.sampler === "langevin" ? sigmas.length - 1 : 0;
