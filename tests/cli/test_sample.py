@@ -74,7 +74,7 @@ def test_a_training_that_has_not_finished_is_named_with_the_command_that_resumes
     step = read(run / "status.json")["step"]
     assert 0 < step < 30
     says = f"its newest checkpoint is at step {step} of 30"
-    assert f"{says}, where trainer.max_seconds ended the training" in log_of(run)
+    assert f"{says}, trainer.max_seconds ended the training" in log_of(run)
     (run / "status.json").write_text('{"state": "interrupted"}')
     (line,) = (each for each in log_of(run).splitlines() if says in each)
     assert "the training has not finished; resume it: ncsn-train trainer.steps=30" in line
