@@ -25,6 +25,8 @@ _MOST_COMPONENTS = 400  # each particle visits all of them at each step
 MOST_PARTICLES = 2000
 """How many of a run's chains the page starts with, so that it moves smoothly."""
 
+_MOST_OF_A_NETWORK = 500  # the default network makes 40 steps a second with them
+
 _MOST_POINTS = 1000  # the end of the slider
 
 _MOST_BYTES = 300_000  # of a network, so that the page stays below 400 kB
@@ -104,6 +106,8 @@ def page_of_run(
     program = None if network is None else _program(network, dataset.dim, sigmas, notes)
     state |= {} if program is None else {"score": "network"}
     state |= {} if moved is None else _state_of(moved, sigmas[0], notes)
+    if program is not None:
+        state["num"] = min(state.get("num", MOST_PARTICLES), _MOST_OF_A_NETWORK)
     if len(sigmas) == 1:
         state["sampler"] = "langevin"
     ratios = [a / b for a, b in pairwise(sigmas) if b > 0]

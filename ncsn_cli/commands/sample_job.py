@@ -234,6 +234,7 @@ def save_chains(folder: Path, state: Saved, identity: Config) -> None:
 def _build_parts(request: Request) -> Parts:
     found: Config = {}
     dataset: Dataset = _group(request, "dataset", found)
+    _warn_of_another_dataset(request)
     schedule = _schedule(request, dataset, found)
     sampler: Sampler = _group(request, "sampler", found)
     init: Init = _group(request, "init", found)
@@ -387,6 +388,19 @@ def _group(request: Request, key: str, groups: Config) -> Any:  # noqa: ANN401
         raise ConfigError(f"{key}: the checkpoint's value is not a group of settings")
     groups[key] = {**base, **chosen}
     return build_from_checkpoint(groups[key], key, request.run.plugins)
+
+
+def _warn_of_another_dataset(request: Request) -> None:
+    """Log if the network was trained on another law than the one that was chosen."""
+    chosen, trained = (c.get("dataset") or {} for c in (request.config, request.trained))
+    if "_target_" not in chosen or not isinstance(trained, dict) or not trained:
+        return
+    keys = (chosen.keys() | trained.keys()) - {"num_samples", "seed"}
+    if any(chosen.get(key) != trained.get(key) for key in keys):
+        log.warning(
+            "dataset: the network was trained on another one; its samples are measured against"
+            " the one chosen here"
+        )
 
 
 def _schedule(request: Request, dataset: Dataset, groups: Config) -> Schedule:

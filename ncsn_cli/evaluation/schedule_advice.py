@@ -102,6 +102,16 @@ def _log(complaints: list[str], is_published: bool) -> None:
         log.warning("schedule: %s%s", complaints[0], others)
 
 
+def _effect_of(widening: float, denoise: bool) -> str:  # a setting
+    """Return what sigma_min does to samples, where it widens the data by ``widening``.
+
+    Posterior means of a Gaussian N(0, s^2) have the variance s^4/(s^2 + sigma_min^2).
+    """
+    if denoise:
+        return f"narrows denoised samples to {1 / widening:.2f} of the data's width"
+    return f"widens the data by {widening:.2f}"
+
+
 def _examine_levels(
     sigmas: Tensor,
     data: Tensor,
@@ -127,7 +137,7 @@ def _examine_levels(
         )
         if widening > _TOO_WIDE:
             complaints.append(
-                f"sigma_min = {sigma_min:g} widens the data by {widening:.2f}. {remedy}"
+                f"sigma_min = {sigma_min:g} {_effect_of(widening, sampler.denoise)}. {remedy}"
                 f" schedule.sigma{'_min' if len(sigmas) > 1 else ''}={smallest_std / 2:.2g}"
             )
     if len(sigmas) < 2:

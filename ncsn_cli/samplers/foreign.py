@@ -78,9 +78,10 @@ class Foreign(Configured, ABC):
                 f" {tuple(y.shape)}"
             )
         if lost := int((~y.isfinite().all(dim=1)).sum()):
-            raise DivergedError(
-                f"{self.called} returned {lost} of {len(y)} points that are not finite (inf, nan)"
+            of = (
+                f"{lost} of {len(y)} points that are not finite (inf, nan); smaller steps may help"
             )
+            raise DivergedError(f"{self.called} returned {of}")
         yield y, None
 
 

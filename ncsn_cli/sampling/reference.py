@@ -149,6 +149,8 @@ class Reference:
         """Return how much wider than the data's modes those of p_sigma_min are."""
         sigma = self.setup.plan[-1].sigma
         truth, text = self.setup.truth, f"sigma_min = {sigma:g}"
+        if self.setup.sampler.denoise:
+            return f"{text} (posterior means are narrower than the data)"
         width = relative_width(truth, sigma) if truth.is_known else None
         return text if width is None else f"{text} (it makes the modes {width:.2f} times as wide)"
 

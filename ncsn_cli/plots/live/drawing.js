@@ -59,7 +59,7 @@ class Picture {
   arrows(law, { score, sigma }) {
     const unit = Math.hypot(sigma, Math.sqrt(law.components[0].c[0])), places = [];
     const cell = this.width / ARROWS, context = this.context;
-    for (let top = law.dim === 2 ? cell / 2 : this.height - 28; top < this.height; top += cell)
+    for (let top = law.dim === 2 ? cell / 2 : this.height - 28; top < this.height - 20; top += cell)
       for (let left = cell / 2; left < this.width; left += cell) places.push([left, top]);
     const x = Float64Array.from(places.flatMap(([left, top]) => this.toData(left, top)));
     const s = new Float64Array(x.length);
@@ -103,7 +103,8 @@ class Picture {
     this.context.stroke();
   }
   ticks() {
-    const step = 10 ** Math.floor(Math.log10(this.width / this.scale)) / 2;
+    const least = 60 / this.scale, ten = 10 ** Math.ceil(Math.log10(least));  // apart
+    const step = [ten / 5, ten / 2, ten].find((each) => each >= least);
     const style = { textAlign: "center", font: "13px system-ui, sans-serif" };
     Object.assign(this.context, style, { fillStyle: this.colour("--curve") });
     const [first, last] = [20, this.width - 20].map((left) => this.toData(left, 0)[0] / step);

@@ -20,7 +20,6 @@ function valueOf(input) {
   if (input.type !== "range") return input.type === "checkbox" ? input.checked : input.value;
   return Number("log" in input.dataset ? (10 ** input.value).toPrecision(4) : input.value);
 }
-/** Show a value in an input, within its limits. */
 function put(input, value) {
   if (input.type === "checkbox") input.checked = String(value) === "true";
   else input.value = "log" in input.dataset ? Math.max(-9, Math.log10(value)) : value;
@@ -29,7 +28,8 @@ function put(input, value) {
 function readAddress() {
   state = { ...SCENE.state };
   const given = new URLSearchParams(location.hash.slice(1));
-  for (const input of controls.filter(({ dataset }) => given.has(dataset.key))) {
+  for (const input of controls.filter(({ type, dataset: { key } }) =>
+    given.has(key) && (type !== "range" || parseFloat(given.get(key)) >= 0))) {
     put(input, given.get(input.dataset.key));
     if (input.selectedIndex !== -1) state[input.dataset.key] = valueOf(input);
   }
@@ -57,6 +57,7 @@ function restart() {
 function change(components) {
   state.law = components.map(({ w, mu, c }) => [[w], mu.slice(0, law.dim), c].map((numbers) =>
     numbers.map((value) => Number(value.toPrecision(8))).join()).join("@")).join(";");
+  if (components.length > law.num) selected = law.num;  // the new one
   restart();
 }
 const changeSelected = (changes) => change(law.components.with(selected,
@@ -99,9 +100,8 @@ function show() {
   if (found.width) table.push(row("width", [found.width, 1, 1 - found.error, 1 + found.error],
     (each) => each.toFixed(3)));
   find("#shares tbody").innerHTML = table.join("");
-  const isOff = table.some((text) => text.includes("✗"));
   find("#verdict").textContent = !isFinite ? "The chains diverged: take a smaller step size."
-    : !chains.hasEnded ? "" : isOff ? "At the end: off in the rows with ✗."
+    : !chains.hasEnded ? "" : table.join().includes("✗") ? "At the end: off in the rows with ✗."
       : "At the end: as good as exact draws.";
 }
 /** Make steps for some milliseconds, and draw. */
@@ -134,11 +134,10 @@ function placeHandles() {
 handles.forEach((handle, k) => {
   handle.onfocus = () => { selected = k; showControls(); };
   handle.onpointerdown = () => { selected = held = k; };
-  handle.onkeydown = (event) => {
+  handle.onkeydown = ({ key }) => {  // false keeps the page from scrolling
     const step = picture.width / picture.scale / 50, move = { ArrowLeft: [-step, 0],
-      ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[event.key];
-    if (move) event.preventDefault();
-    if (move) changeSelected({ mu: law.components[k].mu.map((m, i) => m + move[i]) });
+      ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[key];
+    return !move || !!changeSelected({ mu: law.components[k].mu.map((m, i) => m + move[i]) });
   };
 });
 for (const input of controls)
@@ -149,8 +148,8 @@ find("#weight").oninput = ({ target }) => {
 };
 find("#width").oninput = ({ target }) =>
   changeSelected({ c: [valueOf(target) ** 2, 0, valueOf(target) ** 2] });
-find("#add").onclick = () => change([...law.components, { ...law.components[selected],
-  mu: picture.toData(0.75 * picture.width, 0.75 * picture.height) }]);
+find("#add").onclick = () => law.num < handles.length && change([...law.components,
+  { ...law.components[selected], mu: picture.toData(25 + 25 * law.num, 0.8 * picture.height) }]);
 find("#remove").onclick = () => law.num > 1 && change(law.components.toSpliced(selected, 1));
 find("#run").onclick = () => {
   if (chains.hasEnded) restart();
