@@ -61,6 +61,18 @@ def test_options_replace_and_values_merge_into_the_checkpoints(trained, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chosen", "is_said"),
+    [([], False), (["dataset.num_samples=50"], False), (["dataset.std=.5"], True)],
+)
+def test_a_network_of_another_dataset_is_named(chosen, is_said, tmp_path, succeed):
+    run = succeed("ncsn-train", *QUICK, "dataset=ring_2d", folder=tmp_path)
+    quick = ["num_samples=20", "metric=[]", "plot=[]", "trajectories=0", "dataset=ring_2d"]
+    out = succeed("ncsn-sample", f"checkpoint={run}", *quick, *chosen, folder=tmp_path)
+    assert ("trained on another one" in (out / "sample.log").read_text()) is is_said
+
+
+@pytest.mark.slow
 def test_a_training_that_has_not_finished_is_named_with_the_command_that_resumes_it(
     tmp_path, succeed
 ):

@@ -62,6 +62,11 @@ def test_both_ratios_of_technique_2_are_told():
     ("schedule", "sampler", "words"),
     [
         (Geometric(20.0, 0.6, 20), ANNEALED, "sigma_min = 0.6 widens the data by 1.17"),
+        (
+            Geometric(20.0, 0.6, 20),
+            ProbabilityFlow(denoise=True),
+            "narrows denoised samples to 0.86",
+        ),
         (Geometric(2.0, 0.1, 20), ANNEALED, "sigma_max = 2 is small for this data"),
         (Geometric(20.0, 0.1, 5), ANNEALED, "Try more levels, schedule.num_levels=9"),
         (Linear(20.0, 0.1, 20), ANNEALED, "levels, schedule=geometric schedule.num_levels=9"),
