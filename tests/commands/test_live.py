@@ -428,3 +428,42 @@ def test_a_run_without_pictures_or_of_three_dimensions_has_no_page(tmp_path, suc
     for arguments in (["plot=[]"], means):
         run = succeed("ncsn-train", *arguments, "trainer.steps=2", "animation=[]", folder=tmp_path)
         assert not (run / "live.html").exists()
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ["sampler=annealed_langevin", "sampler.steps_per_level=20", "sampler.step_size=0.02"],
+        ["sampler=probability_flow"],
+        ["sampler=langevin", "sampler.steps=200", "sampler.step_size=0.05", "init=uniform"],
+        ["sampler=reverse_diffusion", "sampler.denoise=true"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_runs_own_page_gives_the_shares_that_ncsn_sample_gave(sampler, tmp_path, succeed):
+    words = [
+        "score=exact",
+        "dataset=song_ermon_2d",
+        "schedule=geometric",
+        "schedule.num_levels=10",
+    ]
+    words += [
+        "schedule.sigma_max=20",
+        "schedule.sigma_min=0.5",
+        "num_samples=2000",
+        "plot=[samples]",
+    ]
+    run = succeed("ncsn-sample", *words, "init=prior", *sampler, folder=tmp_path)
+    entry = json.loads((run / "metrics.json").read_text())
+    share = (entry.get("denoised") or entry["perturbed"])["mode_weights"]["weights"][0]
+    (found,) = answer_of(
+        (run / "live.html").read_text(),
+        """while (!chains.hasEnded) chains.advance();
+        return [judge(law, chains.x, chains.sigma, state.denoise).modes[0].share];""",
+        tmp_path,
+    )
+    # 2000 chains each: 99 % of differences of equal shares, in four cases together.
+    mean = (share + found) / 2
+    assert abs(share - found) < 3.02 * math.sqrt(2 * mean * (1 - mean) / 2000)
