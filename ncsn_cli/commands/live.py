@@ -25,7 +25,7 @@ _MOST_COMPONENTS = 400  # each particle visits all of them at each step
 MOST_PARTICLES = 2000
 """How many of a run's chains the page starts with, so that it moves smoothly."""
 
-_MOST_OF_A_NETWORK = 500  # the default network makes 40 steps a second with them
+_MOST_OF_A_NETWORK = 500  # with these, the default network makes about 50 steps a second
 
 _MOST_POINTS = 1000  # the end of the slider
 

@@ -67,9 +67,9 @@ def program_of(score: Score, dim: int, levels: tuple[float, float]) -> dict[str,
     An operation is [name, arguments, result, shape]. Arguments and result are names, of which
     ``x`` (B, D) and ``sigma`` () are the inputs; a constant is a float32 tensor in base64. The
     score is recorded twice: at each of the ``levels``, the highest and the lowest, with points on
-    its scale and with another number of points. Both records must be the same. A score that takes
-    another way at other points or levels still, between these two, is not noticed. ``score`` is on
-    the CPU.
+    its scale and with another number of points. Both records must be the same. It is not noticed
+    if the score takes another way only between these levels, or only at some points. ``score`` is
+    on the CPU.
 
     Raises:
         UnknownOperationError: If the page does not know an operation, or if the records differ.
