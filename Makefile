@@ -18,9 +18,10 @@ install: .venv/installed  ## Create .venv with this package and everything it ne
 demo: install  ## Train a network, sample 10 000 points from it, and list the pictures
 	$(BIN)/ncsn-train dataset=song_ermon_2d schedule.sigma_max=20 schedule.sigma_min=0.5
 	$(BIN)/ncsn-sample checkpoint=latest
-	@echo; echo "Pictures, and reports to open in a browser:"
+	@echo; echo "Pictures, and pages to open in a browser:"
 	@for run in "$$(ls -d outputs/train/runs/* | tail -n 1)" "$$(ls -d outputs/sample/runs/* | tail -n 1)"; do \
-	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html | sort; done
+	  find "$$run" -name '*.png' -o -name '*.gif' -o -name report.html -o -name live.html | sort; done
+	@echo; echo "To go on by hand: source .venv/bin/activate"
 
 test: install  ## Run the tests that every change needs (2 to 4 minutes)
 	$(BIN)/pytest -n 2 --dist worksteal
