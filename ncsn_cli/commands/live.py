@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,21 +11,20 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeGuard
 
 from hydra.core.hydra_config import HydraConfig
+from torch import nn
 
 from ncsn_cli import inits, samplers
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import one_line
-from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
 from ncsn_cli.inits import Init
-from ncsn_cli.plots.live import Law, LiveState, bytes_of, live_page, program_of
+from ncsn_cli.plots.live import Law, LiveState, live_page, program_of
 from ncsn_cli.samplers import Level, Sampler
 
 _MOST_COMPONENTS = 400  # each particle visits all of them at each step
 
-MOST_PARTICLES = 2000
-"""How many of a run's chains the page starts with, so that it moves smoothly."""
+_MOST_PARTICLES = 2000  # that the page starts with, so that it moves smoothly
 
 _MOST_OF_A_NETWORK = 500  # with these, the default network makes about 50 steps a second
 
@@ -63,13 +64,13 @@ class Moved(NamedTuple):
         sampler: The sampler.
         plan: Its levels.
         init: Where the chains started.
-        num: Number of chains.
+        num: Number of chains; None if the run had none yet.
     """
 
     sampler: Sampler
     plan: list[Level]
     init: Init
-    num: int
+    num: int | None = None
 
 
 def page_of_run(
@@ -79,20 +80,22 @@ def page_of_run(
     *,
     seed: int,
     score: str,
-    network: Score | None = None,
+    network: nn.Module | None = None,
     moved: Moved | None = None,
-) -> str:
-    """Return the live page of a run, which starts with the run's own settings.
+) -> str | None:
+    """Return the live page of a run, which starts with the run's own settings; None if D > 2.
 
     Args:
         title: Its heading.
-        dataset: The dataset, of one or two dimensions.
+        dataset: The dataset.
         sigmas: The run's levels (L,).
         seed: The run's seed.
         score: ``exact``, ``empirical`` or ``checkpoint``.
-        network: The learned score in data units, (B, D) and () to (B, D); None if there is none.
+        network: The learned score in data units; None if there is none.
         moved: How the run sampled; None if it did not.
     """
+    if dataset.dim > 2:
+        return None
     name = HydraConfig.get().runtime.choices.get("dataset") or "this run's"  # of a checkpoint
     law, notes = law_of(dataset.truth), _about_the_law(name, dataset)
     state: dict[str, Any] = {
@@ -107,7 +110,7 @@ def page_of_run(
     state |= {} if program is None else {"score": "network"}
     state |= {} if moved is None else _state_of(moved, sigmas[0], notes)
     if program is not None:
-        state["num"] = min(state.get("num", MOST_PARTICLES), _MOST_OF_A_NETWORK)
+        state["num"] = min(state.get("num", _MOST_PARTICLES), _MOST_OF_A_NETWORK)
     if len(sigmas) == 1:
         state["sampler"] = "langevin"
     ratios = [a / b for a, b in pairwise(sigmas) if b > 0]
@@ -136,15 +139,16 @@ def _about_the_law(name: str, dataset: Dataset) -> list[str]:
 
 
 def _program(
-    network: Score, dim: int, sigmas: Sequence[float], notes: list[str]
+    network: nn.Module, dim: int, sigmas: Sequence[float], notes: list[str]
 ) -> dict[str, Any] | None:
     """Return the network as the page takes it; otherwise None, and add to ``notes`` why."""
     try:
-        program = program_of(network, dim, (sigmas[0], sigmas[-1]))
+        score = copy.deepcopy(network).cpu().eval()
+        program = program_of(score, dim, (sigmas[0], sigmas[-1]))
     except Exception as error:  # any code may be in a network of the user's own
         notes.append(f"This page cannot carry out the run's network: {one_line(str(error))}.")
         return None
-    if (size := bytes_of(program)) > _MOST_BYTES:
+    if (size := len(json.dumps(program))) > _MOST_BYTES:
         notes.append(f"The run's network is too large for this page: {size / 1000:.0f} kB.")
         return None
     notes.append("The network has learned the run's law. If you move a mode, it does not follow.")
@@ -154,7 +158,7 @@ def _program(
 def _state_of(moved: Moved, sigma_max: float, notes: list[str]) -> dict[str, Any]:
     """Return the controls as the run had them; add to ``notes`` what the page does not have."""
     sampler, plan, init, num = moved
-    state: dict[str, Any] = {"num": min(num, MOST_PARTICLES)}
+    state: dict[str, Any] = {"num": min(num or _MOST_PARTICLES, _MOST_PARTICLES)}
     if (name := _SAMPLERS.get(type(sampler))) is None:
         notes.append(f"The run sampled with {type(sampler).__name__}, which this page lacks.")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import os
@@ -222,8 +221,6 @@ def live_page_of(job: Job, title: str) -> str | None:
     from ncsn_cli.commands.live import Moved, page_of_run  # here: matplotlib comes with it
 
     parts, network = job.parts, job.setup.score
-    if job.truth.dim > 2:
-        return None
     if isinstance(network, Recentred):
         network = network.network
     return page_of_run(
@@ -232,7 +229,7 @@ def live_page_of(job: Job, title: str) -> str | None:
         sigmas=(parts.sigmas if len(parts.plan) > 1 else parts.schedule.sigmas).tolist(),
         seed=job.run.seed,
         score=job.run.score,
-        network=copy.deepcopy(network).cpu() if isinstance(network, nn.Module) else None,
+        network=network if isinstance(network, nn.Module) else None,
         moved=Moved(parts.sampler, parts.plan, parts.init, job.run.num_samples),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from contextlib import suppress
@@ -172,25 +171,19 @@ def measure(job: Job, seconds: float, folder: RunFolder) -> dict[str, Any]:
 
 def live_page_of(job: Job, title: str) -> str | None:
     """Return the live page of the run; None if D > 2."""
-    from ncsn_cli.commands.live import (  # matplotlib comes with it
-        MOST_PARTICLES,
-        Moved,
-        page_of_run,
-    )
+    from ncsn_cli.commands.live import Moved, page_of_run  # here: matplotlib comes with it
 
-    if job.parts.dataset.dim > 2:
-        return None
     moved = None
     with suppress(ConfigError):  # ncsn-sample will ask for a sampler that these levels suit
         plan = plan_of(job.parts.sampler, job.parts.sigmas)
-        moved = Moved(job.parts.sampler, plan, Prior(), MOST_PARTICLES)
+        moved = Moved(job.parts.sampler, plan, Prior())
     return page_of_run(
         title,
         dataset=job.parts.dataset,
         sigmas=job.parts.sigmas.tolist(),
         seed=job.run.seed,
         score="checkpoint",
-        network=copy.deepcopy(job.training.score).cpu().eval(),
+        network=job.training.score,
         moved=moved,
     )
 

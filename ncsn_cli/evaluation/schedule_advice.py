@@ -102,7 +102,7 @@ def _log(complaints: list[str], is_published: bool) -> None:
         log.warning("schedule: %s%s", complaints[0], others)
 
 
-def _effect_of(widening: float, denoise: bool) -> str:  # a setting
+def _effect_of(widening: float, denoise: bool) -> str:
     """Return what sigma_min does to samples, where it widens the data by ``widening``.
 
     Posterior means of a Gaussian N(0, s^2) have the variance s^4/(s^2 + sigma_min^2).

@@ -286,9 +286,8 @@ def _summary(entries: Mapping[str, Entry | None]) -> str:
         for word in (VISIBLE, WRONG)
         if word in words.values()
     )
-    if errors and GOOD in words.values():
-        return f"{errors}; otherwise {GOOD}"
-    return errors or (GOOD if GOOD in words.values() else "")
+    good = GOOD if GOOD in words.values() else ""
+    return f"{errors}; otherwise {good}" if errors and good else errors or good
 
 
 def _of_modes(entry: Entry) -> tuple[str, str, str]:

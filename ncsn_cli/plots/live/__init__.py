@@ -12,7 +12,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ncsn_cli.plots.live.program import UnknownOperationError as UnknownOperationError
-from ncsn_cli.plots.live.program import bytes_of as bytes_of
 from ncsn_cli.plots.live.program import program_of as program_of
 
 _SCRIPTS = ("law", "samplers", "network", "drawing", "page")

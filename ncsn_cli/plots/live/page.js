@@ -3,7 +3,7 @@
 const find = (selector) => document.querySelector(selector);
 const controls = [...document.querySelectorAll("[data-key]")];
 const handles = [...document.querySelectorAll("#handles button")];
-const picture = new Picture(find("canvas"));
+const picture = new Picture(find("canvas")), network = SCENE.program && networkScore(SCENE.program);
 let state, law, chains, selected = 0, isRunning = false, held = null, isDue = true, shown = 0;
 /** The components of a law of this name, or of "w@x,y@c11,c12,c22;...", and their dimension. */
 function lawOf(text) {
@@ -47,7 +47,7 @@ function restart() {
     source = new Mixture(Array.from({ length: state.points }, (_, i) =>
       ({ w: 1, mu: [draws[2 * i], draws[2 * i + 1]], c: [0, 0, 0] })), law.dim);
   }
-  const score = state.score === "network" ? networkScore(SCENE.program) : source.score.bind(source);
+  const score = state.score === "network" ? network : source.score.bind(source);
   chains = new Chains(law, score, state, sigmas);
   showControls();
   show();

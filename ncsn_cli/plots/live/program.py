@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -177,7 +176,7 @@ class _Recorder(TorchDispatchMode):
             axes = {i % args[0].ndim for i in (args[1] if args[1:] else []) or range(args[0].ndim)}
             kept = [1 if i in axes else n for i, n in enumerate(args[0].shape)]
             self._add("reshape", [self._add(name, args[:1], kept)], shape, out)
-        elif name == "cat" and [*args, 0][1] % out.ndim == out.ndim - 1:
+        elif name == "cat" and (args[1] if args[1:] else 0) % out.ndim == out.ndim - 1:
             self._add(name, args[0], shape, out)
         elif (name == "t" and out.ndim == 2) or (name == "addmm" and args[0].ndim == 1):
             self._add(name, args, shape, out)
@@ -209,9 +208,3 @@ def _three_axes(shape: Sequence[int]) -> list[int]:
     if len(shape) > 3:
         raise UnknownOperationError("a tensor with more than three axes")
     return [1, 1, 1, *shape][-3:]
-
-
-def bytes_of(program: Mapping[str, Any]) -> int:
-    """Return about how many bytes a program takes in a page."""
-    sizes = (math.prod(each["shape"]) for each in program["constants"].values())
-    return sum(4 * -(-4 * size // 3) for size in sizes) + 60 * len(program["operations"])
