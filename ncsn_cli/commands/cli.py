@@ -25,12 +25,12 @@ from ncsn_cli.commands.before import FolderBefore, last_written
 from ncsn_cli.commands.failures import BUG, code_of, exit_with, record_failure, status_file
 from ncsn_cli.commands.old_names import MovedOptions
 from ncsn_cli.commands.startup import (
-    import_without_collecting,
     keep_freed_memory,
     let_threads_sleep,
     share_hydras_store,
     spare_the_compiler,
 )
+from ncsn_cli.core.importing import import_without_collecting
 
 if TYPE_CHECKING:
     from ncsn_cli.commands.sweep import Job
@@ -214,8 +214,7 @@ def leave_nothing(code: int) -> None:
 def _task(name: str) -> Callable[[DictConfig], float | None]:
     """Return the command's function, and set up this process for it."""
     module = f"ncsn_cli.commands.{name}"
-    if module not in sys.modules:  # the first job: later there is garbage of earlier jobs
-        import_without_collecting(module)
+    import_without_collecting(module)
     keep_freed_memory()
     spare_the_compiler()
     return getattr(sys.modules[module], name)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ncsn_cli.commands.names import override
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.suggestions import did_you_mean, options_with, or_words
 from ncsn_cli.core.errors import ConfigError
@@ -221,27 +218,6 @@ def _instead(group: str, key: str, known: Sequence[str]) -> str:
         return near
     others = options_with(group, key)
     return f"; {group}={or_words(others)} has it" if others else ""
-
-
-def own_modules(config: Config) -> list[str]:
-    """Return the user's own modules that a checkpoint with this ``config`` is built from."""
-    groups = (config.get(key) or {} for key in ("model", "dataset", "schedule", "sampler", "init"))
-    targets = [group["_target_"] for group in groups if "_target_" in group]
-    modules = {str(target).rpartition(".")[0] for target in targets}
-    return sorted(module for module in modules if not module.startswith("ncsn_cli."))
-
-
-def sample_command(folder: Path, config: Config) -> str:
-    """Return the command that samples from the run in ``folder``, or from the runs of a sweep.
-
-    It names the modules of the user's own classes.
-    """
-    own = own_modules(config)
-    words = [
-        override("checkpoint", os.path.relpath(folder)),
-        *([override("plugins", own)] if own else []),
-    ]
-    return " ".join(["ncsn-sample", *words])
 
 
 def without_paths(config: Config) -> Config:

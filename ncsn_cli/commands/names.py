@@ -1,4 +1,4 @@
-"""Words that Hydra and a shell read: names of a sweep's folders, and overrides to paste."""
+"""Words that Hydra and a shell read: names of a sweep's folders, overrides and commands."""
 
 from __future__ import annotations
 
@@ -133,6 +133,27 @@ def _for_shell(word: str) -> str:
 def override(key: str, value: Any) -> str:  # noqa: ANN401
     """Return ``key=value``, quoted for a shell so that Hydra reads this value."""
     return shlex.quote(for_hydra(key, value))
+
+
+def own_modules(config: dict[str, Any]) -> list[str]:
+    """Return the user's own modules that a checkpoint with this ``config`` is built from."""
+    groups = (config.get(key) or {} for key in ("model", "dataset", "schedule", "sampler", "init"))
+    targets = [group["_target_"] for group in groups if "_target_" in group]
+    modules = {str(target).rpartition(".")[0] for target in targets}
+    return sorted(module for module in modules if not module.startswith("ncsn_cli."))
+
+
+def sample_command(folder: Path, config: dict[str, Any]) -> str:
+    """Return the command that samples from the run in ``folder``, or from the runs of a sweep.
+
+    It names the modules of the user's own classes.
+    """
+    own = own_modules(config)
+    words = [
+        override("checkpoint", os.path.relpath(folder)),
+        *([override("plugins", own)] if own else []),
+    ]
+    return " ".join(["ncsn-sample", *words])
 
 
 def for_hydra(key: str, *values: Any) -> str:  # noqa: ANN401

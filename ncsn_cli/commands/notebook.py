@@ -31,12 +31,12 @@ from ncsn_cli.commands.arrays import A, Mixture, on_arrays
 from ncsn_cli.commands.before import FolderBefore
 from ncsn_cli.commands.build import build_from_checkpoint
 from ncsn_cli.commands.cli import config_dir, leave_nothing, log_into, recording_failures
-from ncsn_cli.commands.config import MeasureSettings, own_modules, read_config, settings
+from ncsn_cli.commands.config import MeasureSettings, read_config, settings
 from ncsn_cli.commands.failures import code_of, explain
 from ncsn_cli.commands.job import output_folder, why_unknown
 from ncsn_cli.commands.measure import build, refuse_unused
 from ncsn_cli.commands.mistyped import refuse_mistyped
-from ncsn_cli.commands.names import for_hydra
+from ncsn_cli.commands.names import for_hydra, own_modules
 from ncsn_cli.commands.old_names import with_new_names
 from ncsn_cli.commands.score import empirical_score, load_network
 from ncsn_cli.commands.shorthand import expand, latest

@@ -7,12 +7,9 @@ imports torch on import.
 from __future__ import annotations
 
 import ctypes
-import gc
-import importlib
 import inspect
 import os
 from contextlib import suppress
-from types import ModuleType
 
 from hydra.core.config_store import ConfigStore
 
@@ -38,21 +35,6 @@ def let_threads_sleep() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"  # some microseconds, enough for short waits
-
-
-def import_without_collecting(name: str) -> ModuleType:
-    """Import a module with the garbage collector off, and return the module.
-
-    The many objects made are permanent, and the collector would look at them again and again.
-    This saves .4 s or more per command.
-    """
-    gc.disable()
-    try:
-        module = importlib.import_module(name)
-        gc.freeze()  # the collector passes over what exists now
-    finally:
-        gc.enable()
-    return module
 
 
 def prepare_process() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ncsn_cli.commands.names import ROSTER, for_shell, override
+from ncsn_cli.commands.names import ROSTER, for_shell, override, sample_command
 from ncsn_cli.core.errors import InterruptedRun, counted, one_line
 from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
@@ -224,8 +224,6 @@ def conclude() -> list[Job]:
         left = f"; {missing} of {watch.total} jobs had not started" if missing else ""
         print(f"\nfinished jobs are kept{left}; for the rest: {program} {watch.with_place(words)}")
     elif jobs and any(jobs[0].folder.glob(CHECKPOINTS)):
-        from ncsn_cli.commands.config import sample_command
-
         config = read_yaml(jobs[0].folder / "config.yaml", {})
         print(f"\nnext: {sample_command(watch.folder, config)}")
     return jobs

@@ -17,7 +17,6 @@ from ncsn_cli.commands.config import (
     SampleSettings,
     TrainSettings,
     read_config,
-    sample_command,
     settings,
     without_paths,
 )
@@ -29,7 +28,7 @@ from ncsn_cli.commands.job import (
     output_folder,
     write_config,
 )
-from ncsn_cli.commands.names import RESUME, override
+from ncsn_cli.commands.names import RESUME, override, sample_command
 from ncsn_cli.commands.present import present
 from ncsn_cli.commands.resume import digest_of, done_before, resume_command
 from ncsn_cli.commands.startup import prepare_process

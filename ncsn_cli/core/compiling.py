@@ -22,6 +22,7 @@ from typing import Literal, TypeVar
 import torch
 
 from ncsn_cli.core.errors import ConfigError, one_line
+from ncsn_cli.core.importing import import_without_collecting
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bo
     start = time.monotonic()
     log.info("%s: compiling the steps", key)
     try:
+        import_without_collecting("torch._dynamo")  # torch's compiler, which ``make`` needs
         made = make()
     except Exception as error:  # torch raises many kinds, and plain steps always work
         what = "the steps stay plain"

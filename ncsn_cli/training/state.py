@@ -21,6 +21,7 @@ from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
+from ncsn_cli.training.batches import Batches
 from ncsn_cli.training.history import MEMORISING, Row
 from ncsn_cli.training.memorising import memorising
 from ncsn_cli.training.trainer import Trainer
@@ -41,9 +42,8 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 class Training:
     """Everything that a training step reads or writes, so that a saved training loses nothing.
 
-    The noise comes from one stream of random numbers, whose state is saved. The order of the
-    training points in epoch e is a function of the seed and e, so the step alone gives the
-    position in the training set.
+    The noise comes from one stream of random numbers, whose state is saved. The step alone gives
+    the position in the training set (``Batches``).
 
     Args:
         trainer: The settings.
@@ -83,7 +83,10 @@ class Training:
         if self._data is None and trainer.batch_size is None:
             raise ConfigError("trainer.batch_size: dataset.num_samples=null needs a number here")
         self._noise = self._fixed_noise()  # (N, L, D) or None
-        self._orders: dict[int, Tensor] = {}
+        self._batches: Batches | None = None  # None: each step takes all points, or fresh draws
+        size = trainer.batch_size
+        if self._data is not None and size is not None and size < len(self._data):
+            self._batches = Batches(len(self._data), size, seed, self.device)
         self._memorising = memorising(dataset, self.sigmas.double().cpu(), seed, self.device)
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
@@ -178,22 +181,27 @@ class Training:
             raise self._diverged(f"the loss is {value}", x)
         for parameter in self._parameters:
             parameter.grad = None
-        loss.backward()
-        norm = nn.utils.get_total_norm(self._gradients())
+        torch.autograd.backward(loss)  # the tensor's method does more around it
+        norm = self._gradient_norm()
         self.grad_norm = self.clipped_grad_norm = norm.item()
         if not math.isfinite(self.grad_norm):
             raise self._diverged(f"the norm of the gradient is {self.grad_norm}", x)
         if self.trainer.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.trainer.grad_clip, norm)
-            self.clipped_grad_norm = nn.utils.get_total_norm(self._gradients()).item()
+            self.clipped_grad_norm = self._gradient_norm().item()
         self._optimizer_step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         self.step += 1
         return value
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters if p.grad is not None]
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of all gradients.
+
+        Of a small network it is found three times as fast as by ``nn.utils.get_total_norm``.
+        """
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return torch.linalg.vector_norm(torch.cat([each.reshape(-1) for each in gradients]))
 
     @torch.no_grad()
     def _diverged(self, what: str, x: Tensor) -> DivergedError:
@@ -265,49 +273,25 @@ class Training:
 
     def _draw(self, steps: range) -> tuple[Tensor, list[Draws]]:
         """Return the points (steps, B, D) of the steps, and levels and noise drawn for each."""
-        size, draws = self.trainer.batch_size, []
+        draws = []
         if self._data is None:
+            size, points = self.trainer.batch_size, []
             assert size is not None
-            points = []
             for _ in steps:
                 points.append(self.dataset.sample(size, generator=self.generator))
                 draws.append(self.loss.draw(points[-1], self.sigmas, self.generator))
             return torch.stack(points), draws
         noises: Iterable[Tensor | None] = repeat(self._noise, len(steps))
-        if size is None or size >= len(self._data):
+        if self._batches is None:
             batches = self._data.expand(len(steps), *self._data.shape)
         else:
-            rows = self._rows(steps, size)
+            rows = self._batches.rows(steps)
             batches = self._data[rows]
             if self._noise is not None:
                 noises = self._noise[rows]
         for x, noise in zip(batches.unbind(), noises, strict=True):
             draws.append(self.loss.draw(x, self.sigmas, self.generator, noise))
         return batches, draws
-
-    def _rows(self, steps: range, size: int) -> Tensor:
-        """Return the rows of the training set for each of the steps, (steps, size).
-
-        Epochs follow each other without a gap, so all batches have the same size: a batch may hold
-        the last points of one epoch and the first points of the next.
-        """
-        assert self._data is not None
-        num, first, end = len(self._data), steps.start * size, steps.stop * size
-        epochs = range(first // num, (end - 1) // num + 1)
-        self._orders = {epoch: self._order(epoch) for epoch in epochs}
-        parts = [
-            order[max(0, first - epoch * num) : end - epoch * num]
-            for epoch, order in self._orders.items()
-        ]
-        return torch.cat(parts).view(len(steps), size)
-
-    def _order(self, epoch: int) -> Tensor:
-        """Return the rows of the training set in the epoch's order, (N,)."""
-        if epoch in self._orders:
-            return self._orders[epoch]
-        assert self._data is not None
-        stream = random_stream(self.seed, f"epoch {epoch}")
-        return torch.randperm(len(self._data), generator=stream).to(self.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and the JSON-able values from which ``restore`` continues exactly.

@@ -57,6 +57,21 @@ def test_a_job_imports_nothing_that_it_does_not_use(arguments, tmp_path):
     assert not unused & set(result.stdout.split())
 
 
+@pytest.mark.slow
+def test_the_process_that_starts_a_sweep_leaves_torch_to_its_jobs(tmp_path):
+    arguments = ["ncsn-train", "-m", "seed=0,1", *QUICK, "trainer.steps=1"]
+    script = (
+        "import sys\nfrom ncsn_cli.commands import cli\n"
+        f"sys.argv = {arguments}\ncli.train()\n"
+        "sys.stderr.write('imported torch' if 'torch' in sys.modules else 'no torch')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert "next: ncsn-sample checkpoint=" in result.stdout
+    assert result.stderr.endswith("no torch")
+
+
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

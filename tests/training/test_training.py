@@ -14,6 +14,7 @@ from ncsn_cli.losses import Denoising
 from ncsn_cli.runs.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from ncsn_cli.runs.files import write_atomic
 from ncsn_cli.runs.folder import RunFolder
+from ncsn_cli.training.batches import Batches
 from ncsn_cli.training.history import COLUMNS, history_csv, read_history
 from ncsn_cli.training.loop import fit
 from ncsn_cli.training.snapshots import Snapshots
@@ -153,6 +154,29 @@ def test_an_epoch_holds_every_point_once_and_all_batches_are_of_a_size():
         assert torch.equal(epoch.sort(0).values, data.sort(0).values)
     assert not torch.equal(*epochs[:2])
     assert torch.equal(start(batch_size=16)._draw(range(17, 19))[0], batches[17:19])
+
+
+@pytest.mark.parametrize("size", [16, 7, 49])
+def test_the_rows_of_a_step_do_not_depend_on_which_were_asked_for_before(size, monkeypatch):
+    monkeypatch.setattr("ncsn_cli.training.batches._ROWS_AT_ONCE", 100)
+    expected = Batches(50, size, 3, torch.device("cpu")).rows(range(40))
+    asked = Batches(50, size, 3, torch.device("cpu"))
+    for first, end in [(0, 1), (1, 2), (2, 12), (11, 13), (38, 39), (5, 6), (0, 40), (39, 40)]:
+        assert torch.equal(asked.rows(range(first, end)), expected[first:end]), (first, end)
+
+
+def test_the_norm_of_the_gradient_is_that_of_all_weights_before_and_after_clipping():
+    training = start(grad_clip=1e-3)
+    training.advance()
+    # The gradients that are left are the clipped ones.
+    gradients = [weight.grad.double().square().sum() for weight in training.model.parameters()]
+    assert training.clipped_grad_norm == pytest.approx(float(sum(gradients).sqrt()), rel=1e-6)
+    assert training.clipped_grad_norm == pytest.approx(1e-3, rel=1e-3)
+    free = start()
+    free.advance()
+    gradients = [weight.grad.double().square().sum() for weight in free.model.parameters()]
+    assert free.grad_norm == pytest.approx(float(sum(gradients).sqrt()), rel=1e-6)
+    assert training.grad_norm == free.grad_norm > 1e-3
 
 
 def test_fixed_noise_stays_with_its_point():
