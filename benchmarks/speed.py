@@ -3,7 +3,7 @@
     python benchmarks/speed.py [PART ...] [--repeats 5] [--cores 2] [--quick] [--set KEY=VALUE ...]
     python benchmarks/speed.py report
 
-Parts: P1 P2 P3 P4 commands growth memory quality; without one all of them, then the report. Every
+Parts: P1 P2 P3 P4 P5 commands growth memory quality; without one all of them, then the report. Every
 contestant has a process of its own that lives as long as a part; they are asked in turn for one
 repeat at a time, so that a busy machine disturbs all alike. Slow contestants do a stated share of
 the steps. Each repeat is appended to ``outputs/bench/speed.jsonl``: a benchmark that was stopped
@@ -36,7 +36,8 @@ import numpy as np
 
 FOLDER = contestants.HERE.parent / "outputs" / "bench"
 PARTS = {  # and about so many minutes on two quiet cores
-    "P1": 1, "P2": 3, "P3": 3, "P4": 5, "commands": 3, "growth": 6, "memory": 2, "quality": 9,
+    "P1": 1, "P2": 3, "P3": 3, "P4": 5, "P5": 4, "commands": 3, "growth": 6, "memory": 2,
+    "quality": 9,
 }  # fmt: skip
 P1 = {"work": "P1", "points": 1024, "levels": 16, "steps": 1000, "width": 64}
 P2 = {"work": "P2", "batch": 128, "levels": 100, "steps": 30_000, "width": 128}
@@ -293,6 +294,21 @@ def p4(bench: Bench) -> list[Job]:
     return jobs
 
 
+def p5(bench: Bench) -> list[Job]:
+    """16 seeds of P2 with 3000 steps: one is enough where they run one after the other."""
+    work = {**P2, "steps": 3000}
+    words = ["ncsn-train", "-m", "seed=range(16)", "experiment=ncsn_2d", "trainer.steps=3000",
+             "plot=[]", "animation=[]", *bench.overrides]  # fmt: skip
+    plain = {"work": "command", "words": words, "warm": False}
+    compiled = {"work": "command", "words": [*words, "trainer.compile=true"]}
+    return [
+        Job("notebook", work, 16),
+        Job("jax, seeds in turn", work, 16),
+        Job("command", plain),
+        Job("command, compiled", compiled),  # the first time before the repeats
+    ]
+
+
 def commands(bench: Bench) -> list[Job]:
     """The commands themselves, from start to end."""
     trained = str(Path(weights(bench)).with_suffix(""))
@@ -458,12 +474,12 @@ def main() -> None:
         describe(bench)
         minutes = sum(PARTS.get(part, 0) for part in parts)
         print(f"about {minutes:g} minutes on two quiet cores, less what is measured already")
+    makers = {"P3": p3, "P4": p4, "P5": p5, "commands": commands, "memory": memory}
     for part in parts:
         if part in ("P1", "P2"):
             bench.measure(part, training_parts(part))
-        elif part in ("P3", "P4", "commands", "memory"):
-            jobs = {"P3": p3, "P4": p4, "commands": commands, "memory": memory}[part](bench)
-            bench.measure(part, jobs)
+        elif part in makers:
+            bench.measure(part, makers[part](bench))
         elif part in ("growth", "quality"):
             for name, jobs in (growth if part == "growth" else quality)(bench):
                 bench.measure(name, jobs)

@@ -305,7 +305,7 @@ def write(records: list[Record], docs: Path) -> None:
         "machine": f"{last['cores']} cores, {last['instructions']}, Python {last['python']},"
         f" {versions}",
         "repeats": str(min(counts, default=0)),
-        **{work: contest(parts.get(work, [])) for work in TITLES},
+        **{work: contest(parts.get(work, [])) for work in (*TITLES, "P5")},
         "commands": commands(parts.get("commands", [])),
         "growth": growth_table(grown),
         "memory": memory(parts.get("memory", [])),
