@@ -3,8 +3,8 @@
     python benchmarks/speed.py [PART ...] [--repeats 5] [--cores 2] [--quick] [--set KEY=VALUE ...]
     python benchmarks/speed.py report
 
-Parts: P1 P2 P3 P4 P5 commands growth memory quality; without one all of them, then the report. Every
-contestant has a process of its own that lives as long as a part; they are asked in turn for one
+Parts: P1 P2 P3 P4 P5 commands growth memory quality; without one all of them, then the report.
+Every contestant has a process of its own that lives as long as a part; they are asked in turn for one
 repeat at a time, so that a busy machine disturbs all alike. Slow contestants do a stated share of
 the steps. Each repeat is appended to ``outputs/bench/speed.jsonl``: a benchmark that was stopped
 goes on where it was, and ``--fresh`` begins anew. ``report`` writes docs/results/performance.md
