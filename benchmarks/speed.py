@@ -4,13 +4,13 @@
     python benchmarks/speed.py report
 
 Parts: P1 P2 P3 P4 P5 commands growth memory quality; without one all of them, then the report.
-Every contestant has a process of its own that lives as long as a part; they are asked in turn for one
-repeat at a time, so that a busy machine disturbs all alike. Slow contestants do a stated share of
-the steps. Each repeat is appended to ``outputs/bench/speed.jsonl``: a benchmark that was stopped
-goes on where it was, and ``--fresh`` begins anew. ``report`` writes docs/results/performance.md
-and its pictures. ``--quick`` shrinks every work, to see that all of it runs, and keeps it all in
-``outputs/bench/``. ``--set`` gives overrides of ``ncsn-train`` to this package's trainings.
-Nothing is asserted.
+Every contestant has a process of its own that lives as long as a part; they are asked in turn for
+one repeat at a time, so that a busy machine disturbs all alike. Slow contestants do a stated
+share of the steps. Each repeat is appended to ``outputs/bench/speed.jsonl``: a benchmark that was
+stopped goes on where it was, and ``--fresh`` begins anew. ``report`` writes
+docs/results/performance.md and its pictures. ``--quick`` shrinks every work, to see that all of
+it runs, and keeps it all in ``outputs/bench/``. ``--set`` gives overrides of ``ncsn-train`` to
+this package's trainings. Nothing is asserted.
 """
 
 from __future__ import annotations
