@@ -291,7 +291,8 @@ def p4(bench: Bench) -> list[Job]:
     for name, words in (("", sweep), (", one by one", [*sweep, "hydra/launcher=basic"])):
         request = {"work": "P4", "words": [*words, *bench.overrides], "warm": False}
         jobs.append(Job(f"command{name}", request, repeats=2))
-    return jobs
+    compiled = {"work": "P4", "words": [*sweep, *bench.overrides, "trainer.compile=true"]}
+    return [*jobs, Job("command, compiled", compiled, repeats=2)]  # the first time before these
 
 
 def p5(bench: Bench) -> list[Job]:
@@ -305,7 +306,7 @@ def p5(bench: Bench) -> list[Job]:
         Job("notebook", work, 16),
         Job("jax, seeds in turn", work, 16),
         Job("command", plain),
-        Job("command, compiled", compiled),  # the first time before the repeats
+        Job("command, compiled", compiled),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -170,7 +171,10 @@ def quality(records: list[Record]) -> str:
     limits = sorted({limit for r in records for limit in r["request"]["seconds"]})
     rows = []
     for record in records:
-        points = {round(s): f"{error:.2g} ({steps} steps)" for s, steps, error in record["points"]}
+        points = {
+            min(limits, key=lambda limit: abs(math.log(limit / s))): f"{error:.2g} ({steps} steps)"
+            for s, steps, error in record["points"]
+        }
         loop = name_of(record["entry"]["loop"])
         cells = [points.get(limit, "-") for limit in limits]
         rows.append([f"`{record['entry']['preset']}`", loop, *cells])

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ncsn_cli.commands.before import last_written
 from ncsn_cli.commands.names import for_shell
 from ncsn_cli.commands.suggestions import did_you_mean
-from ncsn_cli.commands.unknown_keys import unknown_key
+from ncsn_cli.commands.unknown_keys import no_entry, unknown_key
 
 BUG = 1
 """The exit code of an error that the user did not make."""
@@ -131,8 +131,8 @@ def explain(name: str, error: BaseException, job_started: bool) -> tuple[list[st
             return [f"{place}: {error.strerror}; all files saved before this are whole"], 74
         return [f"{place}: {error.strerror}; choose another place ({_place_option(name)})"], 73
     what = " ".join(str(error).split()) or "no message"
-    if no_name := _no_name(error):
-        return [no_name], 2
+    if line := _no_name(error) or no_entry(error):
+        return [line], 2
     if not job_started:
         return _with_overrides([what]), 2
     place = "HYDRA_FULL_ERROR=1 shows the traceback."
@@ -224,6 +224,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _unknown(name: str, error: BaseException) -> list[str]:
     """Return a line on a key or an option that Hydra does not know, with the nearest; or none."""
     message = str(error)
+    if line := no_entry(error):
+        return [line]
     if match := re.search(
         r"Could not override '(.*)'\.\n(?:To append to your config|Key)", message
     ):

@@ -9,7 +9,7 @@ import traceback
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ncsn_cli.commands.mistyped import with_plus
 from ncsn_cli.commands.names import for_shell
@@ -19,6 +19,7 @@ from ncsn_cli.commands.suggestions import (
     known_options,
     nearest,
     nearest_key,
+    option_settings,
     options_with,
     or_words,
 )
@@ -47,6 +48,8 @@ def unknown_key(name: str, key: str, error: BaseException) -> str:
     value = typed.get(key, "")
     top = key.partition(".")[0]
     if "." in group and top not in (*SEVERAL, *_NO_PARTS):  # a dictionary that an option holds
+        if line := _inside_a_value(key, value, choices.get(top)):
+            return line
         return f"{key}: {group} takes keys of your own with a +: {for_shell([f'+{key}={value}'])}"
     is_exact = typed.get("score") in ("exact", "empirical") and "checkpoint" not in typed
     option = None if top in _NO_PARTS else choices.get(top)
@@ -62,13 +65,43 @@ def unknown_key(name: str, key: str, error: BaseException) -> str:
         there = there or [*map(str, here)]
         known = there + [each for each in known if not group or not each.startswith(f"{group}.")]
     near = None if key in known else nearest_key(key, known) or nearest_key(missing, known)
-    if near is not None:
+    if near is not None and not key.startswith(f"{near}."):
         is_here = root is not None and _holds(root, near)
         shown = near if is_here else with_plus(name, near, typed)
         return f"{key}: there is no such key here; did you mean {shown}?"
     in_checkpoint = with_plus(name, key, typed)
     advice = "" if in_checkpoint == key else f"; {in_checkpoint}=... changes a checkpoint's value"
     return f"{key}: there is no such key here, see --cfg job{advice}"
+
+
+def no_entry(error: BaseException) -> str | None:
+    """Return a line on a key such as ``dataset.weights.x``, no entry of a list, if it is at fault.
+
+    The message of ``error`` names no key, but the frame that merged the override knows it.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            key = frame.f_locals["override"].key_or_group
+            place = key.rpartition(".")[0]
+            held = OmegaConf.select(frame.f_locals["cfg"], place) if place else None
+            if isinstance(held, ListConfig):
+                return _of_a_list(key, place)
+    return None
+
+
+def _of_a_list(key: str, place: str) -> str:
+    return f"{key}: {place} is a list; {place}.0 is its first entry, and {place}=[...] sets all"
+
+
+def _inside_a_value(key: str, value: str, option: Any) -> str | None:  # noqa: ANN401
+    """Return the line if ``key`` is inside a value or a list of this package's ``option``."""
+    group, name = key.split(".")[:2]
+    if not isinstance(option, str) or option not in known_options(group):
+        return None
+    place, held = f"{group}.{name}", option_settings(group, option).get(name, {})
+    if isinstance(held, list):
+        return _of_a_list(key, place)
+    return None if isinstance(held, dict) else f"{key}: {place} is one value; type {place}={value}"
 
 
 def _of_another_option(key: str, value: str, option: str | None) -> str | None:

@@ -30,7 +30,6 @@ from ncsn_cli.metrics import (
     SplitError,
     compared_scores,
     divergence_of,
-    fisher_divergence,
     in_float64,
     in_parts,
     products_at,
@@ -57,28 +56,6 @@ _MOST_INFORMATIONS = 100  # levels; with more, Fisher informations are interpola
 _FEWEST_RECOVERED, _MOST_RECOVERED = 20_000, 3_000_000  # points where a 1D score is integrated
 
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, if there is no progress bar
-
-
-@torch.no_grad()
-def excess_loss(
-    score: Score,
-    truth: Dataset,
-    sigmas: Tensor,
-    loss: Loss,
-    num: int,
-    generator: torch.Generator,
-) -> float | None:
-    """Return the mean of lambda/2 E||s - grad log p_sigma||^2 over the levels of the loss.
-
-    Each level gets ``num`` draws. Return None if the loss names no lambda.
-    """
-    levels, weights = loss.quadrature(sigmas)
-    lambdas = [each for s in levels if (each := loss.weight(s)) is not None]
-    if len(lambdas) < len(levels):
-        return None
-    divergences = [fisher_divergence(score, truth, s, num, generator).divergence for s in levels]
-    parts = zip(weights, lambdas, divergences, strict=True)
-    return sum(weight * each / 2 * divergence for weight, each, divergence in parts)
 
 
 def unknown_numbers(loss: Loss, levels: list[float]) -> set[str]:

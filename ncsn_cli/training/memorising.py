@@ -14,6 +14,7 @@ from ncsn_cli.core.errors import counted
 from ncsn_cli.core.score import Score
 from ncsn_cli.core.settings import random_stream
 from ncsn_cli.datasets import GaussianMixture
+from ncsn_cli.metrics import in_parts
 from ncsn_cli.training.history import MEMORISING, Row
 
 log = logging.getLogger(__name__)
@@ -46,17 +47,24 @@ class Memorising:
         self, dataset: Dataset, data: Tensor, sigmas: Tensor, num: int, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        truth, stream = dataset.truth, random_stream(seed, "memorising")
+        self._truth, stream = dataset.truth, random_stream(seed, "memorising")
         empirical = GaussianMixture([1 / len(data)] * len(data), data.tolist(), stds=0.0)
-        self._levels = []
+        points: list[Tensor] = []
+        truths: list[Tensor] = []
+        scores: list[Tensor] = []
         for sigma in sigmas.tolist():
-            fresh = truth.sample(num, sigma=sigma, generator=stream).double()
+            fresh = self._truth.sample(num, sigma=sigma, generator=stream).double()
             rows = torch.randint(len(data), (num,), generator=stream)
             z = torch.randn(num, data.shape[1], generator=stream).double()
             seen = data[rows].double() + sigma * z
-            truths = [truth.score(fresh, sigma), truth.score(seen, sigma)]
-            points = [x.float().to(device) for x in (fresh, seen)]
-            self._levels.append((sigma, points, truths, empirical.score(seen, sigma)))
+            points += [fresh, seen]
+            truths += [self._truth.score(fresh, sigma), self._truth.score(seen, sigma)]
+            scores.append(empirical.score(seen, sigma))
+        # A network is evaluated once for all levels: one by one, the calls take longest.
+        self._points = torch.cat(points).float().to(device)  # (2 L n, D)
+        self._sigmas = sigmas.repeat_interleave(2 * num).float().to(device)  # (2 L n,)
+        self._truths, self._scores = torch.stack(truths), torch.stack(scores)  # (2 L, n, D)
+        self._scale = sigmas.double().cpu()[:, None, None] ** 2 / (len(sigmas) * num)
 
     @torch.no_grad()
     def distances(self, score: Score) -> dict[str, float]:
@@ -65,14 +73,13 @@ class Memorising:
         ``true_distance`` is that from s* at fresh draws of p_sigma. The other two are distances
         from s* and from the empirical score at training points with fresh noise.
         """
-        sums = dict.fromkeys(MEMORISING, 0.0)
-        for sigma, points, (true, true_seen), empirical in self._levels:
-            level = torch.tensor(sigma, device=points[0].device)
-            at_fresh, at_seen = (score(x, level).cpu().double() for x in points)
-            errors = at_fresh - true, at_seen - true_seen, at_seen - empirical
-            for name, error in zip(sums, errors, strict=True):
-                sums[name] += sigma**2 * float(error.square().sum(-1).mean()) / len(self._levels)
-        return sums
+        parts = (in_parts(each, self._truth) for each in (self._points, self._sigmas))
+        values = [score(x, sigma).cpu().double() for x, sigma in zip(*parts, strict=True)]
+        learned = torch.cat(values).view_as(self._truths)
+        off, at_seen = learned - self._truths, learned[1::2]
+        errors = off[::2], off[1::2], at_seen - self._scores  # each (L, n, D)
+        found = [float((self._scale * error.square()).sum()) for error in errors]
+        return dict(zip(MEMORISING, found, strict=True))
 
 
 def memorising(

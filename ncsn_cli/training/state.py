@@ -19,9 +19,9 @@ from ncsn_cli.core.compiling import compile_or_stay_plain
 from ncsn_cli.core.dataset import Dataset
 from ncsn_cli.core.errors import ConfigError, DivergedError
 from ncsn_cli.core.settings import random_stream
-from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import Draws, Loss
 from ncsn_cli.training.batches import Batches
+from ncsn_cli.training.excess import excess_loss
 from ncsn_cli.training.history import MEMORISING, Row
 from ncsn_cli.training.memorising import memorising
 from ncsn_cli.training.trainer import Trainer
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-_POINTS_ALONG_THE_WAY = 1000  # exact draws per level for the excess loss in history.csv
-# At least 50 draws per level, and otherwise at most 200 000 over all levels.
-_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY = 50, 200_000
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -87,6 +83,7 @@ class Training:
         size = trainer.batch_size
         if self._data is not None and size is not None and size < len(self._data):
             self._batches = Batches(len(self._data), size, seed, self.device)
+        self._excess = excess_loss(dataset, self.sigmas, loss, seed, self.device)
         self._memorising = memorising(dataset, self.sigmas.double().cpu(), seed, self.device)
         self._is_to_compile = trainer.compile is True
         self._compiled: CompiledSteps | None = None
@@ -257,14 +254,7 @@ class Training:
 
         Return None if the loss names no lambda, or the true score is not known.
         """
-        if not self.dataset.truth.is_known:
-            return None
-        stream = random_stream(self.seed, "excess loss along the way", self.device)
-        num = max(_FEWEST_ALONG_THE_WAY, _MOST_ALONG_THE_WAY // len(self.sigmas))
-        return excess_loss(
-            self.score, self.dataset.truth, self.sigmas, self.loss,
-            min(_POINTS_ALONG_THE_WAY, num), stream,
-        )  # fmt: skip
+        return None if self._excess is None else self._excess(self.score)
 
     def _decay(self, step: int) -> float:
         if self.trainer.lr_decay == "none":

@@ -68,7 +68,9 @@ class Trainer:
 
 
 _SAVED_A_STEP, _SAVED_A_PRODUCT = 3.5e-4, 1.6e-11  # seconds that compiling saves
-_SECONDS_TO_COMPILE = 15.0  # the first time; half of ``max_seconds`` should be left for steps
+_SECONDS_TO_COMPILE = (
+    15.0  # or less, the first time; half of ``max_seconds`` should be left for steps
+)
 
 
 def resolve_auto(
@@ -84,9 +86,11 @@ def resolve_auto(
     on the machine. One thread is used: a second one makes steps of a deep network up to 1.8 times
     as fast, but two runs side by side with two threads each take longer than one after the other.
     Steps of Adam and AdamW are compiled where all ``steps`` together save more than 5 seconds.
-    Compiling takes 15 seconds, but only once for all runs of the same sizes. With P ``points`` per
-    step and N weights, a step saves .35 ms, and .016 ns more for each of the P N products. These
-    numbers were measured by benchmarks/steps.py (docs/results/performance.md).
+    Compiling takes about 10 seconds, but only once for all runs of the same sizes. With P
+    ``points`` per step and N weights, a step saves .35 ms, and .016 ns more for each of the P N
+    products. These numbers were measured by benchmarks/steps.py (docs/results/performance.md).
+    Since then, plain steps have become faster, by up to .05 ms: the rule stays, so that it chooses
+    for the same run what it chose before.
 
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.

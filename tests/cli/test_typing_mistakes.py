@@ -180,6 +180,16 @@ MISTAKES = [
      " key (schedule=geometric schedule.num_levels=9)"),
     ("sample", "score=exact experiment=song_ermon_annealed sampler.denois=true",
      f"sampler.denois: {NO_KEY} sampler.denoise?"),
+    # A key inside of a value, or of a list.
+    ("train", "model.foo.bar=1", "model.foo.bar: there is no such key here, see --cfg job"),
+    ("train", "schedule.sigma_max.x=3",
+     "schedule.sigma_max.x: schedule.sigma_max is one value; type schedule.sigma_max=3"),
+    ("train", "dataset.means.x=[1]", "dataset.means.x: dataset.means is a list; dataset.means.0 is"
+     " its first entry, and dataset.means=[...] sets all"),
+    ("train", "dataset.weights.2=.5", "dataset.weights.2: dataset.weights is a list;"
+     " dataset.weights.0 is its first entry, and dataset.weights=[...] sets all"),
+    ("train", "model.hidden.1.5=3", "model.hidden.1.5: model.hidden is a list; model.hidden.0 is"
+     " its first entry, and model.hidden=[...] sets all"),
     ("train", "metric.mmd.bandwidth=3",
      "metric.mmd.bandwidth: metric mmd is not chosen; 'metric=[mmd]' adds it"),
     # Found once the job has started.

@@ -7,7 +7,6 @@ import torch
 from ncsn_cli.core.errors import ConfigError
 from ncsn_cli.core.score import derivative_along, score_and_jacobian
 from ncsn_cli.datasets import Checkerboard, GaussianMixture
-from ncsn_cli.evaluation.network import excess_loss
 from ncsn_cli.losses import (
     ControlVariate,
     Denoising,
@@ -22,6 +21,7 @@ from ncsn_cli.losses import (
 )
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
+from ncsn_cli.training.excess import ExcessLoss, excess_loss
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
 from tests.helpers.slow import slow_but
 from tests.helpers.statistics import LIMIT, assert_mean, kolmogorov_distance
@@ -258,7 +258,8 @@ def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
-    excess = excess_loss(network, dataset, sigmas, loss, 400_000, stream(5))  # error below 0.5 %
+    measured = ExcessLoss(dataset, sigmas, loss, 5, torch.device("cpu"), 400_000)
+    excess = measured(network)  # its error is below 0.5 %
     values = np.array(batches(loss, network, dataset, sigmas, num=200))
     error = 6 * values.std() / math.sqrt(len(values)) + 0.005 * excess
     assert abs(values.mean() - floor(loss, dataset, sigmas) - excess) < error
@@ -373,9 +374,8 @@ def test_floor_and_weight_belong_to_the_term_that_they_were_stated_for(
         has_floor,
         has_weight,
     )
-    found = excess_loss(
-        correlated_2d().score, correlated_2d(), torch.tensor([0.5]), loss, 10, stream()
-    )
+    law, sigmas = correlated_2d(), torch.tensor([0.5])
+    found = excess_loss(law, sigmas, loss, 0, torch.device("cpu"))
     assert (found is not None) == has_weight
 
 
@@ -388,6 +388,28 @@ class Own(Loss):
     def term(self, score, perturbed):
         residual = score(perturbed.x, perturbed.sigma) + perturbed.z / perturbed.sigma[:, None]
         return self.weights(perturbed.sigma) * residual.square().sum(-1) / 2
+
+
+@pytest.mark.parametrize("most_kept", [0, 10**6])
+def test_the_excess_along_the_way_is_from_the_same_draws_each_time(most_kept, monkeypatch):
+    monkeypatch.setattr("ncsn_cli.training.excess._MOST_KEPT", most_kept)
+    law, sigmas, cpu = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float(), torch.device("cpu")
+    measured = ExcessLoss(law, sigmas, Denoising(levels="all", weight_power=1.0), 3, cpu, 5000)
+
+    def wrong(x, sigma):
+        return 1.2 * law.score(x, sigma)
+
+    def worse(x, sigma):
+        return 1.4 * law.score(x, sigma)
+
+    assert measured(law.score) < 1e-10
+    expected = sum(
+        sigma * 0.2**2 * float(law.fisher(sigma).matrix.trace()) / 2 / 3
+        for sigma in sigmas.tolist()
+    )
+    first = measured(wrong)
+    assert measured(worse) == pytest.approx(4 * first, rel=1e-4)
+    assert measured(wrong) == first == pytest.approx(expected, rel=0.05)  # its sd is .012
 
 
 @pytest.mark.parametrize("levels", ["all", "random", "continuous"])

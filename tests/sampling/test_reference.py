@@ -66,6 +66,14 @@ def test_the_start():
     assert cause.startswith("the start (from exact draws of p_sigma_max, ")
 
 
+def test_a_check_that_takes_long_is_not_made_and_says_so(monkeypatch):
+    monkeypatch.setattr("ncsn_cli.sampling.reference._MOST_TERMS", 0)
+    sigmas = Karras(6.0, 0.1, 40).sigmas
+    assert causes(setup(sigmas=sigmas, init=Normal(std=6.0)), sigmas) == [
+        "not looked for, because that takes longer (budget=true splits the error)"
+    ]
+
+
 @pytest.mark.parametrize("name", [None, "network"])
 def test_the_sampler(name):
     sigmas, sampler = Single(0.5).sigmas, TwiceTheNoise(step_size=0.1, steps=300)
