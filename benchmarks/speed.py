@@ -288,11 +288,15 @@ def p4(bench: Bench) -> list[Job]:
         Job("jax, vmap over seeds", {**work, "seeds": 16, "vmap": True, "steps": 100}, 10),
         Job("ours, plain fits", {**work, "seeds": 4, "overrides": ["trainer.compile=false"]}, 4),
     ]
-    for name, words in (("", sweep), (", one by one", [*sweep, "hydra/launcher=basic"])):
-        request = {"work": "P4", "words": [*words, *bench.overrides], "warm": False}
-        jobs.append(Job(f"command{name}", request, repeats=2))
-    compiled = {"work": "P4", "words": [*sweep, *bench.overrides, "trainer.compile=true"]}
-    return [*jobs, Job("command, compiled", compiled, repeats=2)]  # the first time before these
+    plain = {"work": "P4", "words": [*sweep, *bench.overrides], "warm": False}
+    alone = {**plain, "words": [*plain["words"], "hydra/launcher=basic"]}
+    compiled = {"work": "P4", "words": [*plain["words"], "trainer.compile=true"]}
+    return [
+        *jobs,
+        Job("command", plain),
+        Job("command, one by one", alone, repeats=2),
+        Job("command, compiled", compiled),
+    ]
 
 
 def p5(bench: Bench) -> list[Job]:
@@ -301,7 +305,7 @@ def p5(bench: Bench) -> list[Job]:
     words = ["ncsn-train", "-m", "seed=range(16)", "experiment=ncsn_2d", "trainer.steps=3000",
              "plot=[]", "animation=[]", *bench.overrides]  # fmt: skip
     plain = {"work": "command", "words": words, "warm": False}
-    compiled = {"work": "command", "words": [*words, "trainer.compile=true"]}
+    compiled = {"work": "command", "words": [*words, "trainer.compile=true"]}  # twice at first
     return [
         Job("notebook", work, 16),
         Job("jax, seeds in turn", work, 16),
