@@ -274,7 +274,7 @@ def command() -> dict[str, Work]:
         check = {"runs": len(found)} | ({"loss": float(np.mean(losses))} if losses else {})
         return {"seconds": seconds, "check": check}
 
-    return {"P4": run, "command": run}
+    return {"command": run}
 
 
 def kernel() -> dict[str, Work]:

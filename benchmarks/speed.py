@@ -36,7 +36,7 @@ import numpy as np
 
 FOLDER = contestants.HERE.parent / "outputs" / "bench"
 PARTS = {  # and about so many minutes on two quiet cores
-    "P1": 1, "P2": 3, "P3": 3, "P4": 5, "P5": 4, "commands": 3, "growth": 6, "memory": 2,
+    "P1": 1, "P2": 3, "P3": 3, "P4": 6, "P5": 4, "commands": 3, "growth": 6, "memory": 2,
     "quality": 9,
 }  # fmt: skip
 P1 = {"work": "P1", "points": 1024, "levels": 16, "steps": 1000, "width": 64}
@@ -288,9 +288,9 @@ def p4(bench: Bench) -> list[Job]:
         Job("jax, vmap over seeds", {**work, "seeds": 16, "vmap": True, "steps": 100}, 10),
         Job("ours, plain fits", {**work, "seeds": 4, "overrides": ["trainer.compile=false"]}, 4),
     ]
-    plain = {"work": "P4", "words": [*sweep, *bench.overrides], "warm": False}
+    plain = {"work": "command", "words": [*sweep, *bench.overrides], "warm": False}
     alone = {**plain, "words": [*plain["words"], "hydra/launcher=basic"]}
-    compiled = {"work": "P4", "words": [*plain["words"], "trainer.compile=true"]}
+    compiled = {"work": "command", "words": [*plain["words"], "trainer.compile=true"]}
     return [
         *jobs,
         Job("command", plain),
@@ -305,7 +305,7 @@ def p5(bench: Bench) -> list[Job]:
     words = ["ncsn-train", "-m", "seed=range(16)", "experiment=ncsn_2d", "trainer.steps=3000",
              "plot=[]", "animation=[]", *bench.overrides]  # fmt: skip
     plain = {"work": "command", "words": words, "warm": False}
-    compiled = {"work": "command", "words": [*words, "trainer.compile=true"]}  # twice at first
+    compiled = {"work": "command", "words": [*words, "trainer.compile=true"]}
     return [
         Job("notebook", work, 16),
         Job("jax, seeds in turn", work, 16),

@@ -6,6 +6,7 @@ overrides answer fast.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import logging
@@ -214,7 +215,9 @@ def leave_nothing(code: int) -> None:
 def _task(name: str) -> Callable[[DictConfig], float | None]:
     """Return the command's function, and set up this process for it."""
     module = f"ncsn_cli.commands.{name}"
-    import_without_collecting(module)
+    if module not in sys.modules:  # the first job: later there is garbage of earlier jobs
+        import_without_collecting(module)
+        gc.freeze()  # the collector passes over what exists now
     keep_freed_memory()
     spare_the_compiler()
     return getattr(sys.modules[module], name)

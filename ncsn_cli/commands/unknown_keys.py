@@ -6,10 +6,11 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ncsn_cli.commands.mistyped import with_plus
 from ncsn_cli.commands.names import for_shell
@@ -47,9 +48,9 @@ def unknown_key(name: str, key: str, error: BaseException) -> str:
     choices, typed = _chosen(error)
     value = typed.get(key, "")
     top = key.partition(".")[0]
+    if line := _inside_a_value(key, {top: _settings(top, choices.get(top))}):
+        return line
     if "." in group and top not in (*SEVERAL, *_NO_PARTS):  # a dictionary that an option holds
-        if line := _inside_a_value(key, value, choices.get(top)):
-            return line
         return f"{key}: {group} takes keys of your own with a +: {for_shell([f'+{key}={value}'])}"
     is_exact = typed.get("score") in ("exact", "empirical") and "checkpoint" not in typed
     option = None if top in _NO_PARTS else choices.get(top)
@@ -81,27 +82,34 @@ def no_entry(error: BaseException) -> str | None:
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_apply_overrides_to_config":
-            key = frame.f_locals["override"].key_or_group
-            place = key.rpartition(".")[0]
-            held = OmegaConf.select(frame.f_locals["cfg"], place) if place else None
-            if isinstance(held, ListConfig):
-                return _of_a_list(key, place)
+            override: Override = frame.f_locals["override"]
+            key = override.key_or_group
+            place, _, last = key.rpartition(".")
+            line = _inside_a_value(key, frame.f_locals["cfg"])
+            if line is None and override.is_delete() and last.isdecimal():
+                return f"{key}: an entry of a list is not removed alone; {place}=[...] sets all"
+            return line
     return None
 
 
-def _of_a_list(key: str, place: str) -> str:
-    return f"{key}: {place} is a list; {place}.0 is its first entry, and {place}=[...] sets all"
-
-
-def _inside_a_value(key: str, value: str, option: Any) -> str | None:  # noqa: ANN401
-    """Return the line if ``key`` is inside a value or a list of this package's ``option``."""
-    group, name = key.split(".")[:2]
-    if not isinstance(option, str) or option not in known_options(group):
-        return None
-    place, held = f"{group}.{name}", option_settings(group, option).get(name, {})
-    if isinstance(held, list):
-        return _of_a_list(key, place)
-    return None if isinstance(held, dict) else f"{key}: {place} is one value; type {place}={value}"
+def _inside_a_value(key: str, config: Mapping[str, Any]) -> str | None:
+    """Return the line if ``key`` is inside one value of ``config``, or is no entry of a list."""
+    held: Any = config
+    parts = key.split(".")
+    for num, part in enumerate(parts):
+        place = ".".join(parts[:num])
+        if isinstance(held, Mapping):
+            if part not in held:
+                return None
+            held = held[part]
+        elif isinstance(held, Sequence) and not isinstance(held, str):
+            if not part.isdecimal() or int(part) >= len(held):
+                first = f"{place}.0 is its first entry, and {place}=[...] sets all"
+                return f"{key}: {place} is a list; {first}"
+            held = held[int(part)]
+        else:
+            return f"{key}: {place} is one value and has no keys; {place}=... sets it"
+    return None
 
 
 def _of_another_option(key: str, value: str, option: str | None) -> str | None:
@@ -134,6 +142,13 @@ def _is_almost(key: str, there: list[str]) -> bool:
     """Return whether a key in the chosen option is nearly equal to ``key``."""
     last, beside = key.rpartition(".")[2], [each.rpartition(".")[2] for each in there]
     return key not in _OTHER_WORDS and nearest(last, beside, _ALMOST_EQUAL) is not None
+
+
+def _settings(group: str, option: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the values of this package's ``option`` of ``group``; {} if there is none."""
+    if isinstance(option, str) and option in known_options(group):
+        return option_settings(group, option)
+    return {}
 
 
 def _holds(config: DictConfig, key: str) -> bool:

@@ -94,8 +94,9 @@ def products_at(learned: Tensor, x: Tensor, truth: Dataset, sigma: float) -> Ten
     x, learned = x.cpu().double(), learned.cpu().double()
     true = torch.cat([truth.score(part, sigma) for part in in_parts(x, truth)])
     error = learned - true
-    products = torch.stack([error * error, true * true, learned * true, learned * learned])
-    return products @ true.new_ones(true.shape[1])  # ten times as fast as ``sum(-1)``
+    products = [(error, error), (true, true), (learned, true), (learned, learned)]
+    ones = true.new_ones(true.shape[1])  # for D = 2 five times as fast as ``sum(-1)``
+    return torch.stack([(a * b) @ ones for a, b in products])
 
 
 def divergence_of(products: Tensor) -> FisherDivergence:

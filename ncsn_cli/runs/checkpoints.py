@@ -31,7 +31,6 @@ _MOST_BYTES_OF_HEADER = 1 << 22
 _MOST_TENSORS = 20_000
 _SPARE = 1 << 25  # bytes that safetensors may need beside the tensors
 _MOST_AXES = 8
-_OF_SAMPLES = {".npy", ".npz", ".csv", ".txt"}
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 log = logging.getLogger(__name__)
@@ -94,12 +93,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except KeyError:
         raise BadCheckpointError(f"{path}: this is not a checkpoint of ncsn-train") from None
     except (ValueError, SafetensorError) as error:
-        if path.suffix in _OF_SAMPLES:
-            raise BadCheckpointError(
-                f"{path}: checkpoints end in .safetensors; ncsn-measure reads samples"
-            ) from None
-        reason = one_line(str(error))
-        raise BadCheckpointError(f"{path}: damaged, or not a checkpoint ({reason})") from None
+        what = f"damaged, or not a checkpoint ({one_line(str(error))})"
+        if path.suffix != ".safetensors":
+            what = "checkpoints are .safetensors files; ncsn-measure reads samples"
+        raise BadCheckpointError(f"{path}: {what}") from None
     return tensors, record
 
 

@@ -32,7 +32,7 @@ _MAIN = 0.5  # what takes away this share of an error is its cause
 
 # budget=true runs wherever these are said, because the exact score is known.
 _NOT_FOUND = "not found by a quick check (budget=true splits the error)"
-_NOT_SOUGHT = "not looked for, because that takes longer (budget=true splits the error)"
+_NOT_SOUGHT = "not looked for: it would take too long (budget=true splits the error)"
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class Reference:
         """Return which part of the run is behind its error in the metric ``name``."""
         setup, num, what = self.setup, min(len(samples), _MOST_REPEATED), name.replace("_", " ")
         work = setup.num_evaluations * num * setup.truth.num_components
-        own = self._entry(name, samples[:num])
         if self.exact is None:
             return "these numbers do not tell"
-        if work > _MOST_TERMS:
-            return _NOT_SOUGHT
+        own = self._entry(name, samples[:num])
         if own["verdict"] == GOOD:
             return _NOT_FOUND
+        if work > _MOST_TERMS:
+            return _NOT_SOUGHT
         score, log_prob = self.exact
         ideal = replace(setup, score=score, log_prob=log_prob)
         known = own if self.score_name is None else self._repeat(name, ideal, num)

@@ -45,16 +45,17 @@ class Batches:
     def _find(self, steps: range) -> Tensor:
         num, first, end = self._num, steps.start * self._size, steps.stop * self._size
         epochs = range(first // num, (end - 1) // num + 1)
-        self._orders = {epoch: self._order(epoch) for epoch in epochs}
+        orders = {epoch: self._order(epoch) for epoch in epochs}
+        self._orders = {epochs[-1]: orders[epochs[-1]]}  # later steps begin in this epoch
         parts = [
             order[max(0, first - epoch * num) : end - epoch * num]
-            for epoch, order in self._orders.items()
+            for epoch, order in orders.items()
         ]
-        return torch.cat(parts).view(len(steps), self._size)
+        return torch.cat(parts).view(len(steps), self._size).to(self._device)
 
     def _order(self, epoch: int) -> Tensor:
         """Return the rows of the training set in the epoch's order, (N,)."""
         if epoch in self._orders:
             return self._orders[epoch]
         stream = random_stream(self._seed, f"epoch {epoch}")
-        return torch.randperm(self._num, generator=stream).to(self._device)
+        return torch.randperm(self._num, generator=stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,63 +18,76 @@ _POINTS = 1000  # draws per level
 _FEWEST, _MOST = 50, 200_000
 _MOST_KEPT = 4_000_000  # coordinates: 50 MB with the true scores there
 
+Kept = tuple[float, Tensor, Tensor, Tensor]
+"""The weight of a point's squared error, the level, points (B, D), and the true score there."""
+
 
 class ExcessLoss:
-    """The mean of lambda/2 E||s - grad log p_sigma||^2 over the levels of a loss.
+    """The weighted sum of E||s - grad log p_sigma||^2 over some levels, x ~ p_sigma.
 
-    The means are over exact draws x ~ p_sigma, the same for every score s. The draws and the true
-    scores there are kept from the first evaluation on, unless they are too many.
+    All evaluations are at the same exact draws. These and the true scores there are kept from the
+    first evaluation on, unless they are too many.
 
     Args:
         truth: The distribution, whose score is known.
-        sigmas: Noise levels (L,), descending.
-        loss: The loss, which names the levels and their lambdas.
+        weights: The weight of each level.
+        num: Draws per level.
         seed: Seed of the draws.
         device: The network's device.
-        num: Draws per level; None chooses.
     """
 
     def __init__(
-        self, truth: Dataset, sigmas: Tensor, loss: Loss, seed: int, device: torch.device,
-        num: int | None = None,
+        self, truth: Dataset, weights: Mapping[float, float], num: int, seed: int,
+        device: torch.device,
     ) -> None:  # fmt: skip
-        self._truth, self._seed, self._device = truth, seed, device
-        self._levels, weights = loss.quadrature(sigmas)
-        most = max(_FEWEST, _MOST // len(self._levels))
-        self._num = min(_POINTS, most) if num is None else num
-        lambdas = [loss.weight(sigma) or 0.0 for sigma in self._levels]
-        pairs = zip(weights, lambdas, strict=True)
-        self._scales = [weight * each / (2 * self._num) for weight, each in pairs]
-        self._kept: list[tuple[float, Tensor, Tensor, Tensor]] | None = None
+        self._truth, self._weights, self._num = truth, weights, num
+        self._seed, self._device = seed, device
+        self._is_small = len(weights) * num * truth.dim <= _MOST_KEPT
+        self._kept: list[Kept] | None = None
 
     @torch.no_grad()
     def __call__(self, score: Score) -> float:
-        """Return the excess loss of ``score``."""
-        is_small = len(self._levels) * self._num * self._truth.dim <= _MOST_KEPT
-        if self._kept is None and is_small:
+        """Return the excess loss of ``score``, in its faster form at one level if it has one."""
+        if self._kept is None and self._is_small:
             self._kept = [*self._draws()]
         excess = 0.0
-        for scale, level, x, true in self._kept or self._draws():
+        for weight, level, x, true in self._draws() if self._kept is None else self._kept:
             error = score_at(score, level)(x).cpu().double() - true
-            excess += scale * float(error.square().sum())
+            excess += weight * float(error.square().sum())
         return excess
 
-    def _draws(self) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
-        """Yield points of each level (B, D) with their weight, the level and the true score."""
+    def _draws(self) -> Iterator[Kept]:
         stream = random_stream(self._seed, "excess loss along the way", self._device)
-        for scale, sigma in zip(self._scales, self._levels, strict=True):
+        for sigma, weight in self._weights.items():
             points = self._truth.sample(self._num, sigma=sigma, generator=stream)
             for x in in_parts(points, self._truth):
                 true = self._truth.score(x.cpu().double(), sigma)
-                yield scale, torch.tensor(sigma, dtype=x.dtype, device=x.device), x, true
+                level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
+                yield weight / self._num, level, x, true
 
 
 def excess_loss(
-    dataset: Dataset, sigmas: Tensor, loss: Loss, seed: int, device: torch.device
+    dataset: Dataset,
+    sigmas: Tensor,
+    loss: Loss,
+    seed: int,
+    device: torch.device,
+    num: int | None = None,
 ) -> ExcessLoss | None:
-    """Return what measures the excess loss; None if lambda or the true score is not known."""
-    if not dataset.truth.is_known:
+    """Return what measures a score's excess loss.
+
+    This is the mean of lambda/2 E||s - grad log p_sigma||^2 over the levels of ``loss``, which
+    follow from ``sigmas`` (L,). Return None if lambda or the true score is not known. ``num`` are
+    the draws per level; None chooses.
+    """
+    levels, means = loss.quadrature(sigmas)
+    lambdas = [loss.weight(sigma) for sigma in levels]
+    weights = {
+        sigma: mean * each / 2
+        for sigma, mean, each in zip(levels, means, lambdas, strict=True)
+        if each is not None
+    }
+    if not dataset.truth.is_known or len(weights) < len(levels):
         return None
-    if any(loss.weight(sigma) is None for sigma in loss.quadrature(sigmas)[0]):
-        return None
-    return ExcessLoss(dataset.truth, sigmas, loss, seed, device)
+    most = min(_POINTS, max(_FEWEST, _MOST // len(levels)))
+    return ExcessLoss(dataset.truth, weights, most if num is None else num, seed, device)

@@ -193,9 +193,10 @@ class Training:
         return value
 
     def _gradient_norm(self) -> Tensor:
-        """Return the norm of all gradients.
+        """Return the norm of all gradients, put in one row as in ``CompiledSteps``.
 
-        Of a small network it is found three times as fast as by ``nn.utils.get_total_norm``.
+        For small networks this is three times as fast as ``nn.utils.get_total_norm``. For large
+        ones it copies the gradients; at a million weights, float32 makes an error of 1e-5.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         return torch.linalg.vector_norm(torch.cat([each.reshape(-1) for each in gradients]))

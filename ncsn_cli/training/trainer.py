@@ -67,10 +67,10 @@ class Trainer:
     resume: str | None = None
 
 
-_SAVED_A_STEP, _SAVED_A_PRODUCT = 3.5e-4, 1.6e-11  # seconds that compiling saves
-_SECONDS_TO_COMPILE = (
-    15.0  # or less, the first time; half of ``max_seconds`` should be left for steps
-)
+# Seconds that compiling saves. Plain steps have become faster since, by up to .05 ms; the rule
+# stays, so that it chooses for the same run what it chose before.
+_SAVED_A_STEP, _SAVED_A_PRODUCT = 3.5e-4, 1.6e-11
+_SECONDS_TO_COMPILE = 15.0  # at most; half of ``max_seconds`` should be left for steps
 
 
 def resolve_auto(
@@ -89,8 +89,6 @@ def resolve_auto(
     Compiling takes about 10 seconds, but only once for all runs of the same sizes. With P
     ``points`` per step and N weights, a step saves .35 ms, and .016 ns more for each of the P N
     products. These numbers were measured by benchmarks/steps.py (docs/results/performance.md).
-    Since then, plain steps have become faster, by up to .05 ms: the rule stays, so that it chooses
-    for the same run what it chose before.
 
     Raises:
         ConfigError: If ``compile`` is true and the optimizer's steps cannot be compiled.

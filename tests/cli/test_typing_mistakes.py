@@ -183,13 +183,26 @@ MISTAKES = [
     # A key inside of a value, or of a list.
     ("train", "model.foo.bar=1", "model.foo.bar: there is no such key here, see --cfg job"),
     ("train", "schedule.sigma_max.x=3",
-     "schedule.sigma_max.x: schedule.sigma_max is one value; type schedule.sigma_max=3"),
+     "schedule.sigma_max.x: schedule.sigma_max is one value and has no keys;"
+     " schedule.sigma_max=... sets it"),
+    ("train", "~schedule.sigma_max.x", "schedule.sigma_max.x: schedule.sigma_max is one value and"
+     " has no keys; schedule.sigma_max=... sets it"),
+    ("train", "dataset.means.x.y=3", "dataset.means.x.y: dataset.means is a list; dataset.means.0"
+     " is its first entry, and dataset.means=[...] sets all"),
+    ("train", "dataset.means.0.x.y=3", "dataset.means.0.x.y: dataset.means.0 is a list;"
+     " dataset.means.0.0 is its first entry, and dataset.means.0=[...] sets all"),
+    ("train", "dataset.weights.0.x=1", "dataset.weights.0.x: dataset.weights.0 is one value and"
+     " has no keys; dataset.weights.0=... sets it"),
+    ("train", "+dataset.weights.5=1", "dataset.weights.5: dataset.weights is a list;"
+     " dataset.weights.0 is its first entry, and dataset.weights=[...] sets all"),
     ("train", "dataset.means.x=[1]", "dataset.means.x: dataset.means is a list; dataset.means.0 is"
      " its first entry, and dataset.means=[...] sets all"),
+    ("train", "~dataset.weights.0", "dataset.weights.0: an entry of a list is not removed alone;"
+     " dataset.weights=[...] sets all"),
     ("train", "dataset.weights.2=.5", "dataset.weights.2: dataset.weights is a list;"
      " dataset.weights.0 is its first entry, and dataset.weights=[...] sets all"),
-    ("train", "model.hidden.1.5=3", "model.hidden.1.5: model.hidden is a list; model.hidden.0 is"
-     " its first entry, and model.hidden=[...] sets all"),
+    ("train", "model.hidden.1.5=3", "model.hidden.1.5: model.hidden.1 is one value and has no"
+     " keys; model.hidden.1=... sets it"),
     ("train", "metric.mmd.bandwidth=3",
      "metric.mmd.bandwidth: metric mmd is not chosen; 'metric=[mmd]' adds it"),
     # Found once the job has started.

@@ -21,7 +21,7 @@ from ncsn_cli.losses import (
 )
 from ncsn_cli.models import MLP, EnergyMLP
 from ncsn_cli.schedules import Geometric, Single
-from ncsn_cli.training.excess import ExcessLoss, excess_loss
+from ncsn_cli.training.excess import excess_loss
 from tests.helpers.problems import correlated_2d, stream, two_modes_1d, two_modes_2d
 from tests.helpers.slow import slow_but
 from tests.helpers.statistics import LIMIT, assert_mean, kolmogorov_distance
@@ -258,7 +258,7 @@ def test_any_score_exceeds_the_floor_by_its_weighted_fisher_divergence(name, dat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MLP(dataset.dim, hidden=[16], activation="tanh", conditional=True)
-    measured = ExcessLoss(dataset, sigmas, loss, 5, torch.device("cpu"), 400_000)
+    measured = excess_loss(dataset, sigmas, loss, 5, torch.device("cpu"), 400_000)
     excess = measured(network)  # its error is below 0.5 %
     values = np.array(batches(loss, network, dataset, sigmas, num=200))
     error = 6 * values.std() / math.sqrt(len(values)) + 0.005 * excess
@@ -394,7 +394,7 @@ class Own(Loss):
 def test_the_excess_along_the_way_is_from_the_same_draws_each_time(most_kept, monkeypatch):
     monkeypatch.setattr("ncsn_cli.training.excess._MOST_KEPT", most_kept)
     law, sigmas, cpu = correlated_2d(), Geometric(2.0, 0.5, 3).sigmas.float(), torch.device("cpu")
-    measured = ExcessLoss(law, sigmas, Denoising(levels="all", weight_power=1.0), 3, cpu, 5000)
+    measured = excess_loss(law, sigmas, Denoising(levels="all", weight_power=1.0), 3, cpu, 5000)
 
     def wrong(x, sigma):
         return 1.2 * law.score(x, sigma)

@@ -79,6 +79,13 @@ def test_a_changed_configuration_is_noticed(path):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", ["samples.npy", "weights.pt", "samples.CSV"])
+def test_a_file_of_another_kind_is_named_as_such(name, tmp_path):
+    (tmp_path / name).write_bytes(b"not a checkpoint at all" * 100)
+    with pytest.raises(BadCheckpointError, match=r"checkpoints are \.safetensors files"):
+        load_checkpoint(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "metadata",
     [

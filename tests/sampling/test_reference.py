@@ -70,7 +70,7 @@ def test_a_check_that_takes_long_is_not_made_and_says_so(monkeypatch):
     monkeypatch.setattr("ncsn_cli.sampling.reference._MOST_TERMS", 0)
     sigmas = Karras(6.0, 0.1, 40).sigmas
     assert causes(setup(sigmas=sigmas, init=Normal(std=6.0)), sigmas) == [
-        "not looked for, because that takes longer (budget=true splits the error)"
+        "not looked for: it would take too long (budget=true splits the error)"
     ]
 
 
