@@ -73,6 +73,7 @@ def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bo
     start = time.monotonic()
     log.info("%s: compiling the steps", key)
     try:
+        code_folder()  # before torch makes it, for others to read
         import_without_collecting("torch._dynamo")  # torch's compiler, which ``make`` needs
         made = make()
     except Exception as error:  # torch raises many kinds, and plain steps always work

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ncsn_cli.core.compiling import code_folder
 from ncsn_cli.core.packages import compiled
 from ncsn_cli.core.score import FunctionAtSigma, MultilevelScore, Score, ScoreAtSigma, score_at
 from ncsn_cli.models.one_level import Perceptron, one_hidden_layer
@@ -63,7 +62,6 @@ class CompiledLangevin(MultilevelScore):
     """
 
     def __init__(self, score: Score, x: Tensor) -> None:
-        code_folder()  # before torch makes it, for others to read
         from torch.fx.experimental.proxy_tensor import make_fx
 
         self._score = score

@@ -20,7 +20,6 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_cli.core.compiling import code_folder
 from ncsn_cli.core.packages import compiled
 from ncsn_cli.core.score import Score
 from ncsn_cli.losses import Draws, Loss
@@ -62,7 +61,6 @@ class CompiledSteps:
         x: Tensor,
         draws: Draws,
     ) -> None:
-        code_folder()  # before torch makes it, for others to read
         self._optimizer, self._average = optimizer, average
         self._loss, self._sigmas, self._true_score = loss, sigmas, true_score
         self._model, self._grad_clip = model, grad_clip
