@@ -5,6 +5,7 @@ The compiler's command line must hold the folder's path.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -74,7 +75,7 @@ def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bo
     log.info("%s: compiling the steps", key)
     try:
         code_folder()  # before torch makes it, for others to read
-        import_without_collecting("torch._dynamo")  # torch's compiler, which ``make`` needs
+        _import_compiler()
         made = make()
     except Exception as error:  # torch raises many kinds, and plain steps always work
         what = "the steps stay plain"
@@ -87,6 +88,15 @@ def compile_or_stay_plain(make: Callable[[], T], key: str, has_earlier_steps: bo
         return None
     log.info("%s: compiled in %.1f s", key, time.monotonic() - start)
     return made
+
+
+def _import_compiler() -> None:
+    """Import torch's compiler, so that its many objects cost the garbage collector no time."""
+    if "torch._dynamo" in sys.modules:
+        return
+    import_without_collecting("torch._dynamo")
+    if gc.get_freeze_count():  # a command, which has done the same for torch
+        gc.freeze()
 
 
 def keep_compiled_code() -> None:
