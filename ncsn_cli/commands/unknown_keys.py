@@ -6,7 +6,6 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
@@ -85,28 +84,32 @@ def no_entry(error: BaseException) -> str | None:
             override: Override = frame.f_locals["override"]
             key = override.key_or_group
             place, _, last = key.rpartition(".")
-            line = _inside_a_value(key, frame.f_locals["cfg"])
+            line = _inside_a_value(key, OmegaConf.to_container(frame.f_locals["cfg"]))
             if line is None and override.is_delete() and last.isdecimal():
                 return f"{key}: an entry of a list is not removed alone; {place}=[...] sets all"
             return line
     return None
 
 
-def _inside_a_value(key: str, config: Mapping[str, Any]) -> str | None:
-    """Return the line if ``key`` is inside one value of ``config``, or is no entry of a list."""
-    held: Any = config
+def _inside_a_value(key: str, held: Any) -> str | None:  # noqa: ANN401
+    """Return the line if ``key`` is inside one value, or is no entry of a list.
+
+    ``held`` is the configuration, or a part of it, as plain data.
+    """
     parts = key.split(".")
     for num, part in enumerate(parts):
         place = ".".join(parts[:num])
-        if isinstance(held, Mapping):
+        if isinstance(held, dict):
             if part not in held:
                 return None
             held = held[part]
-        elif isinstance(held, Sequence) and not isinstance(held, str):
+        elif isinstance(held, list):
             if not part.isdecimal() or int(part) >= len(held):
                 first = f"{place}.0 is its first entry, and {place}=[...] sets all"
                 return f"{key}: {place} is a list; {first}"
             held = held[int(part)]
+        elif str(held).startswith("${"):  # it may stand for anything
+            return None
         else:
             return f"{key}: {place} is one value and has no keys; {place}=... sets it"
     return None
