@@ -39,7 +39,7 @@ from ncsn_cli.core.errors import ConfigError, RefusedStart
 from ncsn_cli.runs.files import refuse_links, to_json, write_atomic
 from ncsn_cli.runs.folder import hold, refuse_run
 from ncsn_cli.runs.records import without_home
-from ncsn_cli.runs.signals import stop_signals
+from ncsn_cli.runs.signals import deliver_signals, hold_signals, stop_signals
 
 
 def _refuse(callback: Callable[..., None]) -> Callable[..., None]:
@@ -114,6 +114,7 @@ class Callbacks(Callback):
 
         Its lines go to its log alone, since the sweep shows one line for each job.
         """
+        deliver_signals()
         roster = os.environ.get(ROSTER)
         if roster is not None and Path(roster, STOPPED).exists():
             raise KeyboardInterrupt
@@ -143,6 +144,8 @@ class Callbacks(Callback):
             job_return.__class__ = FailedJob
         if _continues_itself(config) and job_return.status == JobStatus.COMPLETED:
             _record_request(config)
+        if ROSTER in os.environ and Watch.current is None:  # a process that may get further jobs
+            hold_signals()
 
 
 def _continues_itself(config: DictConfig) -> bool:

@@ -31,7 +31,7 @@ from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
 from ncsn_cli.runs.folder import CHECKPOINTS, release_all
 from ncsn_cli.runs.records import flatten, from_here, read_yaml, without_home
-from ncsn_cli.runs.signals import stop_signals
+from ncsn_cli.runs.signals import SECONDS_TOGETHER, stop_signals
 
 STOPPED = "stopped"  # a file in the roster, after which no further job starts
 
@@ -106,8 +106,14 @@ class Watch(threading.Thread):
         this process gets a second signal, it does not wait.
         """
         kinds = stop_signals()  # the jobs handle the same signals
+        begun = time.monotonic()
+
+        def end_at_once(*_: object) -> None:
+            if time.monotonic() - begun > SECONDS_TOGETHER:
+                raise KeyboardInterrupt
+
         for each in kinds:
-            signal.signal(each, signal.default_int_handler)
+            signal.signal(each, end_at_once)
         (self.roster / STOPPED).touch()  # no further job starts
         other = next((each for each in reversed(kinds) if each != number), number)
         if number != signal.SIGINT and not self._is_elsewhere:

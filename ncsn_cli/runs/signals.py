@@ -5,12 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _SECONDS_TO_NEXT_TRY = 0.1
+
+SECONDS_TOGETHER = 0.2
+"""Two signals that are nearer to each other are one request: ``timeout`` sends each one twice."""
+
+_held: list[int] = []
+_handlers: dict[signal.Signals, Any] = {}
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -70,6 +78,27 @@ class StopSignals(list[int]):
             raise _Ended
 
 
+def hold_signals() -> None:
+    """Keep signals that ask to stop until ``deliver_signals``, instead of ending this process.
+
+    For a process of a sweep between two of its jobs: if it ended, Joblib would kill the jobs of
+    the other processes before they could save.
+    """
+    for number in stop_signals():
+        _handlers[number] = signal.signal(number, lambda held, _: _held.append(held))
+
+
+def deliver_signals() -> None:
+    """End what ``hold_signals`` has begun, and act on a signal that came in between."""
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)
+    _handlers.clear()
+    if _held:
+        first = _held[0]
+        _held.clear()
+        signal.raise_signal(first)
+
+
 @contextmanager
 def collect_stop_signals() -> Iterator[StopSignals]:
     """Yield a list that collects signals that ask to stop, to be looked at between steps.
@@ -85,9 +114,15 @@ def collect_stop_signals() -> Iterator[StopSignals]:
     before = {number: signal.getsignal(number) for number in stop_signals()}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
+    times: dict[int, float] = {}
+
     def request(number: int, frame: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        requests.add(number)
+        if number not in times:
+            times[number] = time.monotonic()
+            requests.add(number)
+        elif time.monotonic() - times[number] > SECONDS_TOGETHER:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, request)

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from ncsn_cli.commands import job as job_module
 from ncsn_cli.commands.callbacks import num_jobs, sweep_overrides
 from ncsn_cli.runs.checkpoints import load_checkpoint
-from tests.helpers.commands import BIN, read
+from tests.helpers.commands import BIN, newest_checkpoint, read
 from tests.helpers.sweeps import QUICK, STEPS, folders
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {
@@ -350,6 +350,26 @@ def test_a_packed_run_that_fails_fails_no_other(tmp_path):
     code, _, error = run(*words, launcher[0], "hydra.launcher.runs_per_task=0", folder=tmp_path)
     assert code == 2
     assert "hydra.launcher.runs_per_task: it should be 1 or more" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_no_process_without_a_job_and_the_last_job_saves(number, tmp_path):
+    # Two jobs end soon, then one of the two processes has no job.
+    words = [word for word in QUICK if not word.startswith("trainer.steps=")]
+    steps = "trainer.steps=3,2,1000000"
+    process = start("-m", *words, steps, "hydra.launcher.n_jobs=2", folder=tmp_path)
+    sweep = tmp_path / "outputs/train/multiruns"
+    while [len([*sweep.glob(f"*/*/{name}.json")]) for name in ("run", "metrics")] != [3, 2]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)
+    os.killpg(process.pid, number)
+    out, _ = process.communicate()
+    (last,) = sweep.glob("*/*1000000*")
+    assert read(last / "status.json")["state"] == "interrupted", out
+    assert newest_checkpoint(last) is not None
+    assert "1 of 3 runs have no result" in out and "interrupted: stopped at step" in out
 
 
 @pytest.mark.slow
