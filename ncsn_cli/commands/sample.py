@@ -319,7 +319,10 @@ def _warn_of_unfinished(run: Path, step: int, config: Config) -> None:
     if not run.is_dir() or not isinstance(steps, int) or step >= steps:
         return
     place, at = os.path.relpath(run), f"its newest checkpoint is at step {step} of {steps}"
-    state = read_json(run / "status.json").get("state")
+    status = read_json(run / "status.json")
+    state = status.get("state")
+    if status.get("step") != step and state == "done":
+        return  # the newer ones are damaged, and a warning has named them
     if state in ("done", "running"):
         why = "trainer.max_seconds ended the training" if state == "done" else "it still trains"
         log.info("%s: %s, %s", place, at, why)

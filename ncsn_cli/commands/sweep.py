@@ -31,7 +31,7 @@ from ncsn_cli.core.progress import BAR
 from ncsn_cli.runs.files import read_json, write_atomic
 from ncsn_cli.runs.folder import CHECKPOINTS, release_all
 from ncsn_cli.runs.records import flatten, from_here, read_yaml, without_home
-from ncsn_cli.runs.signals import SECONDS_TOGETHER, stop_signals
+from ncsn_cli.runs.signals import stop_signals
 
 STOPPED = "stopped"  # a file in the roster, after which no further job starts
 
@@ -58,6 +58,11 @@ class Job:
     folder: Path
     state: str
     value: float | None
+
+    @property
+    def may_save(self) -> bool:
+        """Return whether the job's run has started and not ended; before, nothing is to save."""
+        return self.state == "running" and (self.folder / "status.json").exists()
 
     @property
     def has_failed(self) -> bool:
@@ -106,14 +111,8 @@ class Watch(threading.Thread):
         this process gets a second signal, it does not wait.
         """
         kinds = stop_signals()  # the jobs handle the same signals
-        begun = time.monotonic()
-
-        def end_at_once(*_: object) -> None:
-            if time.monotonic() - begun > SECONDS_TOGETHER:
-                raise KeyboardInterrupt
-
         for each in kinds:
-            signal.signal(each, end_at_once)
+            signal.signal(each, signal.default_int_handler)
         (self.roster / STOPPED).touch()  # no further job starts
         other = next((each for each in reversed(kinds) if each != number), number)
         if number != signal.SIGINT and not self._is_elsewhere:
@@ -123,7 +122,7 @@ class Watch(threading.Thread):
                     with suppress(ProcessLookupError):
                         os.kill(pid, other)
         deadline = time.monotonic() + _SECONDS_TO_SAVE
-        while time.monotonic() < deadline and any(j.state == "running" for j in self._jobs()):
+        while time.monotonic() < deadline and any(job.may_save for job in self._jobs()):
             time.sleep(0.05)
         message = "the sweep was stopped from the keyboard"
         if number != signal.SIGINT:

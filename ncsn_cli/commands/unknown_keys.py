@@ -54,7 +54,7 @@ def unknown_key(name: str, key: str, error: BaseException) -> str:
     is_exact = typed.get("score") in ("exact", "empirical") and "checkpoint" not in typed
     option = None if top in _NO_PARTS else choices.get(top)
     root = cast("DictConfig", here._get_root()) if isinstance(here, DictConfig) else None
-    if root is not None and (line := _of_one_not_chosen(key, root)):
+    if root is not None and (line := _of_one_not_chosen(name, key, root)):
         return line
     is_open = (isinstance(option, str) or is_exact) and not _is_almost(key, there)
     if is_open and (line := _of_another_option(key, value, option)):
@@ -131,9 +131,11 @@ def _of_another_option(key: str, value: str, option: str | None) -> str | None:
     return f"{key}: {why}; {group}={or_words(others)} has {asked} ({words})"
 
 
-def _of_one_not_chosen(key: str, config: DictConfig) -> str | None:
+def _of_one_not_chosen(name: str, key: str, config: DictConfig) -> str | None:
     """Return the line if ``key`` is in an option such as ``metric.mmd`` that ``config`` lacks."""
     group, _, rest = key.partition(".")
+    if (name, group) == ("train", "metric"):
+        return f"{key}: ncsn-train has no samples to measure; use metric with ncsn-sample"
     option, chosen = rest.partition(".")[0], [*map(str, config.get(group) or ())]
     if group not in SEVERAL or option in chosen or option not in known_options(group):
         return None

@@ -118,9 +118,10 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
         raise MissingInputError(f"{str(path)!r}: not a valid file name ({error})") from None
     files = sorted((path / "checkpoints").glob("step_*.safetensors")) if is_folder else [path]
     if not files:
-        raise MissingInputError(
-            f"{path}: no checkpoints in this folder; give the folder of a run of ncsn-train"
-        )
+        run = "a run of ncsn-train"
+        if any(path.glob("step_*.safetensors")):  # its folder checkpoints
+            run = f"the run, {path.absolute().parent}"
+        raise MissingInputError(f"{path}: no run is in this folder; give the folder of {run}")
     for file in reversed(files):
         try:
             tensors, record = load_checkpoint(file)

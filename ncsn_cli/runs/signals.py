@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +12,6 @@ from typing import Any
 STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _SECONDS_TO_NEXT_TRY = 0.1
-
-SECONDS_TOGETHER = 0.2
-"""Two signals that are nearer to each other are one request: ``timeout`` sends each one twice."""
 
 _held: list[int] = []
 _handlers: dict[signal.Signals, Any] = {}
@@ -114,15 +110,9 @@ def collect_stop_signals() -> Iterator[StopSignals]:
     before = {number: signal.getsignal(number) for number in stop_signals()}
     before = {n: h for n, h in before.items() if getattr(h, "__name__", "") != "bypass"}
 
-    times: dict[int, float] = {}
-
     def request(number: int, frame: object) -> None:
-        if number not in times:
-            times[number] = time.monotonic()
-            requests.add(number)
-        elif time.monotonic() - times[number] > SECONDS_TOGETHER:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
+        signal.signal(number, before[signal.Signals(number)])
+        requests.add(number)
 
     for number in before:
         signal.signal(number, request)

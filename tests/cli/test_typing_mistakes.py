@@ -203,7 +203,9 @@ MISTAKES = [
      " dataset.weights.0 is its first entry, and dataset.weights=[...] sets all"),
     ("train", "model.hidden.1.5=3", "model.hidden.1.5: model.hidden.1 is one value and has no"
      " keys; model.hidden.1=... sets it"),
-    ("train", "metric.mmd.bandwidth=3",
+    ("train", "metric.mmd.bandwidth=3", "metric.mmd.bandwidth: ncsn-train has no samples to"
+     " measure; use metric with ncsn-sample"),
+    ("sample", "score=exact dataset=ring_2d metric=[] metric.mmd.bandwidth=3",
      "metric.mmd.bandwidth: metric mmd is not chosen; 'metric=[mmd]' adds it"),
     # Found once the job has started.
     ("sample", "score=exact dataset=ring_2d schedule=single sampler=langevin init=prior"

@@ -79,6 +79,13 @@ def test_a_changed_configuration_is_noticed(path):
         load_checkpoint(path)
 
 
+def test_the_folder_of_the_checkpoints_is_answered_with_that_of_the_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000000001.safetensors").touch()
+    with pytest.raises(MissingInputError, match=f"give the folder of the run, {tmp_path}$"):
+        load_newest(tmp_path / "checkpoints")
+
+
 @pytest.mark.parametrize("name", ["samples.npy", "weights.pt", "samples.CSV"])
 def test_a_file_of_another_kind_is_named_as_such(name, tmp_path):
     (tmp_path / name).write_bytes(b"not a checkpoint at all" * 100)
@@ -116,7 +123,7 @@ def test_a_run_means_its_newest_checkpoint(tmp_path, path):
     save_checkpoint(checkpoint_path(tmp_path, 20), {}, json.loads(json.dumps(RECORD)))
     assert load_newest(tmp_path)[0] == checkpoint_path(tmp_path, 20)
     assert load_newest(path)[0] == path
-    with pytest.raises(MissingInputError, match="no checkpoints"):
+    with pytest.raises(MissingInputError, match="no run is in this folder"):
         load_newest(path.parent)
     with pytest.raises(MissingInputError, match="No such file"):
         load_newest(tmp_path / "nowhere")
