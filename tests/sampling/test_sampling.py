@@ -185,6 +185,14 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 16)
     monkeypatch.setattr("ncsn_cli.sampling.tile._SECONDS_BETWEEN_NEWS", 0.0)
     states, process, slow, evaluated = [], os.getpid(), False, 0
+    third_was_read = multiprocessing.Event()
+
+    def read(tasks, workers):
+        with closing(run_in_processes(tasks, workers)) as all_news:
+            for news in all_news:
+                yield news
+                if any(number == 3 for number, _ in news):
+                    third_was_read.set()
 
     def first_is_slow(setup, recording, number, resume_point):
         nonlocal slow
@@ -198,11 +206,14 @@ def test_tiles_that_finish_before_an_earlier_one_are_kept(monkeypatch):
         if slow:  # from the first news on
             time.sleep(60)
         if evaluated == 2 * 21 + 10:  # 21 for a tile: at the middle of the third
+            assert third_was_read.wait(60)
             ask_to_stop(process)
+            time.sleep(0.2)  # time for the parent to see it while this tile runs
         return two_modes_1d().score(x, sigma)
 
     with monkeypatch.context() as changed:
         changed.setattr("ncsn_cli.sampling.run.run_tile", first_is_slow)
+        changed.setattr("ncsn_cli.sampling.run.run_in_processes", read)
         with pytest.raises(InterruptedRun, match="at level 1 of 5, tile 1 of 5"):
             sampling(MALA, num=70, score=score, workers=2).run(states.append)
     ((tensors, record),) = states
